@@ -1,0 +1,43 @@
+"""fastinfer: transformer encoders with fast feedforward networks, without PyTorch.
+
+    import fastinfer
+    model = fastinfer.load("folder")
+    vectors = model.embed(["a text", "another"])
+
+README.md tells the rest; fastinfer.info() tells what this machine can run.
+"""
+
+from .api import Model, load
+from .batch import PackedBatch
+from .config import Config
+from .errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DtypeError,
+    FastinferError,
+    InputError,
+    ShapeError,
+    TaskError,
+)
+from .ffn import FFF, fff
+from .info import __version__, info
+
+__all__ = [
+    "FFF",
+    "BackendError",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DtypeError",
+    "FastinferError",
+    "InputError",
+    "Model",
+    "PackedBatch",
+    "ShapeError",
+    "TaskError",
+    "__version__",
+    "fff",
+    "info",
+    "load",
+]

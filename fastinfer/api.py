@@ -1,0 +1,478 @@
+"""load() and Model: texts in, answers out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backends, batch, checkpoint, heads
+from .batch import PackedBatch
+from .config import FFF, Config
+from .errors import CheckpointError, InputError, ShapeError, TaskError
+from .model import Workspace
+from .progress import Progress
+from .tokenizer import Tokenizer, as_texts
+
+__all__ = ["Model", "load"]
+
+# Tokens per packed batch: activations stay in cache and weights are still read for many tokens at a time.
+BATCH_TOKENS = 8192
+# Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
+STREAM_TEXTS = 1024
+
+
+def load(
+    path_or_name: str | os.PathLike | None = None,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    threads: int | None = None,
+    max_depth: int | None = None,
+    validate: bool | None = None,
+) -> Model:
+    """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
+
+    device     "auto" (the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "numpy"
+    dtype      what to compute in: None (what is stored suggests) or "float32"
+    threads    most threads per call; None: the CPUs that this process may use
+    max_depth  walk trees at most this many decisions deep; None: to their leaves
+    validate   scan the weights for NaN and infinity; None: when the files are small
+
+    Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
+    """
+    if path_or_name is None:
+        raise CheckpointError("no model is named, and this release ships none: name a checkpoint folder")
+    if max_depth is not None and (isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 0):
+        raise InputError(f"max_depth is {max_depth!r}, expected None or an integer of at least 0")
+    ops = backends.get(device, dtype=dtype, threads=threads)
+    config, stored = checkpoint.load(path_or_name, validate=validate)
+    folder = Path(path_or_name)
+    tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
+    nbytes = sum(t.nbytes for t in stored.values())
+    return Model(config, ops, ops.prepare(config, stored, max_depth), tokenizer, str(folder), nbytes)
+
+
+class Model:
+    """A loaded model. Made by load(); may be used from several threads at once.
+
+    config     the architecture (fastinfer.config.Config)
+    tasks      names of the heads it has: embed, fill_mask, classify, tag, answer
+    tokenizer  fastinfer.tokenizer.Tokenizer, or None where the checkpoint has no tokenizer.json
+    nbytes     bytes of the stored weights
+
+    Wherever `texts` are taken: a str or a pair (str, str) is a text, a list of them a batch; one text
+    alone is a batch of one and still gives a batch back. A PackedBatch of ids is accepted too. Texts
+    over config.max_tokens tokens are cut, with one warning.
+    """
+
+    def __init__(self, config: Config, ops: Any, weights: Any, tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
+        self.config = config
+        self.tasks = config.tasks.names
+        self.tokenizer = tokenizer
+        self.nbytes = nbytes
+        self.device = ops.device
+        self._ops, self._weights, self._name = ops, weights, name
+
+    def __repr__(self) -> str:
+        c = self.config
+        feedforwards = " | ".join(dict.fromkeys(str(f) for f in c.ffn))
+        return (
+            f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
+            f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
+        )
+
+    # --- tasks ---
+
+    def embed(
+        self,
+        texts: Any,
+        *,
+        normalize: bool | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """One vector per text: (B, D) float32, pooled as the checkpoint says.
+
+        normalize     scale each vector to length 1; None: as the checkpoint says
+        batch_tokens  most tokens per packed batch (one longer text goes alone)
+        progress      show a progress bar on standard error
+        """
+        head = self._head("embed")
+        normalize = head.normalize if normalize is None else normalize
+        packed, _ = self._pack(texts)
+        out = np.empty((len(packed), self.config.hidden), np.float32)
+        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
+            out[which] = heads.forward_embed(ops, x, part, self.config, normalize)
+        return out
+
+    def embed_iter(
+        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int = BATCH_TOKENS, threads: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts."""
+        self._head("embed")
+        window: list = []
+        for text in texts:
+            window.append(text)
+            if len(window) == STREAM_TEXTS:
+                yield from self.embed(window, normalize=normalize, batch_tokens=batch_tokens, threads=threads)
+                window = []
+        if window:
+            yield from self.embed(window, normalize=normalize, batch_tokens=batch_tokens, threads=threads)
+
+    def classify(
+        self, texts: Any, *, top_k: int | None = None, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False
+    ) -> list:
+        """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
+        self._head("classify")
+        return heads.decode_classes(self._class_logits(texts, batch_tokens, threads, progress), self.config, _positive("top_k", top_k))
+
+    def fill_mask(
+        self, texts: Any, *, top_k: int = 5, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False
+    ) -> list[list[list[tuple[str, float, str]]]]:
+        """Per text, per mask token: the top_k (token, score, text with that mask filled), best first.
+
+        Raises InputError for a text without the model's mask token (shown in the message).
+        """
+        self._head("fill_mask")
+        _positive("top_k", top_k)
+        tokenizer = self._need_tokenizer("fill_mask")
+        texts = as_texts(texts)
+        packed, encodings = self._pack(texts)
+        logits = self._mask_logits(packed, "mask", batch_tokens, threads, progress)
+        mask = self.config.ids.mask
+        answers = []
+        for i, (text, encoding, rows) in enumerate(zip(texts, encodings, logits, strict=True)):
+            places = [t for t, id_ in enumerate(encoding.ids) if id_ == mask]
+            if not places:
+                raise InputError(f"texts[{i}] has no {tokenizer.raw.id_to_token(mask)} to fill: {text!r:.80}")
+            scores = heads.softmax(rows)
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+            answers.append(
+                [
+                    [
+                        (
+                            token := tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip(),
+                            float(row[k]),
+                            _filled(text, encoding, t, token),
+                        )
+                        for k in ids
+                    ]
+                    for t, row, ids in zip(places, scores, best, strict=True)
+                ]
+            )
+        return answers
+
+    def tag(self, texts: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
+        """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
+
+        A word is tagged by its first token; the score is the mean probability of a span's words. Texts are single, not pairs.
+        """
+        head = self._head("tag")
+        self._need_tokenizer("tag")
+        texts = as_texts(texts)
+        pair = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
+        if pair is not None:
+            raise InputError(f"texts[{pair}] is a pair; tag() takes single texts")
+        packed, encodings = self._pack(texts)
+        logits = self._token_logits(packed, batch_tokens, threads, progress)
+        answers = []
+        for text, encoding, rows in zip(texts, encodings, logits, strict=True):
+            words = _words(encoding)
+            spans = heads.merge_tags(heads.softmax(rows), words, head.labels, head.scheme)
+            answers.append([(start, end, label, score, text[start:end]) for start, end, label, score in spans])
+        return answers
+
+    def answer(
+        self,
+        questions: Any,
+        contexts: Any,
+        *,
+        top_k: int = 1,
+        batch_tokens: int = BATCH_TOKENS,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> list[list[tuple]]:
+        """Per question its top_k answers in its context: (start, end, score, context[start:end]), best first.
+
+        questions, contexts: a str each, or lists of equal length. A long context is read in windows that
+        overlap. The score is the product of the start's and the end's probability within its window.
+        """
+        self._head("answer")
+        _positive("top_k", top_k)
+        tokenizer = self._need_tokenizer("answer")
+        questions, contexts = ([t] if isinstance(t, str) else list(t) for t in (questions, contexts))
+        for name, given in (("questions", questions), ("contexts", contexts)):
+            odd = next((i for i, t in enumerate(given) if not isinstance(t, str)), None)
+            if odd is not None:
+                raise InputError(f"{name}[{odd}] is a {type(given[odd]).__name__}, expected a str")
+        if len(questions) != len(contexts):
+            raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
+        windows = [(i, e) for i, pair in enumerate(zip(questions, contexts, strict=True)) for e in tokenizer.windows(*pair)]
+        packed = tokenizer.batch([e for _, e in windows])
+        self._check(packed)
+        logits = self._span_logits(packed, batch_tokens, threads, progress)
+        answers: list[dict] = [{} for _ in questions]
+        for (i, encoding), rows in zip(windows, logits, strict=True):
+            inside = np.array([s == 1 for s in encoding.sequence_ids])
+            for first, last, score in heads.best_spans(rows[:, 0], rows[:, 1], inside, top_k):
+                span = (encoding.offsets[first][0], encoding.offsets[last][1])
+                answers[i][span] = max(score, answers[i].get(span, -np.inf))
+        return [
+            [
+                (start, end, float(np.exp(score)), contexts[i][start:end])
+                for (start, end), score in sorted(found.items(), key=lambda f: -f[1])[:top_k]
+            ]
+            for i, found in enumerate(answers)
+        ]
+
+    def rank(
+        self,
+        query: str,
+        documents: Any,
+        *,
+        top_k: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> list[tuple[int, float]]:
+        """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
+
+        A model with an embed head embeds; one with a classify head of a single label scores (query, document).
+        """
+        if not isinstance(query, str):
+            raise InputError(f"query is a {type(query).__name__}, expected a str")
+        _positive("top_k", top_k)
+        documents = as_texts(documents, "documents")
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
+        if self.config.tasks.embed:
+            vectors = self.embed([query, *documents], normalize=True, **options)
+            scores = vectors[1:] @ vectors[0]
+        elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
+            pair = next((i for i, d in enumerate(documents) if not isinstance(d, str)), None)
+            if pair is not None:
+                raise InputError(f"documents[{pair}] is a pair; a cross-encoder takes single texts")
+            logits = self._class_logits([(query, d) for d in documents], batch_tokens, threads, progress)[:, 0]
+            scores = heads.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
+        else:
+            raise TaskError(
+                f"{self._name} cannot rank: it has neither an embed head nor a classify head of one label, only {self._tasks()}"
+            )
+        return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
+
+    # --- what the encoder says ---
+
+    def hidden_states(
+        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int = BATCH_TOKENS, threads: int | None = None
+    ) -> list:
+        """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
+
+        layers  0 = embedding, i = after layer i, -1 = after the final norm
+        """
+        count = self.config.layers
+        if not layers or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in layers):
+            raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+        packed, _ = self._pack(texts_or_batch)
+        result: list = [None] * len(packed)
+        for which, part, x, taps in self._run(packed, batch_tokens, threads, False, taps=set(layers) - {-1}):
+            states = [part.split(x.copy() if i == -1 else taps[i]) for i in layers]
+            for row, b in enumerate(which):
+                result[b] = states[0][row] if len(layers) == 1 else tuple(s[row] for s in states)
+        return result
+
+    def logits(
+        self,
+        texts_or_batch: Any,
+        *,
+        task: str | None = None,
+        positions: str = "mask",
+        batch_tokens: int = BATCH_TOKENS,
+        threads: int | None = None,
+    ) -> Any:
+        """Raw logits: classify (B, K); tag per text (tokens, K); answer per text (tokens, 2); fill_mask per text (masks, V).
+
+        task       which head, where the model has several
+        positions  of fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
+        """
+        if positions not in ("mask", "all"):
+            raise InputError(f"positions is {positions!r}, expected 'mask' or 'all'")
+        named = [t for t in self.tasks if t != "embed"]
+        if task is None and len(named) != 1:
+            raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
+        task = task or named[0]
+        self._head(task)
+        if task == "classify":
+            return self._class_logits(texts_or_batch, batch_tokens, threads, False)
+        packed, _ = self._pack(texts_or_batch)
+        if task == "fill_mask":
+            return self._mask_logits(packed, positions, batch_tokens, threads, False)
+        if task not in ("tag", "answer"):
+            raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
+        return (self._token_logits if task == "tag" else self._span_logits)(packed, batch_tokens, threads, False)
+
+    def routes(self, texts_or_batch: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None) -> list[list]:
+        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits; None for a dense layer."""
+        packed, _ = self._pack(texts_or_batch)
+        result: list = [None] * len(packed)
+        for which, part, _, routes in self._run(packed, batch_tokens, threads, False, routes=True):
+            split = [None if r is None else [part.split(a) for a in r] for r in routes]
+            for row, b in enumerate(which):
+                result[b] = [None if s is None else (s[0][row], s[1][row]) for s in split]
+        return result
+
+    # --- running batches ---
+
+    def _run(
+        self,
+        packed: PackedBatch,
+        batch_tokens: int,
+        threads: int | None,
+        progress: bool,
+        taps: set[int] | None = None,
+        routes: bool = False,
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray, Any]]:
+        """Encode `packed` in batches of at most `batch_tokens` tokens, texts of similar length together.
+
+        Yields (indices of the texts, their batch, final hidden states (T, D), extra); the states are overwritten by
+        the next batch. extra: taps {layer: (T, D)}, or routes per layer, where asked for; else the backend.
+        """
+        _positive("batch_tokens", batch_tokens)
+        ops, work = self._ops.using(threads), Workspace()
+        with Progress(len(packed), enabled=progress) as bar:
+            for which in batch.cut(packed.lengths, batch_tokens):
+                part = packed.select(which)
+                tokens = len(part.ids)
+                extra: Any = ops
+                if taps is not None:
+                    extra = {i: np.empty((tokens, self.config.hidden), np.float32) for i in taps}
+                    x = ops.encode(self._weights, part, work, taps=extra)
+                elif routes:
+                    shapes = [
+                        (tokens, f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
+                        for f, layer in zip(self.config.ffn, self._weights.layers, strict=True)
+                    ]
+                    extra = [s and (np.empty(s, np.int32), np.empty(s, np.float32)) for s in shapes]
+                    x = ops.encode(self._weights, part, work, routes=extra)
+                else:
+                    x = ops.encode(self._weights, part, work)
+                yield which, part, x, extra
+                bar.advance(len(which))
+
+    def _class_logits(self, texts: Any, batch_tokens: int, threads: int | None, progress: bool) -> np.ndarray:
+        packed, _ = self._pack(texts)
+        out = np.empty((len(packed), len(self.config.tasks.classify.labels)), np.float32)
+        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
+            out[which] = heads.forward_classify(ops, x, part, self.config, self._weights.tasks)
+        return out
+
+    def _token_logits(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
+        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_tag)
+
+    def _span_logits(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
+        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_answer)
+
+    def _per_text(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool, forward: Any) -> list[np.ndarray]:
+        result: list = [None] * len(packed)
+        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
+            for b, rows in zip(which, part.split(forward(ops, x, self._weights.tasks)), strict=True):
+                result[b] = rows
+        return result
+
+    def _mask_logits(self, packed: PackedBatch, positions: str, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
+        """Per text (masks or tokens, V); only the rows asked for are decoded."""
+        mask = self.config.ids.mask
+        if positions == "mask" and mask is None:
+            raise TaskError(f"{self._name} names no mask token (ids.mask in config.json): ask for positions='all'")
+        result: list = [None] * len(packed)
+        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
+            wanted = part.ids == mask if positions == "mask" else np.ones(len(part.ids), bool)
+            rows = heads.forward_fill_mask(ops, x[wanted], self.config, self._weights.tasks, self.config.norm.eps)
+            ends = np.cumsum([w.sum() for w in part.split(wanted)])
+            for b, logits in zip(which, np.split(rows, ends[:-1]), strict=True):
+                result[b] = logits
+        return result
+
+    # --- checks ---
+
+    def _pack(self, texts: Any) -> tuple[PackedBatch, list]:
+        """Texts or a PackedBatch as a checked (PackedBatch, encodings)."""
+        encodings: list = []
+        if not isinstance(texts, PackedBatch):
+            encodings = self._need_tokenizer("text").encode(as_texts(texts))
+            texts = self.tokenizer.batch(encodings)
+        self._check(texts)
+        return texts, encodings
+
+    def _check(self, packed: PackedBatch) -> None:
+        """Raise InputError for ids, token types or lengths that this model does not have."""
+        c = self.config
+        cu = packed.cu_seqlens
+        if packed.ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(packed.ids) or (np.diff(cu) <= 0).any():
+            raise ShapeError(f"cu_seqlens does not rise from 0 to the {packed.ids.size} ids given: build a batch with PackedBatch.from_ids")
+        for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
+            if values is None or not len(values):
+                continue
+            if values.shape != packed.ids.shape or values.dtype.kind not in "iu":
+                raise ShapeError(f"{name} is {values.dtype} {values.shape}, expected integers of shape {packed.ids.shape}")
+            if values.min() < 0 or values.max() >= size:
+                t = int(np.argmax((values < 0) | (values >= size)))
+                b = int(np.searchsorted(cu, t, side="right")) - 1
+                raise InputError(f"{name} of text {b}, token {t - cu[b]} is {values[t]}, expected 0 to {size - 1}")
+        longest = int(packed.lengths.max(initial=0))
+        if longest > c.positions.max:
+            raise InputError(
+                f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
+            )
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{what} needs a tokenizer, but {self._name} has no tokenizer.json: put it into the folder, or pass ids with PackedBatch.from_ids"
+            )
+        return self.tokenizer
+
+    def _head(self, task: str) -> Any:
+        head = getattr(self.config.tasks, task, None)
+        if head is None:
+            raise TaskError(f"{self._name} has no {task} head; it has {self._tasks()}")
+        return head
+
+    def _tasks(self) -> str:
+        return ", ".join(self.tasks) or "no heads (hidden_states works)"
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+        raise InputError(f"{name} is {value!r}, expected a positive integer")
+    return value
+
+
+def _filled(text: str | tuple[str, str], encoding: Any, place: int, token: str) -> str | tuple[str, str]:
+    """`text` with the mask at token `place` replaced; a piece that continues a word ("##ing") joins it."""
+    side = encoding.sequence_ids[place] or 0
+    start, end = encoding.offsets[place]
+    whole = text if isinstance(text, str) else text[side]
+    before = whole[:start]
+    if token.startswith("##"):
+        before, token = before.rstrip(), token[2:]
+    filled = before + token + whole[end:]
+    return filled if isinstance(text, str) else (filled, text[1]) if side == 0 else (text[0], filled)
+
+
+def _words(encoding: Any) -> list[tuple[int, int, int]]:
+    """(row of its first token, start, end) per word, special tokens left out."""
+    words: list[list[int]] = []
+    last = None
+    for row, (word, (start, end)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
+        if word is None:
+            continue
+        if word == last:
+            words[-1][2] = end
+        else:
+            words.append([row, start, end])
+        last = word
+    return [tuple(w) for w in words]

@@ -1,0 +1,72 @@
+"""Backends: which there are, which can run here, and why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import BackendError
+
+__all__ = ["available", "get"]
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+
+
+def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Any:
+    """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
+
+    dtype    what to compute in; None or "float32"
+    threads  most threads per call; None: the CPUs that this process may use
+
+    Raises BackendError naming what can run here.
+    """
+    from .reference import Reference
+
+    if not isinstance(device, str):
+        raise BackendError(f"device is {device!r}, expected a string such as 'cpu' or 'numpy'")
+    if dtype not in (None, *COMPUTE_DTYPES):
+        raise BackendError(f"dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
+    kind, _, rest = device.partition(":")
+    if kind == "auto" and not rest:
+        kind = "cpu" if _why_no_cpu() is None else "numpy"
+    if kind == "numpy" and not rest:
+        backend: Any = Reference
+        arguments: dict[str, Any] = {}
+    elif kind == "cpu":
+        why = _why_no_cpu()
+        if why:
+            raise _cannot(device, why)
+        from .cpu import CPU, isas
+
+        if rest and rest not in isas():
+            raise _cannot(device, f"this CPU has no ISA {rest!r}")
+        backend, arguments = CPU, {"isa": rest or None, "threads": threads}
+    elif kind == "cuda":
+        raise _cannot(device, "this release has no GPU backend")
+    else:
+        raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
+    if dtype not in (None, *backend.dtypes):
+        raise BackendError(f"dtype {dtype!r} was asked for, but device {device!r} computes in {', '.join(backend.dtypes)}")
+    return backend(**arguments)
+
+
+def available() -> dict[str, str | None]:
+    """{device: None where it can run here, else why not}."""
+    found: dict[str, str | None] = {"numpy": None, "cpu": _why_no_cpu(), "cuda": "this release has no GPU backend"}
+    if found["cpu"] is None:
+        from .cpu import isas
+
+        found |= {f"cpu:{isa}": None for isa in isas()}
+    return found
+
+
+def _why_no_cpu() -> str | None:
+    try:
+        from .. import _cpu  # noqa: F401
+    except ImportError as error:
+        return f"the compiled module is missing ({error}); build it with: pip install ."
+    return None
+
+
+def _cannot(device: str, why: str) -> BackendError:
+    usable = [name for name, reason in available().items() if reason is None]
+    return BackendError(f"device {device!r} was asked for but cannot run: {why}\n  Available here: {', '.join(usable)}.")

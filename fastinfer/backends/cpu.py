@@ -1,0 +1,120 @@
+"""The CPU backend: the reference with its ops replaced, one by one, by the compiled module's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .. import _cpu
+from ..checkpoint import Tensor
+from ..errors import BackendError
+from .reference import Reference
+
+# A child of fork() has none of its parent's OpenMP threads, and libgomp would wait for them for ever: it runs on one.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class CPU(Reference):
+    """Compiled kernels for one ISA, `threads` of them at most per call."""
+
+    name = "cpu"
+
+    def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
+        self.isa = isa or default_isa()
+        self.threads = check_threads(threads)
+        self._kernels = _cpu.Kernels(self.isa)
+
+    @property
+    def device(self) -> str:
+        return f"cpu:{self.isa}"
+
+    def using(self, threads: int | None) -> CPU:
+        return self if threads is None else CPU(self.isa, threads)
+
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
+        return _cpu.Trees(nodes.float32(), b_in, children, depth)
+
+    def fff(
+        self,
+        x: np.ndarray,
+        trees: Any,
+        *,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        out: np.ndarray,
+        nodes: np.ndarray | None = None,
+        z: np.ndarray | None = None,
+    ) -> None:
+        self._kernels.fff(x, trees, bias, residual, out, nodes, z, 1 if _forked else self.threads)
+
+
+def isas() -> list[str]:
+    """The ISAs that are compiled in and that this CPU has, best first."""
+    return [name for name, usable in _cpu.isas() if usable]
+
+
+def default_isa() -> str:
+    """The best ISA here, or what the environment variable FASTINFER_ISA names. Raises BackendError where this CPU lacks it."""
+    wanted = os.environ.get("FASTINFER_ISA")
+    if wanted and wanted not in isas():
+        raise BackendError(f"FASTINFER_ISA is {wanted!r}, but this CPU has only {', '.join(isas())}")
+    return wanted or isas()[0]
+
+
+def check_threads(threads: int | None) -> int:
+    """`threads`, or the default for None. Raises BackendError unless it is a positive integer."""
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= 1024:
+        raise BackendError(f"threads is {threads!r}, expected an integer from 1 to 1024, or None for the CPUs this process may use")
+    return int(threads)
+
+
+def default_threads() -> int:
+    """The CPUs that this process may use: its affinity, cut by the CPU quota of its control group."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
+    """CPUs' worth of time that the control group grants (the least of it and its parents, version 1 or 2), or None."""
+    try:
+        with open(own) as file:
+            groups = [line.strip().split(":", 2) for line in file]
+    except OSError:
+        return None
+    quotas = []
+    for _, controllers, path in (g for g in groups if len(g) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = [p for p in path.split("/") if p and p != ".."]
+        for depth in range(len(parts) + 1):
+            folder = os.path.join(root, *([] if not controllers else ["cpu"]), *parts[:depth])
+            try:
+                if controllers:
+                    quota, period = (int(_line(os.path.join(folder, f"cpu.cfs_{name}_us"))) for name in ("quota", "period"))
+                else:
+                    words = _line(os.path.join(folder, "cpu.max")).split()
+                    quota, period = (-1 if words[0] == "max" else int(words[0])), int(words[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if quota > 0 and period > 0:
+                quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def _line(path: str) -> str:
+    with open(path) as file:
+        return file.readline()

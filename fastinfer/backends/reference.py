@@ -1,0 +1,226 @@
+"""The NumPy backend: the contract that every other backend keeps, op by op.
+
+Arrays are float32, C order. T tokens, B texts, D hidden, H heads, P trees, N nodes per tree. Ops write
+into `out`, return nothing, and read all of their input before they write, except where a docstring says
+that `out` may not be an input. The public entrances have checked shapes, dtypes and ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checkpoint
+from ..batch import PackedBatch
+from ..checkpoint import Group, Tensor
+from ..config import Config
+from ..model import Forward
+
+GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
+
+
+class Trees(NamedTuple):
+    """nodes (P, N, 2, D); b_in (P, N) or None; children (P, N, 2) int32 or None; depth: decisions to walk, at most the tree's."""
+
+    nodes: np.ndarray
+    b_in: np.ndarray | None
+    children: np.ndarray | None
+    depth: int
+
+
+class Reference(Forward):
+    """Every op in NumPy, float32."""
+
+    name = "numpy"
+    dtypes: tuple[str, ...] = ("float32",)
+
+    @property
+    def device(self) -> str:
+        """What get() takes to give this backend."""
+        return self.name
+
+    def using(self, threads: int | None) -> Reference:
+        """This backend with another number of threads; NumPy's own threads are not ours to set."""
+        return self
+
+    # --- preparing weights, once at load ---
+
+    def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Group:
+        """Stored tensors to what the ops take, by the same names, plus hidden, heads, eps, pre_norm.
+
+        Trees become layers[i].ffn.trees, walked at most `max_depth` decisions deep; a position table is made
+        of sines where the config says so; a tied decoder is the word embedding.
+        """
+        prepared: dict[str, Any] = {}
+        for name, (_, _, family) in checkpoint.tensors(config).items():
+            if name not in stored:  # a scale: it came with its tensor
+                continue
+            if family == "trees":
+                at = name.removesuffix(".nodes")
+                depth = config.ffn[int(at.split(".")[1])].depth
+                depth = depth if max_depth is None else min(depth, max_depth)
+                b_in, children = stored.get(f"{at}.b_in"), stored.get(f"{at}.children")
+                prepared[f"{at}.trees"] = self.trees(stored[name], b_in and b_in.data, children and children.data, depth)
+            elif family != "table" and not name.endswith(".ffn.b_in"):
+                prepare = {"embeddings": self.table, "matrices": self.matrix}.get(family, Tensor.float32)
+                prepared[name] = prepare(stored[name])
+        if config.tasks.fill_mask and config.tasks.fill_mask.tied:
+            prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
+        weights = checkpoint.group(prepared)
+        if config.positions.kind == "scaled-sinusoidal":
+            weights.embedding.position = weights.embedding.position_scale * sinusoids(config.positions.max, config.hidden)
+        weights.embedding.eps = config.norm.eps
+        weights.hidden, weights.heads = config.hidden, config.heads
+        weights.eps, weights.pre_norm = config.norm.eps, config.norm.order == "pre"
+        return weights
+
+    def matrix(self, weight: Tensor) -> Any:
+        """A dense weight (out, in) as `linear` wants it."""
+        return weight.float32()
+
+    def outputs(self, weight: Any) -> int:
+        """The output size of a prepared matrix."""
+        return len(weight)
+
+    def table(self, rows: Tensor) -> Any:
+        """An embedding table (rows, D) as `embed` wants it."""
+        return rows.float32()
+
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
+        """The trees of a layer as `fff` wants them: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
+        return Trees(nodes.float32(), b_in, children, depth)
+
+    # --- primitives ---
+
+    def embed(self, batch: PackedBatch, embedding: Any, *, out: np.ndarray) -> None:
+        """out (T, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm."""
+        np.take(embedding.word, batch.ids, axis=0, out=out)
+        out += embedding.position[batch.positions]
+        if embedding.token_type is not None:
+            out += embedding.token_type[0 if batch.token_types is None else batch.token_types]
+        if embedding.norm is not None:
+            self.norm(out, embedding.norm, embedding.eps, out=out)
+
+    def linear(
+        self,
+        x: np.ndarray,
+        weight: Any,
+        *,
+        bias: np.ndarray | None = None,
+        activation: str | None = None,
+        residual: np.ndarray | None = None,
+        out: np.ndarray,
+    ) -> None:
+        """out (T, M) = activation(x @ weight.T + bias) + residual.
+
+        x (T, K); weight a prepared matrix (M, K); bias (M,); activation None, "gelu", "tanh" or "relu";
+        residual (T, M), may be out itself.
+        """
+        y = x @ weight.T
+        if bias is not None:
+            y += bias
+        if activation is not None:
+            y = ACTIVATIONS[activation](y)
+        if residual is not None:
+            y += residual
+        out[...] = y
+
+    def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
+        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same."""
+        centred = x - x.mean(-1, keepdims=True)
+        variance = np.mean(centred * centred, -1, keepdims=True)
+        centred /= np.sqrt(variance + np.float32(eps))
+        np.multiply(centred, norm.weight, out=out)
+        out += norm.bias
+
+    def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
+        """Multi-head self-attention inside each text: softmax(q k^T / sqrt(D / H)) v.
+
+        qkv (T, 3 D): q, then k, then v, heads side by side in each; cu_seqlens (B + 1,); out (T, D).
+        """
+        size = out.shape[1] // heads
+        for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+            q, k, v = qkv[begin:end].reshape(end - begin, 3, heads, size).transpose(1, 2, 0, 3)
+            scores = q @ k.transpose(0, 2, 1) / np.float32(size**0.5)
+            scores -= scores.max(-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(-1, keepdims=True)
+            out[begin:end] = (scores @ v).transpose(1, 0, 2).reshape(end - begin, -1)
+
+    def fff(
+        self,
+        x: np.ndarray,
+        trees: Any,
+        *,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        out: np.ndarray,
+        nodes: np.ndarray | None = None,
+        z: np.ndarray | None = None,
+    ) -> None:
+        """Send each token down P trees; sum what the visited nodes say; add bias and residual.
+
+        x (T, D); bias (D,); residual (T, D), may be out itself; out (T, D), not x. To be filled when
+        given: nodes (T, P, depth + 1) int32, the visited nodes, -1 after a stop; z, same shape, their logits, 0 after a stop.
+
+        At node n: z = x.in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0), or where
+        children[n, z > 0] says, -1 = stop. z == 0 goes left. 2 T P (depth + 1) D multiply-adds.
+        """
+        w_in, w_out = trees.nodes[:, :, 0], trees.nodes[:, :, 1]
+        step = max(1, GATHER_BYTES // (4 * x.shape[1]))
+        for begin in range(0, len(x), step):
+            part = slice(begin, min(begin + step, len(x)))
+            y = np.zeros((part.stop - begin, x.shape[1]), np.float32)
+            for p in range(len(w_in)):
+                tokens, at = np.arange(len(y)), np.zeros(len(y), np.int32)
+                for level in range(trees.depth + 1):
+                    logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at])
+                    if trees.b_in is not None:
+                        logit += trees.b_in[p, at]
+                    y[tokens] += gelu(logit)[:, None] * w_out[p, at]
+                    for record, value, stopped in ((nodes, at, -1), (z, logit, 0)):
+                        if record is not None:
+                            record[part, p, level] = stopped
+                            record[begin + tokens, p, level] = value
+                    right = logit > 0
+                    at = (2 * at + 1 + right).astype(np.int32) if trees.children is None else trees.children[p, at, right.astype(np.int8)]
+                    tokens, at = tokens[at >= 0], at[at >= 0]
+            if bias is not None:
+                y += bias
+            if residual is not None:
+                y += residual[part]
+            out[part] = y
+
+    def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, out: np.ndarray) -> None:
+        """One vector per text: "mean", "max" or "lse" (log of the sum of exp) over its tokens, or "cls", its first. x (T, D), out (B, D)."""
+        first, lengths = cu_seqlens[:-1], np.diff(cu_seqlens)[:, None]
+        if kind == "cls":
+            out[...] = x[first]
+        elif kind == "mean":
+            out[...] = np.add.reduceat(x, first, axis=0) / lengths.astype(np.float32)
+        else:
+            top = np.maximum.reduceat(x, first, axis=0)
+            out[...] = top
+            if kind == "lse":
+                out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The exact GELU, x/2 (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel, arXiv 1606.08415)."""
+    from scipy.special import erf
+
+    return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
+
+
+ACTIVATIONS = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+
+
+def sinusoids(positions: int, hidden: int) -> np.ndarray:
+    """(positions, D) float32: sin(p w_i) in column 2i, cos(p w_i) in 2i + 1, w_i = 10000**(-2i / D) (Vaswani et al., arXiv 1706.03762)."""
+    angles = np.arange(positions)[:, None] * 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
+    table = np.empty((positions, hidden), np.float32)
+    table[:, 0::2] = np.sin(angles)
+    table[:, 1::2] = np.cos(angles[:, : hidden // 2])
+    return table

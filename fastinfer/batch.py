@@ -1,0 +1,103 @@
+"""PackedBatch: T tokens of B texts side by side, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import DtypeError, InputError, ShapeError
+
+__all__ = ["PackedBatch", "cut"]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """ids (T,) int32; cu_seqlens (B + 1,) int32 from 0 to T: text b is ids[cu_seqlens[b]:cu_seqlens[b+1]];
+    token_types (T,) int32 or None (all 0).
+    """
+
+    ids: np.ndarray
+    cu_seqlens: np.ndarray
+    token_types: np.ndarray | None = None
+
+    @classmethod
+    def from_ids(cls, ids: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> PackedBatch:
+        """Pack a list of id lists (special tokens included, as the model wants them).
+
+        Raises InputError for an empty row or an id that is no int32, ShapeError where token_types do
+        not have the lengths of ids. A model checks the ids against its vocabulary, the lengths against its positions.
+        """
+        flat, lengths = _flatten("ids", ids)
+        if not lengths.all():
+            raise InputError(f"ids[{int(np.argmin(lengths))}] is empty, expected at least one token per text")
+        types = None
+        if token_types is not None:
+            types, type_lengths = _flatten("token_types", token_types)
+            if not np.array_equal(lengths, type_lengths):
+                raise ShapeError(
+                    f"token_types has rows of {type_lengths.tolist()[:8]} tokens, expected those of ids: {lengths.tolist()[:8]}"
+                )
+        cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        if cu_seqlens[-1] > np.iinfo(np.int32).max:
+            raise InputError(f"ids holds {cu_seqlens[-1]} tokens, expected fewer than 2**31: pass them in parts")
+        return cls(flat, cu_seqlens.astype(np.int32), types)
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per text, (B,) int32."""
+        return np.diff(self.cu_seqlens)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Each token's place in its text, (T,) int32."""
+        return np.arange(len(self.ids), dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], self.lengths)
+
+    def split(self, array: np.ndarray) -> list[np.ndarray]:
+        """Rows (T, ...) as one view per text."""
+        return np.split(array, self.cu_seqlens[1:-1]) if len(self) else []
+
+    def select(self, texts: np.ndarray) -> PackedBatch:
+        """The batch of the texts with these indices, in their order."""
+        lengths = self.lengths[texts]
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        take = np.arange(cu_seqlens[-1]) + np.repeat(self.cu_seqlens[texts] - cu_seqlens[:-1], lengths)
+        return PackedBatch(self.ids[take], cu_seqlens, None if self.token_types is None else self.token_types[take])
+
+
+def cut(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of texts, longest first, in groups of at most `batch_tokens` tokens (or one text)."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        ends = np.cumsum(lengths[order[start:]])
+        stop = start + max(1, int(np.searchsorted(ends, batch_tokens, side="right")))
+        yield order[start:stop]
+        start = stop
+
+
+def _flatten(name: str, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of integers as (flat int32, lengths int64)."""
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, (Sequence, np.ndarray)):
+        raise DtypeError(f"{name} is a {type(rows).__name__}, expected a list of lists of integers")
+    arrays = []
+    for i, row in enumerate(rows):
+        if isinstance(row, (str, bytes)) or not isinstance(row, (Sequence, np.ndarray)):
+            raise DtypeError(f"{name}[{i}] is a {type(row).__name__}, expected a list of integers (one list per text)")
+        try:
+            array = np.asarray(row)
+        except (ValueError, OverflowError) as error:
+            raise DtypeError(f"{name}[{i}] is no list of integers: {error}") from None
+        if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+            raise DtypeError(f"{name}[{i}] is an array of {array.dtype} and shape {array.shape}, expected a list of integers")
+        bounds = np.iinfo(np.int32)
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+            raise InputError(f"{name}[{i}] holds {array.min()} to {array.max()}, expected 32-bit integers")
+        arrays.append(array.astype(np.int32).reshape(-1))
+    lengths = np.array([len(a) for a in arrays], np.int64)
+    return np.concatenate([np.empty(0, np.int32), *arrays]), lengths

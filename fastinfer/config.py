@@ -1,0 +1,372 @@
+"""The schema of a model: frozen dataclasses, JSON in and out, validation, the formulas of a tree.
+
+A Config is all that is needed to know every tensor of a checkpoint (checkpoint.tensors) and to run
+it. config.json is its JSON form: nested objects for nested dataclasses, unknown keys refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+FORMAT_VERSION = 1
+MAX_DEPTH = 15
+MAX_LAYERS = 1024
+# Sizes that a file may name are bounded before anything is computed from them.
+MAX_POSITIONS = 1 << 16
+MAX_SIZE = 1 << 24
+
+StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
+Pooling = Literal["mean", "cls", "max", "lse"]
+
+
+def tree_nodes(depth: int) -> int:
+    """Nodes of a full binary tree with `depth` decisions: 2**(depth + 1) - 1."""
+    return 2 ** (depth + 1) - 1
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm before each block ("pre") or after its residual ("post")."""
+
+    order: Literal["pre", "post"]
+    eps: float
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A learned table, or sines in even and cosines in odd columns times one learned scale."""
+
+    kind: Literal["learned", "scaled-sinusoidal"]
+    max: int
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Token ids with a meaning; None where the vocabulary has no such token."""
+
+    pad: int | None = None
+    mask: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A feedforward of `width` neurons that all tokens use."""
+
+    width: int
+    bias_in: bool = True
+    bias_out: bool = True
+    kind: Literal["dense"] = "dense"
+
+    @property
+    def used(self) -> int:
+        """Neurons that one token uses."""
+        return self.width
+
+    @property
+    def total(self) -> int:
+        """Neurons stored."""
+        return self.width
+
+    def __str__(self) -> str:
+        return f"dense {self.width}"
+
+
+@dataclass(frozen=True)
+class FFF:
+    """A fast feedforward: `trees` binary trees of `depth` decisions, and `dense` neurons always on.
+
+    children  an int32 table (P, nodes, 2) says where each node leads (pruned trees); else heap order
+    nodes     nodes stored per tree; None means a full tree, and only pruned trees may say otherwise
+    """
+
+    trees: int
+    depth: int
+    dense: int = 0
+    bias_in: bool = True
+    bias_out: bool = False
+    children: bool = False
+    nodes: int | None = None
+    kind: Literal["fff"] = "fff"
+
+    @property
+    def count(self) -> int:
+        """N, the nodes stored per tree."""
+        return tree_nodes(self.depth) if self.nodes is None else self.nodes
+
+    @property
+    def used(self) -> int:
+        """Neurons that one token uses (at most, in pruned trees)."""
+        return self.trees * (self.depth + 1) + self.dense
+
+    @property
+    def total(self) -> int:
+        """Neurons stored."""
+        return self.trees * self.count + self.dense
+
+    def __str__(self) -> str:
+        return f"{self.trees}x{self.depth}" + (" pruned" if self.children else "") + (f" + {self.dense} always on" if self.dense else "")
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Text embedding: pool the final hidden states of a text, then perhaps scale to length 1."""
+
+    pooling: Pooling
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class FillMask:
+    """Masked-token prediction: perhaps dense + GELU + norm ("transform"), then a decoder over the vocabulary."""
+
+    transform: bool
+    tied: bool = True
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """A linear layer with bias and an activation, before a head's last linear layer."""
+
+    width: int
+    activation: Literal["tanh", "relu", "gelu"]
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Classes or scores of a text: pool, `layers`, then one linear layer to the labels."""
+
+    labels: tuple[str, ...]
+    output: Literal["softmax", "sigmoid", "identity"]
+    pooling: Pooling = "cls"
+    layers: tuple[HeadLayer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A label per token. Scheme "bio": labels O, B-x, I-x; "io": O and plain names."""
+
+    labels: tuple[str, ...]
+    scheme: Literal["bio", "io"] = "bio"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Extractive question answering: a start and an end logit per token."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The heads of a checkpoint; None where it has none."""
+
+    embed: Embed | None = None
+    fill_mask: FillMask | None = None
+    classify: Classify | None = None
+    tag: Tag | None = None
+    answer: Answer | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How each family of tensors lies in the file. Norms, biases and scales are always float32."""
+
+    embeddings: StoredDtype = "float32"
+    matrices: StoredDtype = "float32"
+    trees: StoredDtype = "float32"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` has one entry per layer."""
+
+    hidden: int
+    layers: int
+    heads: int
+    vocabulary: int
+    norm: Norm
+    positions: Positions
+    ffn: tuple[Dense | FFF, ...]
+    max_tokens: int
+    tasks: Tasks
+    embedding_norm: bool = True
+    final_norm: bool = False
+    token_types: int = 0
+    ids: Ids = field(default_factory=Ids)
+    attention_bias: bool = True
+    activation: Literal["gelu"] = "gelu"
+    stored: Stored = field(default_factory=Stored)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise ConfigError("config: " + "\n  ".join(problems))
+
+    def to_json(self) -> str:
+        """The text of config.json; a feedforward that all layers share is written once."""
+        data = _plain(self)
+        if len(set(self.ffn)) == 1:
+            data["ffn"] = data["ffn"][0]
+        return json.dumps({"format_version": data.pop("format_version"), **data}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str = "config.json") -> Config:
+        """Read config.json's object. Raises ConfigError naming the key, what was got and what was expected."""
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where} holds a {type(data).__name__}, expected an object")
+        version = data.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            raise ConfigError(
+                f"{where}: format_version is {version!r}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
+            )
+        data = dict(data)
+        if isinstance(data.get("ffn"), dict):
+            layers = data.get("layers")
+            if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
+                raise ConfigError(f"{where}: layers is {layers!r}, expected an integer from 1 to {MAX_LAYERS}")
+            data["ffn"] = [data["ffn"]] * layers
+        return _read(cls, data, where, "")
+
+
+def _problems(c: Config) -> typing.Iterator[str]:
+    """Everything about a Config that its types do not say."""
+
+    def sizes(**named: int) -> typing.Iterator[str]:
+        for name, value in named.items():
+            low = 0 if name.endswith(("token_types", "dense")) else 1
+            if not low <= value <= MAX_SIZE:
+                yield f"{name} is {value}, expected an integer from {low} to {MAX_SIZE}"
+
+    yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
+    if not 1 <= c.layers <= MAX_LAYERS:
+        yield f"layers is {c.layers}, expected 1 to {MAX_LAYERS}"
+    if c.heads > 0 and c.hidden % c.heads:
+        yield f"hidden is {c.hidden}, expected a multiple of heads={c.heads}"
+    if not 0 <= c.norm.eps < 1:
+        yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
+    if not 1 <= c.positions.max <= MAX_POSITIONS:
+        yield f"positions.max is {c.positions.max}, expected 1 to {MAX_POSITIONS}"
+    if not 1 <= c.max_tokens <= c.positions.max:
+        yield f"max_tokens is {c.max_tokens}, expected 1 to positions.max={c.positions.max}"
+    for name, value in vars(c.ids).items():
+        if value is not None and not 0 <= value < c.vocabulary:
+            yield f"ids.{name} is {value}, expected 0 to vocabulary-1={c.vocabulary - 1}"
+    if len(c.ffn) != c.layers:
+        yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={c.layers}"
+    for i, ffn in enumerate(c.ffn):
+        at = f"ffn[{i}]."
+        if isinstance(ffn, Dense):
+            yield from sizes(**{at + "width": ffn.width})
+            continue
+        yield from sizes(**{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        if not 0 <= ffn.depth <= MAX_DEPTH:
+            yield f"{at}depth is {ffn.depth}, expected 0 to {MAX_DEPTH}"
+        elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
+            yield f"{at}nodes is {ffn.nodes}, expected 1 to 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
+        elif ffn.nodes not in (None, tree_nodes(ffn.depth)) and not ffn.children:
+            yield f"{at}nodes is {ffn.nodes}, but a tree without a table of children has 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
+        elif ffn.total > MAX_SIZE:
+            yield f"{at[:-1]} has {ffn.total} neurons, expected at most {MAX_SIZE}"
+    for name in ("classify", "tag"):
+        head = getattr(c.tasks, name)
+        if head is None:
+            continue
+        if not head.labels:
+            yield f"tasks.{name}.labels is empty, expected at least one label"
+        if len(set(head.labels)) != len(head.labels):
+            yield f"tasks.{name}.labels names a label twice"
+    for i, layer in enumerate(c.tasks.classify.layers if c.tasks.classify else ()):
+        yield from sizes(**{f"tasks.classify.layers[{i}].width": layer.width})
+    if c.tasks.tag and c.tasks.tag.scheme == "bio":
+        odd = [label for label in c.tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
+        if odd:
+            yield f"tasks.tag.labels has {odd[0]!r}, which scheme bio does not know: labels are O, B-x and I-x"
+
+
+def read_json(path: Path) -> Any:
+    """Parse a small JSON file. Raises ConfigError naming the file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to JSON values; a task without a head is left out."""
+    if dataclasses.is_dataclass(value):
+        items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {k: _plain(v) for k, v in items.items() if not (isinstance(value, Tasks) and v is None)}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _read(kind: Any, value: Any, where: str, at: str) -> Any:
+    """A JSON value as the annotated type `kind`; `at` is the dotted key it stands under."""
+
+    def wrong(expected: str) -> ConfigError:
+        return ConfigError(f"{where}: {at or 'the whole'} is {_short(value)}, expected {expected}")
+
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        if len(options) > 1:  # dataclasses told apart by their "kind"
+            by_kind = {typing.get_args(typing.get_type_hints(o)["kind"])[0]: o for o in options}
+            got = value.get("kind") if isinstance(value, dict) else None
+            if not isinstance(got, str) or got not in by_kind:
+                raise wrong(f"an object whose kind is one of {', '.join(by_kind)}")
+            return _read(by_kind[got], value, where, at)
+        return _read(options[0], value, where, at)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in args:
+            raise wrong("one of " + ", ".join(args))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise wrong("a list")
+        return tuple(_read(args[0], v, where, f"{at}[{i}]") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise wrong("an object")
+        hints = typing.get_type_hints(kind)
+        dot = at + "." if at else ""
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ConfigError(f"{where}: unknown key {', '.join(dot + k for k in unknown)}; known here: {', '.join(sorted(hints))}")
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [dot + k for k in needed if k not in value]
+        if missing:
+            raise ConfigError(f"{where}: missing key {', '.join(missing)}")
+        return kind(**{k: _read(hints[k], v, where, dot + k) for k, v in value.items()})
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise wrong({int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind])
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

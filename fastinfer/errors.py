@@ -1,0 +1,81 @@
+"""What can go wrong, by name, and the wording of the checks that many modules share.
+
+A message says what, where, what was got, what was expected, and, where it is known, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DtypeError",
+    "FastinferError",
+    "InputError",
+    "ShapeError",
+    "TaskError",
+    "check_array",
+]
+
+
+class FastinferError(Exception):
+    """Base of every error that fastinfer raises on purpose."""
+
+
+class ConfigError(FastinferError, ValueError):
+    """A config.json (or a Config) says something that cannot be."""
+
+
+class CheckpointError(FastinferError, ValueError):
+    """A checkpoint's files are missing, broken, or do not fit its config."""
+
+
+class ShapeError(FastinferError, ValueError):
+    """An array has the wrong shape."""
+
+
+class DtypeError(FastinferError, TypeError):
+    """An array has the wrong dtype, or is no array."""
+
+
+class InputError(FastinferError, ValueError):
+    """A text, a row of ids or an argument cannot be used."""
+
+
+class TaskError(FastinferError, ValueError):
+    """The model has no head for what was asked."""
+
+
+class BackendError(FastinferError, RuntimeError):
+    """A device, ISA or dtype was asked for that cannot run here."""
+
+
+def check_array(
+    name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
+) -> np.ndarray:
+    """Return `array` when it is an ndarray of `dtype` whose shape fits, or raise naming it.
+
+    name     what the caller called it, e.g. "w_in"
+    shape    sizes, or letters for sizes that are free, e.g. ("T", 768)
+    because  where the expectation comes from, added to the message
+
+    Raises DtypeError for a wrong dtype, byte order or no array; ShapeError for a wrong shape or, when
+    `contiguous`, for an array that is not C-contiguous and aligned.
+    """
+    dtype = np.dtype(dtype)
+    if not isinstance(array, np.ndarray):
+        raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}")
+    if array.dtype != dtype:
+        raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
+    wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+    why = f"\n  {because}" if because else ""
+    if array.ndim != len(shape) or any(isinstance(s, int) and s != got for s, got in zip(shape, array.shape, strict=True)):
+        raise ShapeError(f"{name} is {array.shape}, expected {wanted}{why}")
+    if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
+        raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")
+    return array

@@ -1,0 +1,177 @@
+"""Feedforward kinds: the tensors each declares and the forward they share; the public FFF and fff.
+
+Both kinds are one formula. A fast feedforward is P trees; a dense one is W neurons that are always
+on; an fff may have both; an output bias may follow:
+
+    y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
+      + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import backends
+from .config import FFF as FFFConfig
+from .config import MAX_DEPTH, Dense, tree_nodes
+from .errors import DtypeError, InputError, check_array
+
+__all__ = ["FFF", "fff", "forward", "tensors"]
+
+
+def tensors(ffn: Dense | FFFConfig, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{name: (shape, family)} of one feedforward; families are those of checkpoint.tensors."""
+    width = ffn.width if isinstance(ffn, Dense) else ffn.dense
+    spec: dict[str, tuple[tuple[int, ...], str]] = {}
+    if isinstance(ffn, FFFConfig):
+        spec["nodes"] = ((ffn.trees, ffn.count, 2, hidden), "trees")
+        if ffn.bias_in:
+            spec["b_in"] = ((ffn.trees, ffn.count), "vector")
+        if ffn.children:
+            spec["children"] = ((ffn.trees, ffn.count, 2), "table")
+    if width:
+        spec["dense_in.weight"] = ((width, hidden), "matrices")
+        if ffn.bias_in:
+            spec["dense_in.bias"] = ((width,), "vector")
+        spec["dense_out.weight"] = ((hidden, width), "matrices")
+    if ffn.bias_out:
+        spec["b_out"] = ((hidden,), "vector")
+    return spec
+
+
+def forward(ops: Any, x: np.ndarray, ffn: Any, *, residual: np.ndarray | None, out: np.ndarray, work: Any, routes: Any = None) -> None:
+    """out = residual + feedforward(x).
+
+    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; `ffn` the prepared weights
+    of one layer; routes None or (nodes, z), both (T, P, depth + 1), to be filled.
+    """
+    bias = ffn.b_out
+    if ffn.dense_in is not None:
+        middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
+        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
+        ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
+        residual = out
+    if ffn.trees is not None:
+        nodes, z = routes or (None, None)
+        ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+
+class FFF:
+    """A fast feedforward layer, prepared once and called many times: conditional matrix multiplication.
+
+    w_in    (P, N, D) float32  row n decides at node n; N = 2**(depth + 1) - 1, heap order (children 2n+1, 2n+2)
+    b_in    (P, N)    float32 or None
+    w_out   (P, N, D) float32  row n is what node n adds
+    depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
+    b_out   (D,)      float32 or None
+    dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
+    dtype   how the layer is stored and computed: "float32"
+    device  "cpu", "cpu:ISA" or "numpy"
+
+    At node n: z = x.w_in[n] + b_in[n]; y += gelu(z) * w_out[n]; go to 2n + 1 + (z > 0). z == 0 goes
+    left; leaves add too. GELU is the exact one (erf). Arrays must be C-contiguous; they are copied.
+
+    Raises ShapeError, DtypeError naming the array at fault; BackendError for a device or dtype that
+    cannot run here.
+    """
+
+    def __init__(
+        self,
+        w_in: np.ndarray,
+        b_in: np.ndarray | None,
+        w_out: np.ndarray,
+        *,
+        depth: int,
+        b_out: np.ndarray | None = None,
+        dense: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
+        activation: str = "gelu",
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        from .checkpoint import Group, Tensor
+        from .model import Workspace
+
+        if isinstance(depth, bool) or not isinstance(depth, (int, np.integer)) or not 0 <= depth <= MAX_DEPTH:
+            raise InputError(f"depth is {depth!r}, expected an integer from 0 to {MAX_DEPTH}")
+        if activation != "gelu":
+            raise InputError(f"activation is {activation!r}, expected 'gelu' (the exact one)")
+        count = tree_nodes(depth)
+        why = f"a tree of depth={depth} has N = 2**(depth+1)-1 = {count} nodes"
+        check_array("w_in", w_in, ("trees", count, "hidden"), because=why)
+        trees, _, hidden = w_in.shape
+        if trees == 0 or hidden == 0:
+            check_array("w_in", w_in, (max(trees, 1), count, max(hidden, 1)), because="a layer has at least one tree and one column")
+        check_array("w_out", w_out, w_in.shape, because="w_out has the shape of w_in")
+        if b_in is not None:
+            check_array("b_in", b_in, (trees, count), because=why)
+        if b_out is not None:
+            check_array("b_out", b_out, (hidden,), because=f"hidden={hidden} comes from w_in")
+
+        self._ops = ops = backends.get(device, dtype=dtype)
+        self._work = Workspace
+        self.trees, self.depth, self.hidden = trees, int(depth), hidden
+        self.dtype, self.device = dtype, ops.device
+        layer = Group()
+        layer.trees = ops.trees(Tensor(np.stack([w_in, w_out], axis=2), "float32"), None if b_in is None else b_in.copy(), None, self.depth)
+        layer.b_out = None if b_out is None else b_out.copy()
+        layer.dense_in = None
+        if dense is not None:
+            if not isinstance(dense, tuple) or len(dense) != 3:
+                raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
+            d_in, d_bias, d_out = dense
+            check_array("dense w_in", d_in, ("W", hidden), because=f"hidden={hidden} comes from w_in")
+            check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
+            if d_bias is not None:
+                d_bias = check_array("dense b_in", d_bias, (len(d_in),)).copy()
+            layer.dense_in, layer.dense_out = Group(), Group()
+            layer.dense_in.weight = ops.matrix(Tensor(d_in.copy(), "float32"))
+            layer.dense_in.bias = d_bias
+            layer.dense_out.weight = ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32"))
+        self._layer = layer
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+        """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x)."""
+        x = check_array("x", x, ("T", self.hidden), because=f"hidden={self.hidden} comes from w_in")
+        if out is None:
+            out = np.empty_like(x)
+        else:
+            check_array("out", out, x.shape, because="out has the shape of x")
+            if not out.flags.writeable:
+                raise InputError("out is read-only")
+            if np.may_share_memory(x, out):
+                raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
+        forward(self._ops.using(threads), x, self._layer, residual=None, out=out, work=self._work())
+        return out
+
+    def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""
+        x = check_array("x", x, ("T", self.hidden), because=f"hidden={self.hidden} comes from w_in")
+        nodes = np.empty((len(x), self.trees, self.depth + 1), np.int32)
+        z = np.empty(nodes.shape, np.float32)
+        self._ops.fff(x, self._layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
+        return nodes, z
+
+    def __repr__(self) -> str:
+        return f"FFF({self.trees}x{self.depth}, hidden={self.hidden}, {self.dtype}, {self.device})"
+
+
+def fff(
+    x: np.ndarray,
+    w_in: np.ndarray,
+    b_in: np.ndarray | None,
+    w_out: np.ndarray,
+    *,
+    depth: int,
+    b_out: np.ndarray | None = None,
+    dense: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
+    activation: str = "gelu",
+    dtype: str = "float32",
+    device: str = "cpu",
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """FFF(...)(x) in one call. It copies the trees each time: for repeated calls, prepare an FFF."""
+    layer = FFF(w_in, b_in, w_out, depth=depth, b_out=b_out, dense=dense, activation=activation, dtype=dtype, device=device)
+    return layer(x, out=out, threads=threads)

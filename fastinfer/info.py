@@ -1,0 +1,27 @@
+"""What this installation can run, and why not the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import backends
+
+__version__ = "0.1.0"
+
+
+def info() -> dict[str, Any]:
+    """version; isas: compiled, usable here, chosen by default; openmp; threads; devices: {name: None or why it cannot run}."""
+    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "openmp": None, "threads": None}
+    if found["devices"]["cpu"] is None:
+        from . import _cpu
+        from .backends import cpu
+
+        compiled = _cpu.isas()
+        found["isas"] = {
+            "compiled": [name for name, _ in compiled],
+            "usable": cpu.isas(),
+            "chosen": cpu.default_isa(),
+        }
+        found["openmp"] = _cpu.openmp()
+        found["threads"] = cpu.default_threads()
+    return found
