@@ -89,7 +89,7 @@ class Reference(Forward):
         return rows.float32()
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
-        """The trees of a layer as `fff` wants them: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
+        """The trees of a layer as `fff` wants them, with a `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
 
     # --- primitives ---

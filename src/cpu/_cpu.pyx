@@ -75,6 +75,11 @@ cdef class Trees:
         self.c.trees, self.c.count, self.c.hidden = nodes.shape[0], nodes.shape[1], nodes.shape[3]
         self.c.depth = depth
 
+    @property
+    def depth(self):
+        """Decisions per walk."""
+        return self.c.depth
+
 
 cdef class Kernels:
     """The kernels of one ISA."""

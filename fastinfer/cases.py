@@ -1,0 +1,48 @@
+"""Layers and tokens with random weights, for the tests and the benchmark alike."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from .config import tree_nodes
+
+# trees x depth: every row of the paper's table (arXiv 2311.10770), about 4,095 neurons each
+PAPER_SHAPES = (
+    (3072, 0), (1536, 1), (512, 2), (256, 3), (128, 4), (64, 5), (32, 6), (16, 7), (8, 8), (4, 9), (2, 10), (1, 11),
+)  # fmt: skip
+
+
+class FFFCase(NamedTuple):
+    """T tokens of width D through P trees of a depth.
+
+    paths  "balanced": each node sends about half of its tokens to the right, at random; "skewed": most tokens
+           turn right at every node, so few leaves get most; "left", "right": all tokens take one path;
+           "ties": every third node gives z == 0 for every token
+    """
+
+    trees: int
+    depth: int
+    hidden: int
+    tokens: int
+    paths: Literal["balanced", "skewed", "left", "right", "ties"] = "balanced"
+    bias: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.trees}x{self.depth}-D{self.hidden}-T{self.tokens}-{self.paths}" + ("" if self.bias else "-nobias")
+
+    def build(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+        """x (T, D), w_in (P, N, D), b_in (P, N) or None, w_out (P, N, D); float32; logits about normal."""
+        rng = np.random.default_rng(seed)
+        shape = (self.trees, tree_nodes(self.depth), self.hidden)
+        x = rng.standard_normal((self.tokens, self.hidden), np.float32)
+        w_in = rng.standard_normal(shape, np.float32) / np.float32(self.hidden**0.5)
+        w_out = rng.standard_normal(shape, np.float32) / np.float32((self.trees * (self.depth + 1)) ** 0.5)
+        shift = {"balanced": 0.0, "skewed": 1.5, "left": -50.0, "right": 50.0, "ties": 0.0}[self.paths]
+        b_in = (rng.standard_normal(shape[:2], np.float32) * np.float32(0.1) + np.float32(shift)) if self.bias else None
+        if self.paths == "ties":
+            w_in[:, ::3] = 0
+            if b_in is not None:
+                b_in[:, ::3] = 0
+        return x, w_in, b_in, w_out

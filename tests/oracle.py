@@ -1,0 +1,40 @@
+"""A fast feedforward in float64 loops, from the definition alone: nothing of fastinfer is used here."""
+
+import math
+
+import numpy as np
+
+
+def gelu(z: float) -> float:
+    return 0.5 * z * math.erfc(-z / math.sqrt(2.0))
+
+
+def walk(x, w_in, b_in, depth, children=None):
+    """Node ids (T, P, depth + 1), -1 after a stop, and z, same shape, float64, 0 after a stop."""
+    x, w_in = np.asarray(x, np.float64), np.asarray(w_in, np.float64)
+    trees = len(w_in)
+    nodes = np.full((len(x), trees, depth + 1), -1)
+    z = np.zeros(nodes.shape)
+    for t in range(len(x)):
+        for p in range(trees):
+            node = 0
+            for level in range(depth + 1):
+                logit = float(np.dot(x[t], w_in[p, node])) + (0.0 if b_in is None else float(b_in[p, node]))
+                nodes[t, p, level], z[t, p, level] = node, logit
+                right = logit > 0
+                node = 2 * node + (2 if right else 1) if children is None else int(children[p, node, 1 if right else 0])
+                if node == -1:
+                    break
+    return nodes, z
+
+
+def add_up(x, w_in, b_in, w_out, nodes, b_out=None):
+    """The output (T, D), float64, of going along the given nodes."""
+    x, w_in, w_out = (np.asarray(a, np.float64) for a in (x, w_in, w_out))
+    y = np.zeros(x.shape)
+    for t in range(len(x)):
+        for p in range(len(w_in)):
+            for node in nodes[t, p]:
+                if node >= 0:
+                    y[t] += gelu(float(np.dot(x[t], w_in[p, node])) + (0.0 if b_in is None else float(b_in[p, node]))) * w_out[p, node]
+    return y if b_out is None else y + np.asarray(b_out, np.float64)

@@ -1,0 +1,101 @@
+"""Choosing a device, an ISA, a number of threads; what is said where one cannot be had."""
+
+import backends
+import pytest
+
+import fastinfer
+
+cpu = pytest.importorskip("fastinfer.backends.cpu", reason="the compiled module is not built")
+
+
+def test_the_baseline_is_always_there():
+    assert "portable" in cpu.isas()
+    assert "numpy" in backends.ALL
+    assert fastinfer.backends.get("auto").device == f"cpu:{cpu.isas()[0]}"
+
+
+def test_every_isa_can_be_forced(monkeypatch):
+    for isa in cpu.isas():
+        assert fastinfer.backends.get(f"cpu:{isa}").device == f"cpu:{isa}"
+        monkeypatch.setenv("FASTINFER_ISA", isa)
+        assert fastinfer.backends.get("cpu").device == f"cpu:{isa}"
+
+
+@pytest.mark.parametrize("device", ["cpu:quantum", "gpu", "numpy:2", "auto:1", "cuda", "cuda:1", ""])
+def test_a_device_that_cannot_be_had(device):
+    with pytest.raises(fastinfer.BackendError) as error:
+        fastinfer.backends.get(device)
+    assert repr(device) in str(error.value)
+    assert "Available here: numpy, cpu" in str(error.value)
+
+
+def test_an_environment_isa_that_cannot_be_had(monkeypatch):
+    monkeypatch.setenv("FASTINFER_ISA", "quantum")
+    with pytest.raises(fastinfer.BackendError, match="FASTINFER_ISA is 'quantum', but this CPU has only .*portable"):
+        fastinfer.backends.get("cpu")
+
+
+@pytest.mark.parametrize("device", [None, 3])
+def test_a_device_that_is_no_string(device):
+    with pytest.raises(fastinfer.BackendError, match="expected a string"):
+        fastinfer.backends.get(device)
+
+
+def test_dtypes():
+    with pytest.raises(fastinfer.BackendError, match="dtype is 'float8', expected one of float32"):
+        fastinfer.backends.get("numpy", dtype="float8")
+    with pytest.raises(fastinfer.BackendError, match=r"'int8' was asked for, but device 'numpy' computes in float32"):
+        fastinfer.backends.get("numpy", dtype="int8")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 10**6])
+def test_threads_that_cannot_be(threads):
+    with pytest.raises(fastinfer.BackendError, match="threads is .*, expected an integer from 1"):
+        fastinfer.backends.get("cpu", threads=threads)
+
+
+def test_threads_default_to_what_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 3, 5, 7}, raising=False)
+    for quota, threads in ((None, 4), (2.5, 2), (0.3, 1), (64.0, 4)):
+        monkeypatch.setattr(cpu, "cgroup_quota", lambda quota=quota: quota)
+        assert cpu.default_threads() == threads
+
+
+def test_quota_of_control_groups(tmp_path):
+    own = tmp_path / "cgroup"
+    root = tmp_path / "fs"
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text("0::/a/b\n")
+    assert cpu.cgroup_quota(str(root), str(own)) is None
+    (root / "a" / "cpu.max").write_text("150000 100000\n")
+    (root / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    assert cpu.cgroup_quota(str(root), str(own)) == 1.5
+    (root / "cpu.max").write_text("rubbish\n")
+    assert cpu.cgroup_quota(str(root), str(own)) == 1.5
+
+    own.write_text("4:memory:/x\n3:cpu,cpuacct:/c\n")
+    (root / "cpu" / "c").mkdir(parents=True)
+    (root / "cpu" / "c" / "cpu.cfs_quota_us").write_text("50000\n")
+    (root / "cpu" / "c" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu.cgroup_quota(str(root), str(own)) == 0.5
+    (root / "cpu" / "c" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cpu.cgroup_quota(str(root), str(own)) is None
+    assert cpu.cgroup_quota(str(root), str(tmp_path / "absent")) is None
+
+
+def test_info():
+    info = fastinfer.info()
+    assert info["version"] == fastinfer.__version__
+    assert info["devices"]["numpy"] is None
+    assert info["devices"]["cuda"]
+    assert set(info["isas"]["usable"]) <= set(info["isas"]["compiled"])
+    assert info["isas"]["chosen"] in info["isas"]["usable"]
+    assert info["threads"] >= 1
+
+
+def test_without_the_compiled_module(monkeypatch):
+    monkeypatch.setattr(fastinfer.backends, "_why_no_cpu", lambda: "the compiled module is missing")
+    assert fastinfer.backends.get("auto").device == "numpy"
+    assert fastinfer.info()["isas"] is None
+    with pytest.raises(fastinfer.BackendError, match=r"(?s)'cpu'.*compiled module is missing.*Available here: numpy\."):
+        fastinfer.backends.get("cpu")

@@ -1,0 +1,43 @@
+"""What importing and packaging promise."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import fastinfer
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_import_brings_in_nothing_heavy():
+    heavy = ["torch", "cupy", "transformers", "scipy", "tokenizers", "safetensors"]
+    assert run(f"import sys, fastinfer; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+def test_import_changes_nothing_in_the_process():
+    state = "dict(os.environ), threading.active_count(), warnings.filters[:], signal.getsignal(signal.SIGINT), np.geterr(), np.get_printoptions()"
+    code = (
+        f"import os, signal, threading, warnings, numpy as np\nbefore = repr(({state}))\nimport fastinfer\nprint(before == repr(({state})))"
+    )
+    assert run(code).strip() == "True"
+
+
+def test_names_and_version():
+    assert fastinfer.__version__ == metadata.version("fastinfer")
+    for name in fastinfer.__all__:
+        assert getattr(fastinfer, name) is not None
+    asked = "load PackedBatch FFF fff info".split()
+    assert set(asked) <= set(fastinfer.__all__)
+
+
+def test_runtime_dependencies_are_few():
+    needs = [r.split(";")[0] for r in metadata.requires("fastinfer") if "extra ==" not in r]
+    assert sorted(r.split(">")[0] for r in needs) == ["numpy", "safetensors", "scipy", "tokenizers"]
+
+
+def test_it_is_typed():
+    assert any(str(f).endswith("py.typed") for f in metadata.files("fastinfer") or ()) or (
+        __import__("pathlib").Path(fastinfer.__file__).with_name("py.typed").exists()
+    )
