@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from .config import FFF, Config
 from .errors import CheckpointError, InputError, ShapeError, TaskError
 from .model import Workspace
 from .progress import Progress
-from .tokenizer import Tokenizer, as_texts
+from .tokenizer import Tokenizer, as_text, as_texts, each_text
 
 __all__ = ["Model", "load"]
 
@@ -66,7 +67,7 @@ class Model:
 
     Wherever `texts` are taken: a str or a pair (str, str) is a text, a list of them a batch; one text
     alone is a batch of one and still gives a batch back. A PackedBatch of ids is accepted too. Texts
-    over config.max_tokens tokens are cut, with one warning.
+    over config.max_tokens tokens are cut, with one fastinfer.tokenizer.TruncationWarning per call.
     """
 
     def __init__(self, config: Config, ops: Any, weights: Any, tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
@@ -115,14 +116,13 @@ class Model:
     ) -> Iterator[np.ndarray]:
         """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts."""
         self._head("embed")
-        window: list = []
-        for text in texts:
-            window.append(text)
-            if len(window) == STREAM_TEXTS:
-                yield from self.embed(window, normalize=normalize, batch_tokens=batch_tokens, threads=threads)
-                window = []
-        if window:
-            yield from self.embed(window, normalize=normalize, batch_tokens=batch_tokens, threads=threads)
+        options: dict[str, Any] = {"normalize": normalize, "batch_tokens": batch_tokens, "threads": threads}
+        if isinstance(texts, PackedBatch):
+            yield from self.embed(texts, **options)
+            return
+        stream = each_text(texts)
+        while window := list(itertools.islice(stream, STREAM_TEXTS)):
+            yield from self.embed(window, **options)
 
     def classify(
         self, texts: Any, *, top_k: int | None = None, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False
@@ -140,31 +140,24 @@ class Model:
         """
         self._head("fill_mask")
         _positive("top_k", top_k)
-        tokenizer = self._need_tokenizer("fill_mask")
+        tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
         texts = as_texts(texts)
         packed, encodings = self._pack(texts)
-        logits = self._mask_logits(packed, "mask", batch_tokens, threads, progress)
-        mask = self.config.ids.mask
-        answers = []
-        for i, (text, encoding, rows) in enumerate(zip(texts, encodings, logits, strict=True)):
-            places = [t for t, id_ in enumerate(encoding.ids) if id_ == mask]
-            if not places:
-                raise InputError(f"texts[{i}] has no {tokenizer.raw.id_to_token(mask)} to fill: {text!r:.80}")
-            scores = heads.softmax(rows)
+        places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
+        for i, rows in enumerate(places):
+            if not rows:
+                name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
+                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {texts[i]!r:.80}")
+        answers: list = [None] * len(texts)
+        for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
+            scores = heads.softmax(logits)
             best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-            answers.append(
-                [
-                    [
-                        (
-                            token := tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip(),
-                            float(row[k]),
-                            _filled(text, encoding, t, token),
-                        )
-                        for k in ids
-                    ]
-                    for t, row, ids in zip(places, scores, best, strict=True)
-                ]
-            )
+            answers[i] = []
+            for place, row, ids in zip(places[i], scores, best, strict=True):
+                tokens = [tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip() for k in ids]
+                answers[i].append(
+                    [(token, float(row[k]), _filled(texts[i], encodings[i], place, token)) for k, token in zip(ids, tokens, strict=True)]
+                )
         return answers
 
     def tag(self, texts: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
@@ -174,17 +167,14 @@ class Model:
         """
         head = self._head("tag")
         self._need_tokenizer("tag")
-        texts = as_texts(texts)
-        pair = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
-        if pair is not None:
-            raise InputError(f"texts[{pair}] is a pair; tag() takes single texts")
+        texts = _singles(texts, "texts")
         packed, encodings = self._pack(texts)
         logits = self._token_logits(packed, batch_tokens, threads, progress)
         answers = []
         for text, encoding, rows in zip(texts, encodings, logits, strict=True):
             words = _words(encoding)
             spans = heads.merge_tags(heads.softmax(rows), words, head.labels, head.scheme)
-            answers.append([(start, end, label, score, text[start:end]) for start, end, label, score in spans])
+            answers.append([(*(span := _trim(text, start, end)), label, score, text[slice(*span)]) for start, end, label, score in spans])
         return answers
 
     def answer(
@@ -205,11 +195,7 @@ class Model:
         self._head("answer")
         _positive("top_k", top_k)
         tokenizer = self._need_tokenizer("answer")
-        questions, contexts = ([t] if isinstance(t, str) else list(t) for t in (questions, contexts))
-        for name, given in (("questions", questions), ("contexts", contexts)):
-            odd = next((i for i, t in enumerate(given) if not isinstance(t, str)), None)
-            if odd is not None:
-                raise InputError(f"{name}[{odd}] is a {type(given[odd]).__name__}, expected a str")
+        questions, contexts = _singles(questions, "questions"), _singles(contexts, "contexts")
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
         windows = [(i, e) for i, pair in enumerate(zip(questions, contexts, strict=True)) for e in tokenizer.windows(*pair)]
@@ -220,7 +206,7 @@ class Model:
         for (i, encoding), rows in zip(windows, logits, strict=True):
             inside = np.array([s == 1 for s in encoding.sequence_ids])
             for first, last, score in heads.best_spans(rows[:, 0], rows[:, 1], inside, top_k):
-                span = (encoding.offsets[first][0], encoding.offsets[last][1])
+                span = _trim(contexts[i], encoding.offsets[first][0], encoding.offsets[last][1])
                 answers[i][span] = max(score, answers[i].get(span, -np.inf))
         return [
             [
@@ -244,8 +230,8 @@ class Model:
 
         A model with an embed head embeds; one with a classify head of a single label scores (query, document).
         """
-        if not isinstance(query, str):
-            raise InputError(f"query is a {type(query).__name__}, expected a str")
+        if not isinstance(as_text(query, "query"), str):
+            raise InputError("query is a pair, expected a str")
         _positive("top_k", top_k)
         documents = as_texts(documents, "documents")
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
@@ -253,10 +239,8 @@ class Model:
             vectors = self.embed([query, *documents], normalize=True, **options)
             scores = vectors[1:] @ vectors[0]
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
-            pair = next((i for i, d in enumerate(documents) if not isinstance(d, str)), None)
-            if pair is not None:
-                raise InputError(f"documents[{pair}] is a pair; a cross-encoder takes single texts")
-            logits = self._class_logits([(query, d) for d in documents], batch_tokens, threads, progress)[:, 0]
+            pairs = [(query, document) for document in _singles(documents, "documents")]
+            logits = self._class_logits(pairs, batch_tokens, threads, progress)[:, 0]
             scores = heads.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
@@ -274,14 +258,18 @@ class Model:
         layers  0 = embedding, i = after layer i, -1 = after the final norm
         """
         count = self.config.layers
-        if not layers or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in layers):
+        given = layers if isinstance(layers, (tuple, list)) else ()
+        if not given or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in given):
             raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         packed, _ = self._pack(texts_or_batch)
+        ops, work = self._ops.using(threads), Workspace()
         result: list = [None] * len(packed)
-        for which, part, x, taps in self._run(packed, batch_tokens, threads, False, taps=set(layers) - {-1}):
-            states = [part.split(x.copy() if i == -1 else taps[i]) for i in layers]
+        for which, part in self._parts(packed, batch_tokens):
+            taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
+            last = ops.encode(self._weights, part, work, taps=taps)
+            states = [part.split(last.copy() if i == -1 else taps[i]) for i in given]
             for row, b in enumerate(which):
-                result[b] = states[0][row] if len(layers) == 1 else tuple(s[row] for s in states)
+                result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
         return result
 
     def logits(
@@ -303,64 +291,55 @@ class Model:
         named = [t for t in self.tasks if t != "embed"]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
-        task = task or named[0]
+        task = named[0] if task is None else task
         self._head(task)
         if task == "classify":
             return self._class_logits(texts_or_batch, batch_tokens, threads, False)
         packed, _ = self._pack(texts_or_batch)
         if task == "fill_mask":
-            return self._mask_logits(packed, positions, batch_tokens, threads, False)
+            return [rows for _, rows in sorted(self._mask_logits(packed, positions, batch_tokens, threads, False), key=lambda r: r[0])]
         if task not in ("tag", "answer"):
             raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
         return (self._token_logits if task == "tag" else self._span_logits)(packed, batch_tokens, threads, False)
 
     def routes(self, texts_or_batch: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None) -> list[list]:
-        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits; None for a dense layer."""
+        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
+
+        None stands for a dense layer.
+        """
         packed, _ = self._pack(texts_or_batch)
+        ops, work = self._ops.using(threads), Workspace()
+        shapes = [
+            (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
+            for f, layer in zip(self.config.ffn, self._weights.layers, strict=True)
+        ]
         result: list = [None] * len(packed)
-        for which, part, _, routes in self._run(packed, batch_tokens, threads, False, routes=True):
-            split = [None if r is None else [part.split(a) for a in r] for r in routes]
+        for which, part in self._parts(packed, batch_tokens):
+            tokens = len(part.ids)
+            routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
+            ops.encode(self._weights, part, work, routes=routes)
+            split = [r and [part.split(a) for a in r] for r in routes]
             for row, b in enumerate(which):
-                result[b] = [None if s is None else (s[0][row], s[1][row]) for s in split]
+                result[b] = [s and (s[0][row], s[1][row]) for s in split]
         return result
 
     # --- running batches ---
 
-    def _run(
-        self,
-        packed: PackedBatch,
-        batch_tokens: int,
-        threads: int | None,
-        progress: bool,
-        taps: set[int] | None = None,
-        routes: bool = False,
-    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray, Any]]:
-        """Encode `packed` in batches of at most `batch_tokens` tokens, texts of similar length together.
-
-        Yields (indices of the texts, their batch, final hidden states (T, D), extra); the states are overwritten by
-        the next batch. extra: taps {layer: (T, D)}, or routes per layer, where asked for; else the backend.
-        """
+    def _parts(self, packed: PackedBatch, batch_tokens: int, progress: bool = False) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+        """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
         _positive("batch_tokens", batch_tokens)
-        ops, work = self._ops.using(threads), Workspace()
         with Progress(len(packed), enabled=progress) as bar:
             for which in batch.cut(packed.lengths, batch_tokens):
-                part = packed.select(which)
-                tokens = len(part.ids)
-                extra: Any = ops
-                if taps is not None:
-                    extra = {i: np.empty((tokens, self.config.hidden), np.float32) for i in taps}
-                    x = ops.encode(self._weights, part, work, taps=extra)
-                elif routes:
-                    shapes = [
-                        (tokens, f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
-                        for f, layer in zip(self.config.ffn, self._weights.layers, strict=True)
-                    ]
-                    extra = [s and (np.empty(s, np.int32), np.empty(s, np.float32)) for s in shapes]
-                    x = ops.encode(self._weights, part, work, routes=extra)
-                else:
-                    x = ops.encode(self._weights, part, work)
-                yield which, part, x, extra
+                yield which, packed.select(which)
                 bar.advance(len(which))
+
+    def _run(
+        self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray, Any]]:
+        """(indices of texts, their batch, final hidden states (T, D), backend) per batch; the next one overwrites the states."""
+        ops, work = self._ops.using(threads), Workspace()
+        for which, part in self._parts(packed, batch_tokens, progress):
+            yield which, part, ops.encode(self._weights, part, work), ops
 
     def _class_logits(self, texts: Any, batch_tokens: int, threads: int | None, progress: bool) -> np.ndarray:
         packed, _ = self._pack(texts)
@@ -382,19 +361,16 @@ class Model:
                 result[b] = rows
         return result
 
-    def _mask_logits(self, packed: PackedBatch, positions: str, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
-        """Per text (masks or tokens, V); only the rows asked for are decoded."""
-        mask = self.config.ids.mask
-        if positions == "mask" and mask is None:
-            raise TaskError(f"{self._name} names no mask token (ids.mask in config.json): ask for positions='all'")
-        result: list = [None] * len(packed)
+    def _mask_logits(
+        self, packed: PackedBatch, positions: str, batch_tokens: int, threads: int | None, progress: bool
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
+        mask = self._mask() if positions == "mask" else None
         for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
-            wanted = part.ids == mask if positions == "mask" else np.ones(len(part.ids), bool)
+            wanted = np.ones(len(part.ids), bool) if mask is None else part.ids == mask
             rows = heads.forward_fill_mask(ops, x[wanted], self.config, self._weights.tasks, self.config.norm.eps)
             ends = np.cumsum([w.sum() for w in part.split(wanted)])
-            for b, logits in zip(which, np.split(rows, ends[:-1]), strict=True):
-                result[b] = logits
-        return result
+            yield from zip(which.tolist(), np.split(rows, ends[:-1]), strict=True)
 
     # --- checks ---
 
@@ -428,15 +404,21 @@ class Model:
                 f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
             )
 
+    def _mask(self) -> int:
+        if self.config.ids.mask is None:
+            raise TaskError(f"{self._name} names no mask token (ids.mask in config.json): ask for logits with positions='all'")
+        return self.config.ids.mask
+
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
-                f"{what} needs a tokenizer, but {self._name} has no tokenizer.json: put it into the folder, or pass ids with PackedBatch.from_ids"
+                f"{what} needs a tokenizer, but {self._name} has no tokenizer.json: "
+                "put it into the folder, or pass ids with PackedBatch.from_ids"
             )
         return self.tokenizer
 
     def _head(self, task: str) -> Any:
-        head = getattr(self.config.tasks, task, None)
+        head = getattr(self.config.tasks, task) if task in self.tasks else None
         if head is None:
             raise TaskError(f"{self._name} has no {task} head; it has {self._tasks()}")
         return head
@@ -451,11 +433,26 @@ def _positive(name: str, value: int | None) -> int | None:
     return value
 
 
+def _singles(texts: Any, name: str) -> list[str]:
+    """as_texts() where pairs have no meaning; a tuple is a batch here."""
+    texts = as_texts(list(texts) if isinstance(texts, tuple) else texts, name)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{i}] is a pair, expected a str")
+    return texts
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without white space around it: some tokenizers count the space before a word as part of it."""
+    span = text[start:end]
+    return (end, end) if not span.strip() else (end - len(span.lstrip()), start + len(span.rstrip()))
+
+
 def _filled(text: str | tuple[str, str], encoding: Any, place: int, token: str) -> str | tuple[str, str]:
     """`text` with the mask at token `place` replaced; a piece that continues a word ("##ing") joins it."""
     side = encoding.sequence_ids[place] or 0
-    start, end = encoding.offsets[place]
     whole = text if isinstance(text, str) else text[side]
+    start, end = _trim(whole, *encoding.offsets[place])
     before = whole[:start]
     if token.startswith("##"):
         before, token = before.rstrip(), token[2:]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .errors import DtypeError, InputError, ShapeError
+from .errors import DtypeError, InputError, ShapeError, check_array, short
 
 __all__ = ["PackedBatch", "cut"]
 
@@ -21,6 +22,12 @@ class PackedBatch:
     ids: np.ndarray
     cu_seqlens: np.ndarray
     token_types: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_array("ids", self.ids, ("T",), np.int32)
+        check_array("cu_seqlens", self.cu_seqlens, ("B + 1",), np.int32)
+        if self.token_types is not None:
+            check_array("token_types", self.token_types, self.ids.shape, np.int32, because="token_types has one entry per id")
 
     @classmethod
     def from_ids(cls, ids: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> PackedBatch:
@@ -73,31 +80,37 @@ class PackedBatch:
 def cut(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Indices of texts, longest first, in groups of at most `batch_tokens` tokens (or one text)."""
     order = np.argsort(-lengths, kind="stable")
-    start = 0
+    ends = np.cumsum(lengths[order], dtype=np.int64)
+    start = done = 0
     while start < len(order):
-        ends = np.cumsum(lengths[order[start:]])
-        stop = start + max(1, int(np.searchsorted(ends, batch_tokens, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, done + batch_tokens, side="right")))
         yield order[start:stop]
-        start = stop
+        start, done = stop, int(ends[stop - 1])
 
 
 def _flatten(name: str, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of integers as (flat int32, lengths int64)."""
-    if isinstance(rows, (str, bytes)) or not isinstance(rows, (Sequence, np.ndarray)):
-        raise DtypeError(f"{name} is a {type(rows).__name__}, expected a list of lists of integers")
+    if not _listed(rows):
+        raise DtypeError(f"{name} is {short(rows)}, expected a list of lists of integers")
+    bounds = np.iinfo(np.int32)
     arrays = []
     for i, row in enumerate(rows):
-        if isinstance(row, (str, bytes)) or not isinstance(row, (Sequence, np.ndarray)):
-            raise DtypeError(f"{name}[{i}] is a {type(row).__name__}, expected a list of integers (one list per text)")
+        if not _listed(row):
+            raise DtypeError(f"{name}[{i}] is {short(row)}, expected a list of integers (one list per text)")
         try:
             array = np.asarray(row)
-        except (ValueError, OverflowError) as error:
-            raise DtypeError(f"{name}[{i}] is no list of integers: {error}") from None
+        except (ValueError, OverflowError, RecursionError):
+            raise DtypeError(f"{name}[{i}] is {short(row)}, expected a list of integers") from None
         if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
-            raise DtypeError(f"{name}[{i}] is an array of {array.dtype} and shape {array.shape}, expected a list of integers")
-        bounds = np.iinfo(np.int32)
+            raise DtypeError(
+                f"{name}[{i}] is {short(row)}, which numpy takes for {array.dtype} {array.shape}, expected a list of 32-bit integers"
+            )
         if array.size and (array.min() < bounds.min or array.max() > bounds.max):
             raise InputError(f"{name}[{i}] holds {array.min()} to {array.max()}, expected 32-bit integers")
         arrays.append(array.astype(np.int32).reshape(-1))
     lengths = np.array([len(a) for a in arrays], np.int64)
     return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+
+
+def _listed(value: Any) -> bool:
+    return value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, Sequence) and not isinstance(value, (str, bytes))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ffn, heads
-from .config import Config, read_json
-from .errors import CheckpointError
+from .config import MAX_CONFIG_BYTES, Config, parse_json, read_json
+from .errors import CheckpointError, DtypeError, InputError, short
 
 __all__ = ["Group", "Spec", "Tensor", "check_children", "check_finite", "group", "load", "map_folder", "parameters", "save", "tensors"]
 
@@ -34,8 +33,14 @@ DTYPES = {
     "int32": ("I32", np.dtype("<i4")),
 }
 FROM_SAFETENSORS = {code: (name, dtype) for name, (code, dtype) in DTYPES.items()}
+# what other tools may store beside weights, in bytes per value; left as bytes
+OTHERS = {"BOOL": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "U32": 4, "I64": 8, "U64": 8, "F64": 8}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_HEADER_BYTES = 16 << 20
+MAX_DIMENSIONS = 32
 ALIGNMENT = 64
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
+SCAN = 1 << 20  # values that the scan converts at a time
 
 
 class Spec(NamedTuple):
@@ -69,8 +74,10 @@ class Tensor:
     def to(self, dtype: str) -> Tensor:
         """The same values stored as `dtype`: bfloat16 rounds to nearest even; int8 has absmax / 127 of each row as its scale.
 
-        Raises CheckpointError where a finite value does not fit into float16.
+        Raises CheckpointError where a finite value does not fit into float16, or NaN or infinity into int8.
         """
+        if dtype not in DTYPES or "int32" in (dtype, self.dtype):
+            raise DtypeError(f"cannot store {self.dtype} as {dtype!r}, expected one of float32, float16, bfloat16, int8")
         if dtype == self.dtype:
             return self
         values = self.float32()
@@ -78,17 +85,19 @@ class Tensor:
             return Tensor(values, dtype)
         if dtype == "float16":
             limit = float(np.finfo(np.float16).max)
-            if np.isfinite(values).all() and np.abs(values).max(initial=0) > limit:
-                raise CheckpointError(
-                    f"a weight of magnitude {np.abs(values).max():g} does not fit into float16 (at most {limit:g}): use bfloat16"
-                )
+            peak = float(np.abs(values).max(initial=0, where=np.isfinite(values)))
+            if peak > limit:
+                raise CheckpointError(f"a weight of magnitude {peak:g} does not fit into float16 (at most {limit:g}): use bfloat16")
             return Tensor(values.astype(np.float16), dtype)
         if dtype == "bfloat16":
             bits = np.ascontiguousarray(values).view(np.uint32)
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             return Tensor(np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16), dtype)
-        peak = np.abs(values).max(axis=-1, initial=0)
-        scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+        peaks = np.abs(values).max(axis=-1, initial=0)
+        if not np.isfinite(peaks).all():
+            raise CheckpointError("a weight is NaN or infinite, which int8 cannot hold: use bfloat16, or repair the weights")
+        scale = peaks / np.float32(127)
+        scale[scale == 0] = 1
         return Tensor(np.rint(values / scale[..., None]).clip(-127, 127).astype(np.int8), dtype, scale)
 
 
@@ -137,22 +146,27 @@ def tensors(config: Config) -> dict[str, Spec]:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, *, validate: bool | None = None) -> tuple[Config, dict[str, Tensor]]:
+def load(
+    path: str | os.PathLike, *, validate: bool | None = None, read: Callable[[Path], dict[str, Tensor]] | None = None
+) -> tuple[Config, dict[str, Tensor]]:
     """Map and check the checkpoint in folder `path`, of this format or another that layouts.py can rename.
 
     validate  scan all weights for NaN and infinity; None: when the files are small
+    read      gets the folder's tensors; None: map_folder, which knows safetensors alone
 
     Raises ConfigError or CheckpointError; a message about tensors lists every missing, surplus or
     misshapen one. Nothing is allocated before it is checked against the files' sizes.
     """
     from . import layouts
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
     folder = Path(path)
-    if not folder.is_dir():
-        hint = " (a file: pass the folder that holds it)" if folder.is_file() else ""
+    if not os.path.isdir(folder):
+        hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
-    data = read_json(folder / "config.json")
-    stored = map_folder(folder)
+    data = read_json(folder / "config.json", MAX_CONFIG_BYTES)
+    stored = (read or map_folder)(folder)
     if isinstance(data, dict) and "format_version" in data:
         config = Config.from_json(data, str(folder / "config.json"))
     else:
@@ -163,54 +177,81 @@ def load(path: str | os.PathLike, *, validate: bool | None = None) -> tuple[Conf
     return config, found
 
 
-def map_folder(folder: Path) -> dict[str, Tensor]:
-    """{name: Tensor} of the folder's safetensors files, memory-mapped, nothing of the weights read."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    """{name: Tensor} of the folder's `file_name`, or of the shards that its index lists.
+
+    read  gets the tensors of one file; None: map_file, which maps a safetensors file and reads nothing of the weights
+    """
+    read = read or map_file
+    single, index = folder / file_name, folder / f"{file_name}.index.json"
     if not index.exists():
         if not single.exists():
-            raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
-        return map_file(single)
+            torch = "; tools/convert.py can convert its pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else ""
+            raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}{torch}")
+        return read(single)
     parts = read_json(index)
     parts = parts.get("weight_map") if isinstance(parts, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(v, str) for v in parts.values()):
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
+        raise CheckpointError(f"{index} has no weight_map, expected an object of tensor names to file names")
     files = sorted(set(parts.values()))
     outside = [f for f in files if Path(f).name != f]
-    missing = [f for f in files if not (folder / f).is_file()]
+    missing = [f for f in files if not os.path.isfile(folder / f)]
     if outside or missing:
         raise CheckpointError(
-            f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: {', '.join(outside or missing)}"
+            f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: "
+            + ", ".join(short(f) for f in outside or missing)
         )
     found: dict[str, Tensor] = {}
     for file in files:
-        for name, tensor in map_file(folder / file).items():
+        for name, tensor in read(folder / file).items():
             if parts.get(name) != file:
-                raise CheckpointError(f"{folder / file} holds {name!r}, which {index.name} places in {parts.get(name, 'no file')}")
+                raise CheckpointError(f"{folder / file} holds {short(name)}, which {index.name} places in {parts.get(name, 'no file')}")
             found[name] = tensor
     absent = sorted(set(parts) - set(found))
     if absent:
-        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {', '.join(absent)}")
+        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {', '.join(short(name) for name in absent)}")
     return found
 
 
 def map_file(path: Path) -> dict[str, Tensor]:
     """{name: Tensor} of one safetensors file, views of its memory map.
 
-    The safetensors library checks the header (offsets, sizes, overlaps, the file's end); this reads the
-    offsets, since the library's own arrays are copies.
+    The file is 8 bytes of the header's length, the header (JSON), and the tensors one after the other. Every number of the
+    header is checked against the file's size and against the other numbers before it is used.
     """
-    import safetensors
-
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path} is no regular file")
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        data = np.memmap(path, np.uint8, mode="r", offset=8 + length) if os.path.getsize(path) > 8 + length else np.empty(0, np.uint8)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            whole = 8 + length <= size and length <= MAX_HEADER_BYTES
+            header = parse_json(file.read(length)) if whole else None
+            data = np.memmap(file, np.uint8, mode="r", offset=8 + length) if whole and 8 + length < size else np.empty(0, np.uint8)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read as a safetensors file: {error or 'not enough memory'}") from None
+    if not whole:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file: it has {size} bytes and begins with a header's length of {length}, "
+            f"expected at most {max(0, min(size - 8, MAX_HEADER_BYTES))}"
+        )
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is {short(header)}, expected an object")
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        problem = _entry_problem(entry, len(data))
+        if problem:
+            raise CheckpointError(f"{path}: tensor {short(name)} {problem}")
+    at = 0
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        begin, end = header[name]["data_offsets"]
+        if begin != at:
+            raise CheckpointError(
+                f"{path}: tensor {short(name)} begins at byte {begin} of the data, expected {at}, where the one before it ends"
+            )
+        at = end
+    if at != len(data):
+        raise CheckpointError(f"{path}: the tensors end at byte {at} of the data, expected the file's end at {len(data)}")
     found = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -224,16 +265,40 @@ def map_file(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def _entry_problem(entry: Any, available: int) -> str | None:
+    """What is wrong with a header's {"dtype", "shape", "data_offsets"}, or None."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        return f"is {short(entry)}, expected an object of dtype, shape and data_offsets"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    sizes = {code: bits.itemsize for code, bits in DTYPES.values()} | OTHERS
+    if not isinstance(dtype, str) or dtype not in sizes:
+        return f"has dtype {short(dtype)}, expected one of {', '.join(sizes)}"
+    for key, value in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(value, list) or len(value) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**62 for n in value):
+            return f"has {key} {short(value)}, expected a short list of sizes"
+    if len(offsets) != 2 or not offsets[0] <= offsets[1]:
+        return f"has data_offsets {offsets}, expected its first byte and the one after its last"
+    if offsets[1] > available:
+        return f"ends at byte {offsets[1]} of the data, but the file ends at {available}: it is truncated; copy or download it again"
+    if math.prod(max(n, 1) for n in shape) * sizes[dtype] >= 2**62:
+        return f"has shape {short(shape)}, expected less"
+    if math.prod(shape) * sizes[dtype] != offsets[1] - offsets[0]:
+        return f"has {offsets[1] - offsets[0]} bytes, expected {math.prod(shape) * sizes[dtype]} for {dtype} {short(shape)}"
+    return None
+
+
 def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """`stored` with int8 scales attached, when it is exactly what `config` says; else one error that lists all that is not."""
     spec = tensors(config)
     problems = [f"missing    {name} {spec[name].shape} {spec[name].dtype}" for name in spec if name not in stored]
-    problems += [f"surplus    {name} {t.data.shape} {t.dtype}" for name, t in stored.items() if name not in spec]
+    problems += [f"surplus    {short(name)} {t.data.shape} {t.dtype}" for name, t in stored.items() if name not in spec]
     for name in spec.keys() & stored.keys():
         shape, dtype, family = spec[name]
         tensor = stored[name]
         if tensor.dtype != dtype:
             problems.append(f"dtype      {name} is {tensor.dtype}, expected {dtype}")
+        elif tensor.data.dtype != DTYPES[dtype][1]:
+            problems.append(f"dtype      {name} holds {tensor.data.dtype}, expected {DTYPES[dtype][1]} for {dtype}")
         elif tensor.data.shape != shape:
             hint = ""
             if family == "trees":
@@ -275,25 +340,33 @@ def check_children(children: np.ndarray, depth: int, what: str) -> None:
     if back.any():
         p, n, side = np.argwhere(back)[0]
         raise CheckpointError(
-            f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected a node after {n}: children follow their parent, or a walk could loop"
+            f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected a node after {n}: "
+            "children follow their parent, or a walk could loop"
         )
-    for p, table in enumerate(children):
-        level = np.zeros(1, np.int64)
-        for _ in range(depth):
-            level = np.unique(table[level])
-            level = level[level >= 0]
-        deeper = table[level]
-        if (deeper >= 0).any():
-            raise CheckpointError(f"{what}[{p}] leads to node {int(deeper.max())} after more than depth={depth} decisions")
+    # all trees at once: node n of tree p is number p * count + n
+    level = np.arange(len(children)) * count
+    table = np.where(children < 0, -1, children + level[:, None, None]).reshape(-1, 2)
+    for _ in range(depth):
+        level = np.unique(table[level])
+        level = level[level >= 0]
+    deeper = table[level]
+    if (deeper >= 0).any():
+        p, n = divmod(int(deeper.max()), count)
+        raise CheckpointError(f"{what}[{p}] leads to node {n} after more than depth={depth} decisions")
 
 
 def check_finite(found: Mapping[str, Tensor], where: str) -> None:
     """Raise CheckpointError naming every tensor that holds NaN or infinity (scales included)."""
     bad = []
     for name, tensor in found.items():
-        values = tensor.scale if tensor.dtype == "int8" else None if tensor.dtype == "int32" else tensor.float32()
-        if values is not None and not np.isfinite(values).all():
-            bad.append(f"{name}: {np.count_nonzero(~np.isfinite(values))} of {values.size}")
+        if tensor.dtype == "int32":
+            continue
+        values = Tensor(tensor.scale, "float32") if tensor.dtype == "int8" else tensor
+        flat = values.data.reshape(-1)
+        parts = (Tensor(flat[i : i + SCAN], values.dtype).float32() for i in range(0, flat.size, SCAN))
+        count = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+        if count:
+            bad.append(f"{name}{'.scale' * (tensor.dtype == 'int8')}: {count} of {flat.size}")
     if bad:
         raise CheckpointError(f"{where}: weights that are NaN or infinite:\n  " + "\n  ".join(bad))
 
@@ -315,8 +388,9 @@ def save(
     tokenizer        a tokenizer.json to copy
     max_shard_bytes  start a new shard where one would grow beyond this
 
-    Each file is written under a temporary name and then renamed. Raises CheckpointError for weights that
-    do not fit the config.
+    All files are written under temporary names first and renamed when all are on the disk: a full disk leaves the
+    folder as it was. Equal weights give equal bytes. Raises CheckpointError for weights that do not fit the config, and
+    for a folder that cannot be written.
     """
     flat: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -324,8 +398,7 @@ def save(
         if tensor.scale is not None:
             flat[f"{name}.scale"] = Tensor(tensor.scale, "float32")
     check(config, flat, str(path))
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    flat = {name: flat[name] for name in tensors(config)}
 
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -335,56 +408,58 @@ def save(
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    else:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, shard)
-    stale = {f.name for f in folder.glob("model*.safetensors")} - set(names)
-    if len(shards) == 1:
-        stale.add("model.safetensors.index.json")
-    else:
+    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files: dict[str, Iterable[Any]] = {name: _file(shard) for name, shard in zip(names, shards, strict=True)}
+    if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(t.nbytes for t in flat.values())},
             "weight_map": {t: n for n, shard in zip(names, shards, strict=True) for t in shard},
         }
-        _replace(folder / "model.safetensors.index.json", [json.dumps(index, indent=1).encode()])
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
-    if tokenizer is not None and Path(tokenizer).resolve() != (folder / "tokenizer.json").resolve():
-        shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    _replace(folder / "config.json", [config.to_json().encode()])
+        files[INDEX] = [json.dumps(index, indent=1).encode()]
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            files["tokenizer.json"] = [Path(tokenizer).read_bytes()]
+        _replace(folder, files | {"config.json": [config.to_json().encode()]})
+        for old in {SINGLE, INDEX, *(f.name for f in folder.glob("model-?????-of-?????.safetensors"))} - set(files):
+            (folder / old).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
-def _write(path: Path, shard: Mapping[str, Tensor]) -> None:
-    """One safetensors file, header padded and tensors ordered so that all but the odd-sized ones are aligned."""
+def _file(shard: Mapping[str, Tensor]) -> Iterable[Any]:
+    """The bytes of a safetensors file, header padded and tensors ordered so that all but the odd-sized ones are aligned."""
     order = sorted(shard, key=lambda name: (shard[name].nbytes % ALIGNMENT != 0, -shard[name].data.itemsize))
     header: dict[str, Any] = {"__metadata__": {"format": "fastinfer"}}
     begin = 0
     for name in order:
         tensor = shard[name]
-        end = begin + tensor.data.nbytes
+        end = begin + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype][0], "shape": tensor.data.shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    bits = (np.ascontiguousarray(shard[name].data, DTYPES[shard[name].dtype][1]) for name in order)
-    _replace(path, [struct.pack("<Q", len(text)), text, *(b.reshape(-1).view(np.uint8) for b in bits)])
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        yield np.ascontiguousarray(shard[name].data).reshape(-1).view(np.uint8)
 
 
-def _replace(path: Path, chunks: Iterable[Any]) -> None:
-    """Write under a temporary name, flush to disk, rename: the old file survives a full disk."""
-    temporary = path.with_name(path.name + ".partial")
+def _replace(folder: Path, files: Mapping[str, Iterable[Any]]) -> None:
+    """Write files under temporary names, flush them to disk, and when that went well rename them all."""
+    temporary = {name: folder / f"{name}.partial" for name in files}
     try:
-        with open(temporary, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for name, chunks in files.items():
+            with open(temporary[name], "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, written in temporary.items():
+            os.replace(written, folder / name)
     finally:
-        temporary.unlink(missing_ok=True)
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
 
 
 # --- prepared weights ------------------------------------------------------------------------------

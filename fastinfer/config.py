@@ -7,14 +7,17 @@ it. config.json is its JSON form: nested objects for nested dataclasses, unknown
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import types
 import typing
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConfigError
+from .errors import ConfigError, short
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
@@ -22,6 +25,8 @@ MAX_LAYERS = 1024
 # Sizes that a file may name are bounded before anything is computed from them.
 MAX_POSITIONS = 1 << 16
 MAX_SIZE = 1 << 24
+MAX_CONFIG_BYTES = 4 << 20
+MAX_JSON_BYTES = 64 << 20
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Pooling = Literal["mean", "cls", "max", "lse"]
@@ -191,7 +196,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Config:
-    """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` has one entry per layer."""
+    """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` has one entry per layer.
+
+    Checked when made: raises ConfigError naming the key, what was got and what was expected.
+    """
 
     hidden: int
     layers: int
@@ -216,9 +224,11 @@ class Config:
         return self.hidden // self.heads
 
     def __post_init__(self) -> None:
+        for name, kind in _hints(Config).items():
+            object.__setattr__(self, name, _read(kind, getattr(self, name), name))
         problems = list(_problems(self))
         if problems:
-            raise ConfigError("config: " + "\n  ".join(problems))
+            raise ConfigError("\n  ".join(problems))
 
     def to_json(self) -> str:
         """The text of config.json; a feedforward that all layers share is written once."""
@@ -228,22 +238,25 @@ class Config:
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], where: str = "config.json") -> Config:
-        """Read config.json's object. Raises ConfigError naming the key, what was got and what was expected."""
-        if not isinstance(data, dict):
-            raise ConfigError(f"{where} holds a {type(data).__name__}, expected an object")
-        version = data.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            raise ConfigError(
-                f"{where}: format_version is {version!r}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
-            )
-        data = dict(data)
-        if isinstance(data.get("ffn"), dict):
-            layers = data.get("layers")
-            if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
-                raise ConfigError(f"{where}: layers is {layers!r}, expected an integer from 1 to {MAX_LAYERS}")
-            data["ffn"] = [data["ffn"]] * layers
-        return _read(cls, data, where, "")
+    def from_json(cls, data: Any, where: str = "config.json") -> Config:
+        """Read config.json's object. Raises ConfigError naming the file, the key, what was got and what was expected."""
+        try:
+            if not isinstance(data, dict):
+                raise ConfigError(f"the whole is {short(data)}, expected an object")
+            version = data.get("format_version")
+            if version != FORMAT_VERSION or isinstance(version, bool):
+                raise ConfigError(
+                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
+                )
+            _check_keys(cls, data, "")
+            if isinstance(data["ffn"], dict):
+                layers = _read(int, data["layers"], "layers")
+                if not 1 <= layers <= MAX_LAYERS:
+                    raise ConfigError(f"layers is {short(layers)}, expected 1 to {MAX_LAYERS}")
+                data = {**data, "ffn": [data["ffn"]] * layers}
+            return cls(**data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
 
 def _problems(c: Config) -> typing.Iterator[str]:
@@ -253,36 +266,37 @@ def _problems(c: Config) -> typing.Iterator[str]:
         for name, value in named.items():
             low = 0 if name.endswith(("token_types", "dense")) else 1
             if not low <= value <= MAX_SIZE:
-                yield f"{name} is {value}, expected an integer from {low} to {MAX_SIZE}"
+                yield f"{name} is {short(value)}, expected an integer from {low} to {MAX_SIZE}"
 
     yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
-        yield f"layers is {c.layers}, expected 1 to {MAX_LAYERS}"
+        yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
     if c.heads > 0 and c.hidden % c.heads:
-        yield f"hidden is {c.hidden}, expected a multiple of heads={c.heads}"
+        yield f"hidden is {short(c.hidden)}, expected a multiple of heads={short(c.heads)}"
     if not 0 <= c.norm.eps < 1:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
     if not 1 <= c.positions.max <= MAX_POSITIONS:
-        yield f"positions.max is {c.positions.max}, expected 1 to {MAX_POSITIONS}"
+        yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
     if not 1 <= c.max_tokens <= c.positions.max:
-        yield f"max_tokens is {c.max_tokens}, expected 1 to positions.max={c.positions.max}"
+        yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={c.positions.max}"
     for name, value in vars(c.ids).items():
         if value is not None and not 0 <= value < c.vocabulary:
-            yield f"ids.{name} is {value}, expected 0 to vocabulary-1={c.vocabulary - 1}"
+            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={c.vocabulary - 1}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={c.layers}"
-    for i, ffn in enumerate(c.ffn):
+    first = {ffn: i for i, ffn in reversed(list(enumerate(c.ffn)))}
+    for ffn, i in first.items():
         at = f"ffn[{i}]."
         if isinstance(ffn, Dense):
             yield from sizes(**{at + "width": ffn.width})
             continue
         yield from sizes(**{at + "trees": ffn.trees, at + "dense": ffn.dense})
         if not 0 <= ffn.depth <= MAX_DEPTH:
-            yield f"{at}depth is {ffn.depth}, expected 0 to {MAX_DEPTH}"
+            yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
         elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
-            yield f"{at}nodes is {ffn.nodes}, expected 1 to 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
+            yield f"{at}nodes is {short(ffn.nodes)}, expected 1 to 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
         elif ffn.nodes not in (None, tree_nodes(ffn.depth)) and not ffn.children:
-            yield f"{at}nodes is {ffn.nodes}, but a tree without a table of children has 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
+            yield f"{at}nodes is {short(ffn.nodes)}, but a tree without a table of children has 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
         elif ffn.total > MAX_SIZE:
             yield f"{at[:-1]} has {ffn.total} neurons, expected at most {MAX_SIZE}"
     for name in ("classify", "tag"):
@@ -301,14 +315,33 @@ def _problems(c: Config) -> typing.Iterator[str]:
             yield f"tasks.tag.labels has {odd[0]!r}, which scheme bio does not know: labels are O, B-x and I-x"
 
 
-def read_json(path: Path) -> Any:
-    """Parse a small JSON file. Raises ConfigError naming the file."""
+def parse_json(text: bytes) -> Any:
+    """JSON whose objects name no key twice. Raises ValueError or RecursionError."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            name, _ = Counter(name for name, _ in items).most_common(1)[0]
+            raise ValueError(f"an object names {short(name)} twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=pairs)
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file of at most `limit` bytes. Raises ConfigError naming the file."""
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path} {'is no regular file' if os.path.exists(path) else 'does not exist'}")
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+        with open(path, "rb") as file:
+            text = file.read(limit + 1)
+        if len(text) <= limit:
+            return parse_json(text)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error or 'not enough memory'}") from None
+    raise ConfigError(f"{path} has more than {limit} bytes, expected a small JSON file")
 
 
 def _plain(value: Any) -> Any:
@@ -321,11 +354,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read(kind: Any, value: Any, where: str, at: str) -> Any:
-    """A JSON value as the annotated type `kind`; `at` is the dotted key it stands under."""
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
+    """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and none that it does not know."""
+    hints, dot = _hints(kind), at + "." if at else ""
+    unknown = [short(k) for k in value if k not in hints]
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [dot + k for k in needed if k not in value]
+    if missing:
+        raise ConfigError(f"missing key {', '.join(missing)}")
+
+
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """A JSON value, or what it stands for already, as the annotated type `kind`; `at` is the dotted key it stands under."""
 
     def wrong(expected: str) -> ConfigError:
-        return ConfigError(f"{where}: {at or 'the whole'} is {_short(value)}, expected {expected}")
+        return ConfigError(f"{at} is {short(value)}, expected {expected}")
 
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -333,40 +383,29 @@ def _read(kind: Any, value: Any, where: str, at: str) -> Any:
             return None
         options = [a for a in args if a is not type(None)]
         if len(options) > 1:  # dataclasses told apart by their "kind"
-            by_kind = {typing.get_args(typing.get_type_hints(o)["kind"])[0]: o for o in options}
-            got = value.get("kind") if isinstance(value, dict) else None
+            by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
+            got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
             if not isinstance(got, str) or got not in by_kind:
                 raise wrong(f"an object whose kind is one of {', '.join(by_kind)}")
-            return _read(by_kind[got], value, where, at)
-        return _read(options[0], value, where, at)
+            return _read(by_kind[got], value, at)
+        return _read(options[0], value, at)
     if origin is Literal:
         if not isinstance(value, str) or value not in args:
             raise wrong("one of " + ", ".join(args))
         return value
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):
             raise wrong("a list")
-        return tuple(_read(args[0], v, where, f"{at}[{i}]") for i, v in enumerate(value))
+        return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):
+            value = vars(value)
         if not isinstance(value, dict):
             raise wrong("an object")
-        hints = typing.get_type_hints(kind)
-        dot = at + "." if at else ""
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ConfigError(f"{where}: unknown key {', '.join(dot + k for k in unknown)}; known here: {', '.join(sorted(hints))}")
-        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        missing = [dot + k for k in needed if k not in value]
-        if missing:
-            raise ConfigError(f"{where}: missing key {', '.join(missing)}")
-        return kind(**{k: _read(hints[k], v, where, dot + k) for k, v in value.items()})
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        _check_keys(kind, value, at)
+        return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
+    if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
     if type(value) is not kind:
         raise wrong({int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind])
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -5,6 +5,7 @@ A message says what, where, what was got, what was expected, and, where it is kn
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "ShapeError",
     "TaskError",
     "check_array",
+    "short",
 ]
 
 
@@ -53,6 +55,16 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """A device, ISA or dtype was asked for that cannot run here."""
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 60
+_brief.maxlevel = 3
+
+
+def short(value: Any) -> str:
+    """The repr of a value that came from a file or a caller, cut and on one line: it may be of any length and depth."""
+    return " ".join(_brief.repr(value).split())
 
 
 def check_array(

@@ -15,6 +15,10 @@ import numpy as np
 from .checkpoint import Tensor
 from .config import (
     FFF,
+    MAX_DEPTH,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_SIZE,
     Answer,
     Classify,
     Config,
@@ -33,7 +37,7 @@ from .config import (
 )
 from .errors import CheckpointError, ConfigError
 
-__all__ = ["RECOGNISED", "translate"]
+__all__ = ["RECOGNISED", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -42,6 +46,10 @@ RECOGNISED = """\
     ForQuestionAnswering, ForPreTraining; sentence-transformers folders around it
   RoBERTa family: model_type roberta, xlm-roberta or camembert, the same heads
   DistilBERT: model_type distilbert, the same heads"""
+
+SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
+# Where a sentence-transformers folder keeps the most tokens of a text; the first that says so counts.
+TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 
 
 def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor]]:
@@ -53,23 +61,14 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
     kind = data.get("model_type") if isinstance(data, dict) else None
     if kind is None and isinstance(data, dict) and "hidden_size" in data and any("attention.self.query" in name for name in stored):
         kind = "bert"  # files older than model_type
-    reader = {
-        "crammedBERT": _crammed,
-        "bert": _bert,
-        "roberta": _roberta,
-        "xlm-roberta": _roberta,
-        "camembert": _roberta,
-        "distilbert": _distilbert,
-    }.get(kind)
+    reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise CheckpointError(f"{folder}: a checkpoint with model_type {kind!r} is not recognised. Recognised are:\n{RECOGNISED}")
     source = _Source(data, stored, folder)
     try:
-        config, made = reader(source)
+        return reader(source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
-    source.finish()
-    return config, made
 
 
 class _Source:
@@ -79,22 +78,36 @@ class _Source:
         self.data, self.folder = data, folder
         self.stored = {_modern(name): tensor for name, tensor in stored.items()}
         self.taken: set[str] = set()
-        self.missing: list[str] = []
+        self.problems: list[str] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self.stored
 
-    def get(self, name: str) -> Tensor:
-        """The tensor `name`; where there is none, an empty one, reported by finish()."""
+    def get(self, name: str, ndim: int = 2) -> Tensor:
+        """The tensor `name`; where there is none such, an empty one, and config() tells why."""
         self.taken.add(name)
-        if name not in self.stored:
-            self.missing.append(name)
-            return Tensor(np.empty((0, 0), np.float32), "float32")
-        return self.stored[name]
+        tensor = self.stored.get(name)
+        if tensor is None:
+            self.problems.append(f"missing  {name}")
+        elif tensor.dtype not in ("float32", "float16", "bfloat16"):
+            self.problems.append(f"dtype    {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
+        elif tensor.data.ndim != ndim:
+            self.problems.append(f"shape    {name} is {tensor.data.shape}, expected {ndim} dimension{'s' * (ndim > 1)}")
+        else:
+            return tensor
+        return Tensor(np.empty((0,) * ndim, np.float32), "float32")
 
     def vector(self, name: str) -> Tensor:
         """A bias or a norm's weight: float32 whatever the file holds."""
-        return self.get(name).to("float32")
+        return self.get(name, ndim=1).to("float32")
+
+    def number(self, at: Mapping[str, Any], key: str, low: int, high: int = MAX_SIZE, *, kind: Any = int, default: Any = None) -> Any:
+        """at[key], an integer (or a number, where kind is float) from low to high; bounded before anything is computed from it."""
+        value = at.get(key, default)
+        if type(value) not in (int, kind) or not low <= value <= high:
+            what = "an integer" if kind is int else "a number"
+            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {value!r}, expected {what} from {low} to {high}")
+        return kind(value)
 
     def drop(self, *endings: str) -> None:
         """Leave out the tensors whose names end so."""
@@ -103,16 +116,22 @@ class _Source:
     def labels(self, count: int) -> tuple[str, ...]:
         """The names of `count` classes: id2label where it fits, else LABEL_i."""
         names = self.data.get("id2label") or {}
-        found = {int(k): str(v) for k, v in names.items() if str(k).isdigit()} if isinstance(names, dict) else {}
+        found = {int(k): str(v) for k, v in names.items() if str(k).isdecimal()} if isinstance(names, dict) else {}
         if sorted(found) == list(range(count)) and len(set(found.values())) == count:
             return tuple(found[i] for i in range(count))
         return tuple(f"LABEL_{i}" for i in range(count))
 
-    def finish(self) -> None:
-        surplus = sorted(set(self.stored) - self.taken)
-        if self.missing or surplus:
-            lines = [f"missing  {name}" for name in self.missing] + [f"unknown  {name} {self.stored[name].data.shape}" for name in surplus]
-            raise CheckpointError(f"{self.folder}: {len(lines)} tensors not as its config.json says:\n  " + "\n  ".join(lines))
+    def config(self, **fields: Any) -> Config:
+        """The Config, once all tensors are taken. Raises CheckpointError listing every one that is missing, misshapen or unknown."""
+        unknown = sorted(set(self.stored) - self.taken)
+        if self.problems or unknown:
+            lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
+            count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
+            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + "\n  ".join(lines))
+        try:
+            return Config(**fields)
+        except ConfigError as error:
+            raise ConfigError(f"{self.folder / 'config.json'}: {error}") from None
 
 
 def _modern(name: str) -> str:
@@ -129,15 +148,15 @@ def _refuse(source: _Source, what: str, value: Any, supported: str) -> ConfigErr
 def _stack(parts: Iterable[Tensor]) -> Tensor:
     """Tensors of one dtype on top of each other."""
     parts = list(parts)
-    if len({(t.dtype, t.data.shape[1:]) for t in parts}) > 1:
-        parts = [t.to("float32") for t in parts]
     if len({t.data.shape[1:] for t in parts}) > 1:
-        return Tensor(np.empty((0, 0), np.float32), "float32")  # misshapen: the format's own check names it
+        return parts[0]  # misshapen: the format's own check names it
+    if len({t.dtype for t in parts}) > 1:
+        parts = [t.to("float32") for t in parts]
     return Tensor(np.concatenate([t.data for t in parts]), parts[0].dtype)
 
 
 def _stored(made: dict[str, Tensor]) -> Stored:
-    """The stored dtypes of translated tensors, made uniform per family."""
+    """The stored dtypes of translated tensors, made uniform per family: float32 where a family mixes them."""
     families = {
         "embeddings": [n for n in made if n in ("embedding.word", "embedding.position", "embedding.token_type")],
         "trees": [n for n in made if n.endswith(".nodes")],
@@ -148,8 +167,6 @@ def _stored(made: dict[str, Tensor]) -> Stored:
     for family, names in families.items():
         kinds = {made[n].dtype for n in names}
         dtypes[family] = kinds.pop() if len(kinds) == 1 else "float32"
-        if dtypes[family] not in ("float32", "float16", "bfloat16"):
-            dtypes[family] = "float32"
         for n in names:
             made[n] = made[n].to(dtypes[family])
     return Stored(**dtypes)
@@ -164,7 +181,7 @@ def _bert(s: _Source) -> tuple[Config, dict[str, Tensor]]:
 
 def _roberta(s: _Source) -> tuple[Config, dict[str, Tensor]]:
     # RoBERTa numbers positions from padding_idx + 1; the rows before are never used.
-    return _hugging_face(s, "roberta.", first_position=int(s.data.get("pad_token_id", 1)) + 1)
+    return _hugging_face(s, "roberta.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
 
 
 def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config, dict[str, Tensor]]:
@@ -175,6 +192,7 @@ def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config,
         raise _refuse(s, "position_embedding_type", c["position_embedding_type"], "absolute")
     if c.get("is_decoder") or c.get("add_cross_attention"):
         raise _refuse(s, "is_decoder or add_cross_attention", True, "encoders")
+    layers = s.number(c, "num_hidden_layers", 1, MAX_LAYERS)
     body = prefix if f"{prefix}embeddings.word_embeddings.weight" in s else ""
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
@@ -183,7 +201,7 @@ def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config,
         **_norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
     }
     s.drop("position_ids", "embeddings.token_type_ids", "seq_relationship.weight", "seq_relationship.bias")
-    for i in range(c["num_hidden_layers"]):
+    for i in range(layers):
         theirs, ours = f"{body}encoder.layer.{i}", f"layers.{i}"
         made |= _attention(s, ours, [f"{theirs}.attention.self.{n}" for n in ("query", "key", "value")], f"{theirs}.attention.output.dense")
         made |= _norm(s, f"{ours}.attention.norm", f"{theirs}.attention.output.LayerNorm")
@@ -193,16 +211,14 @@ def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config,
 
     tasks: dict[str, Any] = {}
     names = " ".join(c.get("architectures") or ())
-    if "cls.predictions.bias" in s or "cls.predictions.transform.dense.weight" in s:
-        if "cls.predictions.bias" in s:
-            s.drop("cls.predictions.decoder.bias")  # the same parameter under a second name
+    if "cls.predictions.transform.dense.weight" in s:
         tasks["fill_mask"] = _fill_mask(
             s,
             made,
             "cls.predictions.transform.dense",
             "cls.predictions.transform.LayerNorm",
             "cls.predictions.decoder.weight",
-            ["cls.predictions.bias"],
+            ["cls.predictions.decoder.bias", "cls.predictions.bias"],
         )
     elif "lm_head.dense.weight" in s:
         tasks["fill_mask"] = _fill_mask(
@@ -211,14 +227,14 @@ def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config,
             "lm_head.dense",
             "lm_head.layer_norm",
             "lm_head.decoder.weight",
-            ["lm_head.bias", "lm_head.decoder.bias"],
+            ["lm_head.decoder.bias", "lm_head.bias"],
         )
     elif "classifier.out_proj.weight" in s:
         tasks["classify"] = _classify(s, made, [("classifier.dense", "tanh")], "classifier.out_proj")
-    elif "classifier.weight" in s and "TokenClassification" in names:
-        tasks["tag"] = _tag(s, made)
+    elif "classifier.weight" in s and pooler and "TokenClassification" not in names:
+        tasks["classify"] = _classify(s, made, [(pooler, "tanh")], "classifier")
     elif "classifier.weight" in s:
-        tasks["classify"] = _classify(s, made, [(pooler, "tanh")] if pooler else [], "classifier")
+        tasks["tag"] = _tag(s, made)
     if "qa_outputs.weight" in s:
         made |= _linear(s, "tasks.answer.out", "qa_outputs")
         tasks["answer"] = Answer()
@@ -228,11 +244,11 @@ def _hugging_face(s: _Source, prefix: str, first_position: int) -> tuple[Config,
         s,
         made,
         tasks,
-        hidden=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        width=c["intermediate_size"],
-        eps=float(c.get("layer_norm_eps", 1e-12)),
+        hidden=s.number(c, "hidden_size", 1),
+        layers=layers,
+        heads=s.number(c, "num_attention_heads", 1),
+        width=s.number(c, "intermediate_size", 1),
+        eps=s.number(c, "layer_norm_eps", 0, 1, kind=float, default=1e-12),
         token_types=len(made["embedding.token_type"].data),
     )
 
@@ -241,6 +257,7 @@ def _distilbert(s: _Source) -> tuple[Config, dict[str, Tensor]]:
     c = s.data
     if c.get("activation", "gelu") != "gelu":
         raise _refuse(s, "activation", c["activation"], "the exact gelu")
+    layers = s.number(c, "n_layers", 1, MAX_LAYERS)
     body = "distilbert." if "distilbert.embeddings.word_embeddings.weight" in s else ""
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
@@ -248,7 +265,7 @@ def _distilbert(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         **_norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
     }
     s.drop("position_ids")
-    for i in range(c["n_layers"]):
+    for i in range(layers):
         theirs, ours = f"{body}transformer.layer.{i}", f"layers.{i}"
         made |= _attention(s, ours, [f"{theirs}.attention.{n}_lin" for n in "qkv"], f"{theirs}.attention.out_lin")
         made |= _norm(s, f"{ours}.attention.norm", f"{theirs}.sa_layer_norm")
@@ -265,7 +282,15 @@ def _distilbert(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         made |= _linear(s, "tasks.answer.out", "qa_outputs")
         tasks["answer"] = Answer()
     return _finish(
-        s, made, tasks, hidden=c["dim"], layers=c["n_layers"], heads=c["n_heads"], width=c["hidden_dim"], eps=1e-12, token_types=0
+        s,
+        made,
+        tasks,
+        hidden=s.number(c, "dim", 1),
+        layers=layers,
+        heads=s.number(c, "n_heads", 1),
+        width=s.number(c, "hidden_dim", 1),
+        eps=1e-12,
+        token_types=0,
     )
 
 
@@ -285,16 +310,12 @@ def _finish(
     pooling, normalize, limit = _sentence_transformers(s.folder)
     if pooling or not tasks:
         tasks["embed"] = Embed(pooling or "mean", normalize)
-    if not s.missing:
-        vocabulary = len(made["embedding.word"].data)
-    else:
-        vocabulary, positions = s.data.get("vocab_size", 1), max(positions, 1)
     return (
-        Config(
+        s.config(
             hidden=hidden,
             layers=layers,
             heads=heads,
-            vocabulary=vocabulary,
+            vocabulary=len(made["embedding.word"].data),
             norm=Norm("post", eps),
             positions=Positions("learned", positions),
             ffn=(Dense(width),) * layers,
@@ -337,6 +358,7 @@ def _rows(table: Tensor, first: int) -> Tensor:
 
 
 def _fill_mask(s: _Source, made: dict[str, Tensor], transform: str, norm: str, decoder: str, biases: list[str]) -> FillMask:
+    """The head of a masked language model; of two biases the first is what the decoder adds, and most often both are one."""
     made |= _linear(s, "tasks.fill_mask.transform", transform)
     made |= _norm(s, "tasks.fill_mask.norm", norm)
     bias = next((b for b in biases if b in s), None)
@@ -349,7 +371,7 @@ def _fill_mask(s: _Source, made: dict[str, Tensor], transform: str, norm: str, d
 
 def _tied(s: _Source, made: dict[str, Tensor], decoder: str) -> bool:
     """Whether the decoder is the word embedding; if not, it becomes a tensor of its own."""
-    if decoder not in s:
+    if decoder not in s and s.data.get("tie_word_embeddings", True):
         return True
     weight = s.get(decoder)
     word = made["embedding.word"]
@@ -384,50 +406,76 @@ def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | No
     if not (folder / "modules.json").exists():
         return None, False, None
     pooling: Pooling | None = None
-    normalize, limit = False, None
-    for module in read_json(folder / "modules.json"):
+    normalize = False
+    for module in _read(folder / "modules.json", list):
         kind, path = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
         if kind == "Pooling":
-            options = read_json(path / "config.json")
-            ways: dict[str, Pooling] = {
-                "pooling_mode_mean_tokens": "mean",
-                "pooling_mode_cls_token": "cls",
-                "pooling_mode_max_tokens": "max",
-            }
-            chosen = [name for name, on in options.items() if name.startswith("pooling_mode_") and on is True]
-            if len(chosen) != 1 or chosen[0] not in ways:
-                raise ConfigError(
-                    f"{path / 'config.json'}: pooling {' + '.join(chosen) or 'none'} is not supported, only one of {', '.join(ways)}"
-                )
-            pooling = ways[chosen[0]]
+            pooling = _pooling(path / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ConfigError(
                 f"{folder / 'modules.json'}: module {module.get('type')!r} is not supported, only Transformer, Pooling and Normalize"
             )
-    if (folder / "sentence_bert_config.json").exists():
-        limit = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    return pooling, normalize, limit
+    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
+    return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+
+
+def _pooling(path: Path) -> Pooling:
+    """The one way of pooling that a Pooling module's config.json turns on: as a name, or, in older files, by a switch per way."""
+    options = _read(path, dict)
+    ways: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max"}
+    prefix = "pooling_mode_"
+    chosen = options.get("pooling_mode") or [k.removeprefix(prefix) for k, on in options.items() if k.startswith(prefix) and on is True]
+    chosen = [chosen] if isinstance(chosen, str) else chosen
+    if len(chosen) != 1 or chosen[0] not in ways:
+        raise ConfigError(f"{path}: pooling {' + '.join(map(str, chosen)) or 'none'} is not supported, only one of mean, cls and max")
+    return ways[chosen[0]]
 
 
 def _special_ids(s: _Source) -> Ids:
-    """Ids of special tokens: by name from tokenizer.json, as special_tokens_map.json or tokenizer_config.json or habit name them."""
-    path = s.folder / "tokenizer.json"
-    pad = s.data.get("pad_token_id")
-    if not path.exists():
-        return Ids(pad=pad if isinstance(pad, int) else None)
-    known = {t.get("content"): t.get("id") for t in read_json(path).get("added_tokens") or ()}
-    named: dict[str, Any] = {}
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (s.folder / file).exists():
-            named |= read_json(s.folder / file)
+    """Ids of special tokens: by name from tokenizer.json or vocab.txt, the names as the tokenizer's settings or habit have them."""
+    if (s.folder / "tokenizer.json").exists():
+        tokens = _read(s.folder / "tokenizer.json", dict).get("added_tokens") or ()
+        known = {t.get("content"): t.get("id") for t in tokens}
+    elif (s.folder / "vocab.txt").exists():
+        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt"))}
+    else:
+        known = {}
+    named = special_tokens(s.folder)
+    return Ids(**{key: next((known[n] for n in names if n in known), None) for key, names in named.items()})
+
+
+def special_tokens(folder: Path) -> dict[str, list[str]]:
+    """{"pad", "mask", "cls", "sep": what the token may be called}: as the tokenizer's settings name it, then by habit."""
+    named = read_options(folder / "tokenizer_config.json") | read_options(folder / "special_tokens_map.json")
     found = {}
-    for key, habits in {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}.items():
+    for key, habits in SPECIAL_TOKENS.items():
         name = named.get(f"{key}_token")
         name = name.get("content") if isinstance(name, dict) else name
-        found[key] = next((known[n] for n in (name, *habits) if n in known), None)
-    return Ids(**found)
+        found[key] = [n for n in (name, *habits) if isinstance(n, str)]
+    return found
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """The tokens of a vocab.txt, one a line. Raises CheckpointError naming the file."""
+    try:
+        return path.read_text("utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
+
+
+def read_options(path: Path) -> dict:
+    """A JSON object of settings; empty where there is no such file."""
+    return _read(path, dict) if path.exists() else {}
+
+
+def _read(path: Path, kind: type) -> Any:
+    """A JSON file that holds an object, or a list of objects."""
+    value = read_json(path)
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")
+    return value
 
 
 # --- crammedBERT -----------------------------------------------------------------------------------
@@ -455,14 +503,13 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
     wrong = [f"{name} is {got!r}, only {want!r} is supported" for name, got, want in expected if got != want]
     if wrong:
         raise ConfigError(f"{s.folder / 'config.json'}: this crammedBERT needs what fastinfer does not have:\n  " + "\n  ".join(wrong))
-    hidden, heads, layers = c["hidden_size"], attention["num_attention_heads"], c["num_transformer_layers"]
-    kind = c.get("intermed_type", "ff")
+    hidden, layers = s.number(c, "hidden_size", 1), s.number(c, "num_transformer_layers", 1, MAX_LAYERS)
+    heads, positions = s.number(attention, "num_attention_heads", 1), s.number(embedding, "max_seq_length", 1, MAX_POSITIONS)
+    kind, width = c.get("intermed_type", "ff"), s.number(c, "intermed_size", 1)
     if kind not in ("ff", "fff"):
         raise _refuse(s, "arch.intermed_type", kind, "ff and fff")
     feedforward: Dense | FFF = (
-        FFF(trees=c["intermed_size"], depth=c["intermed_depth"])
-        if kind == "fff"
-        else Dense(c["intermed_size"], bias_in=False, bias_out=False)
+        FFF(width, s.number(c, "intermed_depth", 0, MAX_DEPTH)) if kind == "fff" else Dense(width, bias_in=False, bias_out=False)
     )
     made = {
         "embedding.word": s.get("encoder.embedding.word_embedding.weight"),
@@ -479,9 +526,10 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         made[f"{ours}.attention.qkv.weight"] = _unweave(s.get(f"{theirs}.attn.self_attention.query_key_value.weight"), heads)
         factor = f"{theirs}.attn.self_attention.norm_factor"
         if factor in s:
-            got = float(s.vector(factor).data.reshape(-1)[0])
-            if abs(got * (hidden / heads) ** 0.5 - 1) > 1e-6:
-                raise _refuse(s, factor, got, f"1/sqrt(head size) = {(hidden / heads) ** -0.5:g}")
+            s.drop(factor)
+            got, want = s.stored[factor].float32(), (hidden / heads) ** -0.5
+            if not np.allclose(got, want, rtol=0.005, atol=0):  # it may have been rounded to bfloat16
+                raise _refuse(s, factor, got.tolist(), f"1/sqrt(head size) = {want:g}")
         made[f"{ours}.attention.out.weight"] = s.get(f"{theirs}.attn.dense.weight")
         if isinstance(feedforward, FFF):
             made[f"{ours}.ffn.nodes"] = _nodes(s, feedforward, f"{theirs}.ffn")
@@ -499,15 +547,15 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
             made["tasks.fill_mask.bias"] = s.vector("decoder.bias")
         tasks["fill_mask"] = FillMask(transform=False, tied=_tied(s, made, "decoder.weight"), bias=bias)
     s.drop("position_ids")
-    config = Config(
+    config = s.config(
         hidden=hidden,
         layers=layers,
         heads=heads,
-        vocabulary=embedding["vocab_size"],
-        norm=Norm("pre", float(c["norm_eps"])),
-        positions=Positions("scaled-sinusoidal", embedding["max_seq_length"]),
+        vocabulary=s.number(embedding, "vocab_size", 1),
+        norm=Norm("pre", s.number(c, "norm_eps", 0, 1, kind=float)),
+        positions=Positions("scaled-sinusoidal", positions),
         ffn=(feedforward,) * layers,
-        max_tokens=embedding["max_seq_length"],
+        max_tokens=positions,
         tasks=Tasks(**tasks),
         embedding_norm=bool(embedding.get("normalization", False)),
         final_norm=bool(c.get("final_norm", False)),
@@ -552,3 +600,13 @@ def _nodes(s: _Source, feedforward: FFF, theirs: str) -> Tensor:
 
 def _shaped(vector: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Tensor(vector.data.reshape(shape), vector.dtype) if vector.data.size == np.prod(shape) else vector
+
+
+READERS = {
+    "crammedBERT": _crammed,
+    "bert": _bert,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
+    "camembert": _roberta,
+    "distilbert": _distilbert,
+}

@@ -10,10 +10,13 @@ INTERVAL = 0.1  # seconds between redraws
 
 
 class Progress:
-    """`with Progress(total) as bar: ... bar.advance(n)`. Draws nothing unless enabled; erases itself at the end."""
+    """`with Progress(total) as bar: ... bar.advance(n)`. Draws nothing unless enabled; erases itself at the end.
 
-    def __init__(self, total: int, *, enabled: bool, unit: str = "texts") -> None:
-        self._total, self._enabled, self._unit = total, enabled and total > 0, unit
+    total  how many there will be; None where that is unknown: count and rate are shown, no bar
+    """
+
+    def __init__(self, total: int | None, *, enabled: bool, unit: str = "texts") -> None:
+        self._total, self._enabled, self._unit = total, enabled, unit
         self._done, self._drawn = 0, 0.0
         self._start = time.monotonic()
 
@@ -21,7 +24,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._enabled and self._drawn:
+        if self._drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def advance(self, count: int) -> None:
@@ -31,7 +34,9 @@ class Progress:
             return
         self._drawn = now
         rate = self._done / max(now - self._start, 1e-9)
-        left = (self._total - self._done) / rate
-        bar = "#" * (WIDTH * self._done // self._total)
-        line = f"\r[{bar:<{WIDTH}}] {self._done}/{self._total} {self._unit}  {rate:.0f}/s  {left:.0f} s left"
-        print(line, end="\x1b[K", file=sys.stderr, flush=True)
+        line = f"{self._done} {self._unit}  {rate:.0f}/s"
+        if self._total:
+            bar = "#" * min(WIDTH, WIDTH * self._done // self._total)
+            left = max(0, self._total - self._done) / max(rate, 1e-9)
+            line = f"[{bar:<{WIDTH}}] {self._done}/{self._total} {self._unit}  {rate:.0f}/s  {left:.0f} s left"
+        print(f"\r{line}", end="\x1b[K", file=sys.stderr, flush=True)

@@ -7,17 +7,49 @@ ask for are switched off, since batches are packed and the limit is the model's.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .batch import PackedBatch
 from .config import Config
 from .errors import CheckpointError, InputError
 
-__all__ = ["Tokenizer", "as_texts"]
+__all__ = ["Tokenizer", "TruncationWarning", "as_text", "as_texts", "each_text"]
 
 ANSWER_STRIDE = 128  # tokens that neighbouring windows of a long context share
+
+
+class TruncationWarning(UserWarning):
+    """Texts were cut to the model's limit: `cut` of `texts`; the longest had `longest` tokens, `limit` are allowed."""
+
+    def __init__(self, cut: int, texts: int, longest: int, limit: int) -> None:
+        super().__init__(cut, texts, longest, limit)
+        self.cut, self.texts, self.longest, self.limit = cut, texts, longest, limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut} of {self.texts} texts had more than {self.limit} tokens, the model's limit, "
+            f"and were cut (the longest had {self.longest})"
+        )
+
+
+class Tokens(NamedTuple):
+    """Part of an encoding: those attributes of tokenizers.Encoding that are used here."""
+
+    ids: list[int]
+    type_ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
+    sequence_ids: list[int | None]
+
+    @classmethod
+    def of(cls, encoding: Any) -> Tokens:
+        return cls(*(getattr(encoding, name) for name in cls._fields))
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """The tokens of these rows."""
+        return Tokens(*([column[row] for row in rows] for column in self))
 
 
 def as_texts(texts: Any, name: str = "texts") -> list:
@@ -25,18 +57,31 @@ def as_texts(texts: Any, name: str = "texts") -> list:
 
     Raises InputError naming what is no text.
     """
+    return list(each_text(texts, name))
+
+
+def each_text(texts: Any, name: str = "texts") -> Iterator[str | tuple[str, str]]:
+    """as_texts() one by one, for a stream."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
-    try:
-        texts = list(texts)
-    except TypeError:
-        raise InputError(f"{name} is a {type(texts).__name__}, expected a str, a pair (str, str), or a list of these") from None
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+        raise InputError(f"{name} is {_kind(texts)}, expected a str, a pair (str, str), or a list of these")
     for i, text in enumerate(texts):
-        if isinstance(text, list) and len(text) == 2:
-            text = texts[i] = tuple(text)
-        if not isinstance(text, str) and not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(t, str) for t in text)):
-            raise InputError(f"{name}[{i}] is {_kind(text)}, expected a str or a pair (str, str)")
-    return texts
+        yield as_text(text, f"{name}[{i}]")
+
+
+def as_text(text: Any, name: str) -> str | tuple[str, str]:
+    """A str, or a pair of them as a tuple. Raises InputError for anything else, and for a str that is no Unicode text."""
+    if not isinstance(text, str):
+        if not isinstance(text, (tuple, list)) or len(text) != 2 or not all(isinstance(t, str) for t in text):
+            raise InputError(f"{name} is {_kind(text)}, expected a str or a pair (str, str)")
+        return as_text(text[0], f"{name}[0]"), as_text(text[1], f"{name}[1]")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} is no Unicode text: {error.reason} at character {error.start}") from None
+    return text
 
 
 class Tokenizer:
@@ -67,22 +112,18 @@ class Tokenizer:
                 )
 
     def encode(self, texts: Sequence[Any]) -> list[Any]:
-        """tokenizers.Encoding per text: ids, type_ids, offsets (characters), special_tokens_mask, word_ids, sequence_ids.
+        """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).
 
-        Texts over the model's limit are cut (of a pair, the longer one first), with one warning per call.
+        Texts over the model's limit are cut (of a pair, the longer one first), with one TruncationWarning per call.
         """
         limit = self._config.max_tokens
-        encodings = self.raw.encode_batch(list(texts))
-        long = [i for i, e in enumerate(encodings) if len(e.ids) > limit]
+        encodings = self.raw.encode_batch(texts)
+        long = [i for i, e in enumerate(encodings) if len(e) > limit]
         if long:
-            longest = max(len(encodings[i].ids) for i in long)
-            cutter = self._cutter(limit)
+            longest = max(len(encodings[i]) for i in long)
             for i in long:
-                encodings[i] = cutter.encode(*([texts[i]] if isinstance(texts[i], str) else texts[i]))
-            warnings.warn(
-                f"{len(long)} of {len(texts)} texts had more than {limit} tokens, the model's limit, and were cut (the longest had {longest})",
-                stacklevel=2,
-            )
+                encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+            warnings.warn(TruncationWarning(len(long), len(texts), longest, limit), stacklevel=2)
         return encodings
 
     def batch(self, encodings: Sequence[Any]) -> PackedBatch:
@@ -99,29 +140,46 @@ class Tokenizer:
             types = [e.type_ids or [0] for e in encodings]
         return PackedBatch.from_ids(rows, types)
 
-    def windows(self, question: str, context: str) -> list[Any]:
-        """Encodings of (question, window of context) that cover a context of any length, neighbours sharing tokens."""
-        room = (
-            self._config.max_tokens
-            - self.raw.num_special_tokens_to_add(True)
-            - len(self.raw.encode(question, add_special_tokens=False).ids)
-        )
+    def windows(self, question: str, context: str) -> list[Tokens]:
+        """The tokens of (question, window of context) for windows that cover a context of any length, neighbours sharing tokens."""
+        whole = Tokens.of(self.raw.encode(question, context))
+        inside = [row for row, side in enumerate(whole.sequence_ids) if side == 1]
+        room = self._config.max_tokens - (len(whole.ids) - len(inside))
         if room < 1:
-            raise InputError(f"the question fills the model's limit of {self._config.max_tokens} tokens: no room for a context")
-        cutter = self._cutter(self._config.max_tokens, strategy="only_second", stride=min(ANSWER_STRIDE, room // 2))
-        encoding = cutter.encode(question, context)
-        return [encoding, *encoding.overflowing]
+            raise InputError(
+                f"the question fills the model's limit of {self._config.max_tokens} tokens: no room for a context: {question:.80}"
+            )
+        if len(inside) <= room:
+            return [whole]
+        before, after = range(inside[0]), range(inside[-1] + 1, len(whole.ids))
+        shared = min(ANSWER_STRIDE, room // 2)
+        starts = range(0, len(inside) - shared, room - shared)
+        return [whole.take([*before, *inside[start : start + room], *after]) for start in starts]
 
-    def _cutter(self, limit: int, **options: Any) -> Any:
-        """A copy of the tokenizer that truncates; the shared one never changes, so that threads may use it."""
-        import tokenizers
 
-        cutter = tokenizers.Tokenizer.from_str(self.raw.to_str())
-        cutter.enable_truncation(limit, **options)
-        return cutter
+def _cut(tokens: Tokens, limit: int) -> Tokens:
+    """The first tokens of a text, its special tokens kept; a pair loses tokens from the longer text until both are as long."""
+    first, second = (tokens.sequence_ids.count(side) for side in (0, 1))
+    room = limit - tokens.sequence_ids.count(None)
+    if first <= second:
+        first = min(first, room // 2)
+        second = room - first
+    else:
+        second = min(second, room // 2)
+        first = room - second
+    left = {0: first, 1: second}
+    rows = []
+    for row, side in enumerate(tokens.sequence_ids):
+        if side is not None:
+            left[side] -= 1
+            if left[side] < 0:
+                continue
+        rows.append(row)
+    return tokens.take(rows)
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(v).__name__ for v in value[:3])})"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -1,0 +1,523 @@
+"""The command line: fastinfer embed | rank | classify | fill-mask | tag | answer | info."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import api, checkpoint
+from .errors import FastinferError, InputError, short
+from .info import __version__, info
+from .progress import Progress
+from .tokenizer import TruncationWarning, as_text
+
+# Texts, and about as many characters, that are read, computed and written at a time.
+WINDOW_TEXTS = 1024
+WINDOW_CHARACTERS = 1 << 17
+SHOWN = 72  # characters of a text in readable output
+CLASSES = 5  # classes of a text in readable output
+
+DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
+INPUT_HELP = """
+Texts come from the arguments, or from --input FILE with one text per line, or from standard input.
+In a FILE named .jsonl, or with --jsonl, each line is a JSON value: "a text" or {"text": "a text"}.
+A FILE named .gz is unpacked. An empty line is an empty text.
+"""
+PAIRS_HELP = """
+A pair of texts is ["one", "two"] or {"text": "one", "pair": "two"} in JSON lines; with --pairs it is
+two texts with a tab between them, in arguments and plain lines.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 failed, 130 interrupted, 141 nobody reads the output.
+
+    Wrong usage exits with 2.
+    """
+    args = _parse(argv)
+    cuts: list[TruncationWarning] = []
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if isinstance(message, TruncationWarning):
+            cuts.append(message)
+        else:
+            _say("warning", message)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TruncationWarning)
+            warnings.showwarning = show
+            args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (FastinferError, OSError) as error:
+        named = isinstance(error, OSError) and error.filename is not None
+        _say("error", f"{error.filename}: {error.strerror}" if named else error)
+        return 1
+    if cuts:
+        cut, texts, longest = sum(c.cut for c in cuts), sum(c.texts for c in cuts), max(c.longest for c in cuts)
+        _say("warning", TruncationWarning(cut, texts, longest, cuts[0].limit))
+    return 0
+
+
+def _say(kind: str, message: object) -> None:
+    print(f"fastinfer: {kind}: {message}", file=sys.stderr)
+
+
+# --- commands --------------------------------------------------------------------------------------
+
+
+def _embed(args: argparse.Namespace) -> None:
+    def compute(model: api.Model, texts: list) -> np.ndarray:
+        return model.embed(texts, normalize=args.normalize, **_batching(args))
+
+    def record(text: Any, vector: np.ndarray) -> dict:
+        return {**_text_record(text), "embedding": vector.tolist()}
+
+    def readable(text: Any, vector: np.ndarray) -> str:
+        first = " ".join(f"{v:8.4f}" for v in vector[:4])
+        return f"{len(vector)} dimensions, norm {np.linalg.norm(vector):.4f}: {first} ...  {_shown(text)}"
+
+    if not (args.output or "").endswith(".npy"):
+        _each(args, compute, record, readable)
+        return
+    with _output(args) as out:
+        model = _load(args)
+        parts = [vectors for _, vectors in _answers(args, model, compute)]
+        np.save(out, np.concatenate([np.empty((0, model.config.hidden), np.float32), *parts]))
+
+
+def _classify(args: argparse.Namespace) -> None:
+    top_k = args.top_k or (None if _as_json(args) else CLASSES)
+
+    def compute(model: api.Model, texts: list) -> list:
+        return model.classify(texts, top_k=top_k, **_batching(args))
+
+    def record(text: Any, answer: Any) -> dict:
+        found = {"score": answer} if isinstance(answer, float) else {"labels": _named(answer, "label", "score")}
+        return {**_text_record(text), **found}
+
+    def readable(text: Any, answer: Any) -> str:
+        if isinstance(answer, float):
+            return f"{answer:10.4f}  {_shown(text)}"
+        return _listing(_shown(text), [(f"{score:.4f}", label) for label, score in answer])
+
+    _each(args, compute, record, readable)
+
+
+def _fill_mask(args: argparse.Namespace) -> None:
+    def compute(model: api.Model, texts: list) -> list:
+        return model.fill_mask(texts, top_k=args.top_k or 5, **_batching(args))
+
+    def record(text: Any, masks: list) -> dict:
+        return {**_text_record(text), "masks": [_named(best, "token", "score", "text") for best in masks]}
+
+    def readable(text: Any, masks: list) -> str:
+        return _listing(_shown(text), [(f"{score:.4f}", token, filled) for best in masks for token, score, filled in best])
+
+    _each(args, compute, record, readable)
+
+
+def _tag(args: argparse.Namespace) -> None:
+    def compute(model: api.Model, texts: list) -> list:
+        return model.tag(texts, **_batching(args))
+
+    def record(text: str, spans: list) -> dict:
+        return {"text": text, "spans": _named(spans, "start", "end", "label", "score", "text")}
+
+    def readable(text: str, spans: list) -> str:
+        rows = [(f"{score:.4f}", label, f"{start}-{end}", part) for start, end, label, score, part in spans]
+        return _listing(_shown(text), rows or [("nothing tagged",)])
+
+    _each(args, compute, record, readable)
+
+
+def _answer(args: argparse.Namespace) -> None:
+    def compute(model: api.Model, texts: list) -> list:
+        questions, contexts = zip(*map(pair, texts), strict=True)
+        return model.answer(questions, contexts, top_k=args.top_k or 1, **_batching(args))
+
+    def pair(text: Any) -> tuple[str, str]:
+        return text if args.question is None else (args.question, text)
+
+    def record(text: Any, answers: list) -> dict:
+        question, context = pair(text)
+        return {"question": question, "context": context, "answers": _named(answers, "start", "end", "score", "text")}
+
+    def readable(text: Any, answers: list) -> str:
+        rows = [(f"{score:.4f}", f"{start}-{end}", part) for start, end, score, part in answers]
+        return _listing(_shown(text), rows or [("no answer",)])
+
+    _each(args, compute, record, readable)
+
+
+def _rank(args: argparse.Namespace) -> None:
+    as_text(args.query, "QUERY")
+    with _output(args) as out:
+        model = _load(args)
+        documents = list(_texts(args))
+        ranking = model.rank(args.query, documents, top_k=args.top_k, progress=sys.stderr.isatty(), **_batching(args))
+        width = len(str(len(ranking)))
+        for place, (index, score) in enumerate(ranking, 1):
+            if _as_json(args):
+                _write(out, _json({"rank": place, "index": index, "score": score, "text": documents[index]}))
+            else:
+                _write(out, f"{place:{width}}  {score:8.4f}  {_shown(documents[index])}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    found = info()
+    if args.model is not None:
+        found["model"] = _describe(args.model, _load(args))
+    with _output(args) as out:
+        if _as_json(args):
+            _write(out, _json(found))
+        else:
+            found["devices"] = {device: why or "ready" for device, why in found["devices"].items()}
+            _write(out, "\n".join(_table(found)))
+
+
+def _describe(folder: str, model: api.Model) -> dict[str, Any]:
+    c = model.config
+    return {
+        "folder": folder,
+        "device": model.device,
+        "tasks": model.tasks,
+        "layers": c.layers,
+        "hidden": c.hidden,
+        "heads": c.heads,
+        "feedforward": list(dict.fromkeys(str(f) for f in c.ffn)),
+        "neurons": {"stored": sum(f.total for f in c.ffn), "used": sum(f.used for f in c.ffn)},
+        "vocabulary": c.vocabulary,
+        "max_tokens": c.max_tokens,
+        "parameters": checkpoint.parameters(c),
+        "bytes": model.nbytes,
+        "tokenizer": model.tokenizer is not None,
+    }
+
+
+# --- texts in --------------------------------------------------------------------------------------
+
+
+def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
+    """The texts of arguments, file or standard input, one by one. Raises InputError naming file and line."""
+    if args.texts and not _reads_stdin(args):
+        for i, text in enumerate(args.texts, 1):
+            yield _plain(text, args, f"argument {i}")
+        return
+    name = "standard input" if _reads_stdin(args) else args.input
+    parse = _parsed if args.jsonl or name.removesuffix(".gz").endswith((".jsonl", ".ndjson")) else _plain
+    number = 0
+    try:
+        with _opened(name, args) as lines:
+            for number, line in enumerate(lines, 1):
+                yield parse(_decoded(line, number, name), args, f"{name}, line {number}")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{name}, after line {number}: broken gzip data: {error}") from None
+
+
+def _opened(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+    if _reads_stdin(args):
+        return contextlib.nullcontext(sys.stdin.buffer)
+    return gzip.open(name) if name.endswith(".gz") else open(name, "rb")
+
+
+def _reads_stdin(args: argparse.Namespace) -> bool:
+    return args.texts == ["-"] or args.input == "-" or (not args.texts and args.input is None)
+
+
+def _decoded(line: bytes, number: int, name: str) -> str:
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is no UTF-8") from None
+
+
+def _plain(text: str, args: argparse.Namespace, where: str) -> Any:
+    """A text, or with --pairs two with a tab between them."""
+    if not args.pairs:
+        return as_text(text, where)
+    pair = text.split("\t")
+    if len(pair) != 2:
+        raise InputError(f"{where} has {len(pair) - 1} tabs, expected two texts with one tab between them: {short(text)}")
+    return as_text(pair, where)
+
+
+def _parsed(line: str, args: argparse.Namespace, where: str) -> Any:
+    """The text or pair that a JSON line holds."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON: {error}: {short(line)}") from None
+    first, second = ("question", "context") if args.takes == "pairs" else ("text", "pair")
+    if isinstance(value, dict) and first in value:
+        value = [value[first], value[second]] if second in value else value[first]
+    if isinstance(value, str) and args.takes != "pairs":
+        return as_text(value, where)
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value) and args.takes != "singles":
+        return as_text(value, where)
+    single, pair = f'"a text", {{"{first}": "a text"}}', f'["one", "two"], {{"{first}": "one", "{second}": "two"}}'
+    expected = {"singles": single, "pairs": pair, "either": f"{single}, {pair}"}[args.takes]
+    raise InputError(f"{where}: {short(value)}, expected one of {expected}")
+
+
+def _windows(args: argparse.Namespace) -> Iterator[list]:
+    """The texts, a bounded window at a time, with a progress bar where it disturbs nothing."""
+    visible = sys.stderr.isatty() and (args.output is not None or not sys.stdout.isatty())
+    with Progress(_count(args) if visible else None, enabled=visible) as bar:
+        window, characters = [], 0
+        for text in _texts(args):
+            window.append(text)
+            characters += len(text) if isinstance(text, str) else sum(map(len, text))
+            if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+                yield window
+                bar.advance(len(window))
+                window, characters = [], 0
+        if window:
+            yield window
+
+
+def _count(args: argparse.Namespace) -> int | None:
+    """How many texts there will be, where that is known without unpacking."""
+    if _reads_stdin(args):
+        return None
+    if args.texts:
+        return len(args.texts)
+    if args.input.endswith(".gz") or not os.path.isfile(args.input):
+        return None
+    with open(args.input, "rb") as file:
+        return sum(1 for _ in file)
+
+
+# --- answers out -----------------------------------------------------------------------------------
+
+
+def _each(
+    args: argparse.Namespace,
+    compute: Callable[[api.Model, list], Any],
+    record: Callable[[Any, Any], dict],
+    readable: Callable[[Any, Any], str],
+) -> None:
+    """Write the answer of each text, as it comes: what `record` makes of it as a JSON line, or what `readable` does."""
+    with _output(args) as out:
+        model = _load(args)
+        for texts, answers in _answers(args, model, compute):
+            for text, answer in zip(texts, answers, strict=True):
+                _write(out, _json(record(text, answer)) if _as_json(args) else readable(text, answer))
+
+
+def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list], Any]) -> Iterator[tuple[list, Any]]:
+    """(texts, their answers) a window at a time."""
+    done = 0
+    for texts in _windows(args):
+        try:
+            yield texts, compute(model, texts)
+        except InputError as error:
+            raise InputError(f"after the first {done} texts: {error}" if done else str(error)) from None
+        done += len(texts)
+
+
+@contextlib.contextmanager
+def _output(args: argparse.Namespace) -> Iterator[BinaryIO]:
+    """Standard output; or --output, which is replaced only once all is written."""
+    if args.output is None:
+        yield sys.stdout.buffer
+        return
+    path = os.path.realpath(args.output)
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
+        with open(path, "wb") as file:
+            yield file
+        return
+    temporary = f"{path}.partial"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _write(out: BinaryIO, text: str) -> None:
+    out.write(text.encode() + b"\n")
+
+
+def _as_json(args: argparse.Namespace) -> bool:
+    return args.json or (args.output or "").endswith((".jsonl", ".json"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text_record(text: str | tuple[str, str]) -> dict[str, str]:
+    return {"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]}
+
+
+def _named(rows: Iterable[tuple], *names: str) -> list[dict]:
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _listing(title: str, rows: list[tuple]) -> str:
+    """A title and, indented under it, rows in aligned columns."""
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join([title, *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)])
+
+
+def _shown(text: str | tuple[str, str]) -> str:
+    """A text on one line, without control characters, cut where it is long; a pair with a bar between."""
+    if not isinstance(text, str):
+        return " | ".join(map(_shown, text))
+    line = "".join(c if c.isprintable() else " " for c in text[: SHOWN + 1])
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Names and values in two columns; what is nested stands indented under its name."""
+    for name, value in found.items():
+        label = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield label
+            yield from _table(value, indent + "  ")
+            continue
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(value)
+        yield f"{label:<16}{value:,}" if isinstance(value, int) else f"{label:<16}{value or 'none'}"
+
+
+# --- arguments -------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> api.Model:
+    return api.load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, max_depth=args.max_depth)
+
+
+def _batching(args: argparse.Namespace) -> dict[str, Any]:
+    return {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    args, rest = _parser().parse_known_args(argv)
+    error = args.parser.error
+    odd = [word for word in rest if word.startswith("-") and word != "-"]
+    if odd or (rest and args.command is _info):
+        error(f"unrecognized arguments: {' '.join(odd or rest)}")
+    if args.command is _info:
+        return args
+    args.texts += rest  # argparse gives up on texts that stand after an option
+    if args.texts and args.input is not None:
+        error("give texts as arguments or with --input, not both")
+    if _reads_stdin(args) and not (args.texts or args.input) and (sys.stdin is None or sys.stdin.isatty()):
+        error("no texts: give them as arguments, with --input FILE, or on standard input")
+    if (args.output or "").endswith(".npy") and (args.json or args.command is not _embed):
+        error("--output FILE.npy is for embed without --json: other answers are no arrays")
+    if args.command is _answer and args.question is None:
+        args.takes, args.pairs = "pairs", True
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("fastinfer", description=DESCRIPTION, epilog="fastinfer COMMAND --help says more, with an example.")
+    parser.add_argument("--version", action="version", version=f"fastinfer {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run: Callable, name: str, what: str, how: str, example: str, *, takes: str = "singles") -> argparse.ArgumentParser:
+        description = f"{what[0].upper()}{what[1:]}.\n{how}".rstrip()
+        sub = commands.add_parser(name, help=what, description=description, epilog=f"example:\n  {example}", formatter_class=formatter)
+        sub.set_defaults(command=run, parser=sub, takes=takes, pairs=False)
+        group = sub.add_argument_group("model")
+        group.add_argument(
+            "-m", "--model", metavar="FOLDER", required=run is not _info, help="checkpoint folder (config.json, *.safetensors)"
+        )
+        group.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA or numpy; fastinfer info lists what runs here")
+        group.add_argument("--dtype", help="what to compute in (default: what the checkpoint suggests)")
+        group.add_argument("--threads", type=_at_least(1), metavar="N", help="most threads (default: the CPUs this process may use)")
+        group.add_argument("--max-depth", type=_at_least(0), metavar="N", help="walk trees at most N decisions deep: faster, less exact")
+        out = sub.add_argument_group("output")
+        out.add_argument("--json", action="store_true", help="complete, machine-readable: a JSON value per line")
+        files = ".npy: an array; " if run is _embed else ""
+        out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: as --json; else readable text)")
+        return sub
+
+    def texts(sub: argparse.ArgumentParser, metavar: str, *, pairs: bool = False) -> None:
+        sub.add_argument("texts", nargs="*", metavar=metavar, help="- or nothing: standard input")
+        group = sub.add_argument_group("input")
+        group.add_argument("-i", "--input", metavar="FILE", help="texts, one per line; .jsonl and .gz are understood; - is standard input")
+        group.add_argument("--jsonl", action="store_true", help="lines are JSON values, whatever the FILE is called")
+        if pairs:
+            group.add_argument("--pairs", action="store_true", help="a tab parts each line or argument into a pair of texts")
+        group.add_argument("--batch-tokens", type=_at_least(1), metavar="N", help="most tokens computed at a time")
+
+    def top_k(sub: argparse.ArgumentParser, what: str) -> None:
+        sub.add_argument("-k", "--top-k", type=_at_least(1), metavar="N", help=what)
+
+    either = INPUT_HELP + PAIRS_HELP
+    sub = command(
+        _embed, "embed", "turn texts into vectors", either, "fastinfer embed -m MODEL -i texts.txt -o vectors.npy", takes="either"
+    )
+    texts(sub, "TEXT", pairs=True)
+    sub.add_argument(
+        "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
+    )
+
+    example = 'fastinfer rank -m MODEL "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
+    sub = command(_rank, "rank", "order documents by how well they match a query", INPUT_HELP, example)
+    sub.add_argument("query", metavar="QUERY", help="what to look for")
+    texts(sub, "DOCUMENT")
+    top_k(sub, "show the best N (default: all)")
+
+    example = 'fastinfer classify -m MODEL "what a film!" "what a waste"'
+    sub = command(_classify, "classify", "give texts, or pairs of texts, a label or a score", either, example, takes="either")
+    texts(sub, "TEXT", pairs=True)
+    top_k(sub, f"show the best N labels (default: {CLASSES}, or all with --json)")
+
+    example = 'fastinfer fill-mask -m MODEL "Paris is the [MASK] of France."'
+    sub = command(_fill_mask, "fill-mask", "guess the words that a mask token hides", either, example, takes="either")
+    texts(sub, "TEXT", pairs=True)
+    top_k(sub, "show the best N tokens for each mask (default: 5)")
+
+    example = 'fastinfer tag -m MODEL "Ada Lovelace lived in London."'
+    sub = command(_tag, "tag", "mark spans of a text, such as names and places", INPUT_HELP, example)
+    texts(sub, "TEXT")
+
+    how = INPUT_HELP + '\nWithout --question each text is a pair: QUESTION<tab>CONTEXT, or {"question": ..., "context": ...}.\n'
+    example = 'fastinfer answer -m MODEL -q "Where did she live?" "Ada Lovelace lived in London."'
+    sub = command(_answer, "answer", "find the answer to a question in a text", how, example)
+    sub.add_argument("-q", "--question", help="the question, asked of each CONTEXT")
+    texts(sub, "CONTEXT")
+    top_k(sub, "show the best N answers (default: 1)")
+
+    command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
+    return parser
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least {low}")
+        return int(text)
+
+    return integer

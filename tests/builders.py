@@ -1,0 +1,138 @@
+"""Random small checkpoints: every option of a Config, with weights that fit it."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from fastinfer import checkpoint
+from fastinfer.checkpoint import Tensor
+from fastinfer.config import (
+    FFF,
+    Answer,
+    Classify,
+    Config,
+    Dense,
+    Embed,
+    FillMask,
+    HeadLayer,
+    Ids,
+    Norm,
+    Positions,
+    Stored,
+    Tag,
+    Tasks,
+    tree_nodes,
+)
+
+booleans = st.booleans()
+poolings = st.sampled_from(["mean", "cls", "max", "lse"])
+stored_dtypes = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
+
+
+@st.composite
+def pruned(draw) -> FFF:
+    depth = draw(st.integers(0, 4))
+    return FFF(draw(st.integers(1, 3)), depth, children=True, nodes=draw(st.none() | st.integers(1, tree_nodes(depth))))
+
+
+feedforwards = st.one_of(
+    st.builds(Dense, st.integers(1, 20), booleans, booleans),
+    st.builds(FFF, st.integers(1, 3), st.integers(0, 4), st.integers(0, 5), booleans, booleans),
+    pruned(),
+)
+tasks = st.builds(
+    Tasks,
+    st.none() | st.builds(Embed, poolings, booleans),
+    st.none() | st.builds(FillMask, booleans, booleans, booleans),
+    st.none()
+    | st.builds(
+        Classify,
+        st.sampled_from([("one",), ("no", "yes"), ("a", "b", "ç\n", '"')]),
+        st.sampled_from(["softmax", "sigmoid", "identity"]),
+        poolings,
+        st.lists(st.builds(HeadLayer, st.integers(1, 9), st.sampled_from(["tanh", "relu", "gelu"])), max_size=2).map(tuple),
+    ),
+    st.none() | st.sampled_from([Tag(("O", "B-x", "I-x")), Tag(("O", "x"), "io")]),
+    st.none() | st.just(Answer()),
+)
+
+
+@st.composite
+def configs(draw) -> Config:
+    heads, size, layers = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    positions = draw(st.integers(1, 12))
+    each = st.lists(feedforwards, min_size=layers, max_size=layers).map(tuple)
+    return Config(
+        hidden=heads * size,
+        layers=layers,
+        heads=heads,
+        vocabulary=draw(st.integers(4, 30)),
+        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5]))),
+        positions=Positions(draw(st.sampled_from(["learned", "scaled-sinusoidal"])), positions),
+        ffn=draw(each | feedforwards.map(lambda f: (f,) * layers)),
+        max_tokens=draw(st.integers(1, positions)),
+        tasks=draw(tasks),
+        embedding_norm=draw(booleans),
+        final_norm=draw(booleans),
+        token_types=draw(st.integers(0, 2)),
+        ids=draw(st.sampled_from([Ids(), Ids(pad=0, mask=1, cls=2, sep=3), Ids(mask=3)])),
+        attention_bias=draw(booleans),
+        stored=draw(st.builds(Stored, stored_dtypes, stored_dtypes, stored_dtypes)),
+    )
+
+
+def tiny(**changes) -> Config:
+    """One layer of 2 trees of depth 3, hidden 16, with every head."""
+    options = {
+        "hidden": 16,
+        "layers": 1,
+        "heads": 2,
+        "vocabulary": 24,
+        "norm": Norm("pre", 1e-12),
+        "positions": Positions("learned", 8),
+        "ffn": (FFF(2, 3),),
+        "max_tokens": 8,
+        "tasks": Tasks(Embed("mean", True), FillMask(True), Classify(("no", "yes"), "softmax"), Tag(("O", "B-x", "I-x")), Answer()),
+        "ids": Ids(0, 1, 2, 3),
+    }
+    return Config(**options | changes)
+
+
+def weights(config: Config, seed: int = 0) -> dict[str, Tensor]:
+    """Tensors for `config`, in the order and with the dtypes that it says."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, (shape, dtype, family) in checkpoint.tensors(config).items():
+        if family == "table":
+            ffn = config.ffn[int(name.split(".")[1])]
+            made[name] = Tensor(np.stack([children(rng, ffn.count, ffn.depth) for _ in range(ffn.trees)]), "int32")
+        elif not name.endswith(".scale"):
+            values = rng.normal(size=shape, scale=shape[-1] ** -0.5).astype(np.float32)
+            if name.endswith(("norm.weight", "position_scale")):
+                values += 1
+            made[name] = Tensor(values, "float32").to(dtype)
+    return made
+
+
+def children(rng: np.random.Generator, count: int, depth: int) -> np.ndarray:
+    """A pruned tree: its table of children (count, 2). Nodes that find no parent stay unreachable."""
+    table = np.full((count, 2), -1, np.int32)
+    level = np.zeros(count, int)
+    for node in range(1, count):
+        free = np.argwhere((table[:node] == -1) & (level[:node, None] < depth))
+        if len(free):
+            parent, side = free[rng.integers(len(free))]
+            table[parent, side], level[node] = node, level[parent] + 1
+    return table
+
+
+def save(folder, config: Config, seed: int = 0, **options) -> dict[str, Tensor]:
+    """Write a checkpoint and return what was written."""
+    made = weights(config, seed)
+    checkpoint.save(folder, config, made, **options)
+    return made
+
+
+def rows(config: Config, seed: int = 0, texts: int = 4) -> list[list[int]]:
+    """Random texts as ids, of 1 to max_tokens tokens."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, config.vocabulary, rng.integers(1, config.max_tokens + 1)).tolist() for _ in range(texts)]

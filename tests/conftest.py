@@ -1,0 +1,84 @@
+"""Tiny models with a tokenizer, written to folders."""
+
+import builders
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from fastinfer import checkpoint
+from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "ada", "lovelace", "lived", "in", "london", "paris", "is", "the", "capital", "of", "france"]
+WORDS += ["friend", "##ly", "un", "##friend", ".", "?"]
+LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def make_tokenizer() -> tokenizers.Tokenizer:
+    """WordPiece over WORDS as BERT does it; asks for padding and for truncation to 4 tokens, which must not happen."""
+    raw = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer()
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    raw.add_special_tokens(SPECIAL)
+    raw.enable_padding(length=9)
+    raw.enable_truncation(4)
+    return raw
+
+
+def make_config(**changes):
+    """A one-layer config that fits the tokenizer; every head unless `tasks` says otherwise."""
+    tasks = Tasks(
+        Embed("mean", True), FillMask(False, tied=False, bias=False), Classify(("no", "yes"), "softmax", "mean"), Tag(LABELS), Answer()
+    )
+    options = {
+        "hidden": 32,
+        "vocabulary": len(WORDS),
+        "norm": Norm("pre", 1e-12),
+        "positions": Positions("learned", 32),
+        "max_tokens": 32,
+        "embedding_norm": False,
+        "token_types": 2,
+        "ids": Ids(0, 4, 2, 3),
+        "tasks": tasks,
+    }
+    return builders.tiny(**options | changes)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> str:
+    """A folder: random weights, every head."""
+    folder = tmp_path_factory.mktemp("random")
+    config = make_config()
+    checkpoint.save(folder, config, builders.weights(config))
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.fixture
+def readable_model(tmp_path):
+    """make(tables, **config changes) -> folder of a model whose heads say what `tables` says about each word, whatever stands around it.
+
+    tables  {head: {word: one value per output}}; words left out have zeros
+
+    The layer adds nothing, and a word's hidden state is one-hot at its id; a table's rows are the head's weights.
+    """
+
+    def make(tables=(), **changes) -> str:
+        config = make_config(**changes)
+        made = {}
+        for name, weight in builders.weights(config).items():
+            made[name] = checkpoint.Tensor(np.zeros_like(weight.data), weight.dtype)
+        made["embedding.word"].data[:] = np.eye(config.vocabulary, config.hidden)
+        for head, rows in dict(tables).items():
+            tensor = made[f"tasks.{head}.{'decoder' if head == 'fill_mask' else 'out'}.weight"]
+            for word, values in rows.items():
+                tensor.data[:, WORDS.index(word)] = values
+        checkpoint.save(tmp_path / "readable", config, made)
+        make_tokenizer().save(str(tmp_path / "readable" / "tokenizer.json"))
+        return str(tmp_path / "readable")
+
+    return make

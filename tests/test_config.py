@@ -1,0 +1,230 @@
+"""The schema: round trips, and what each wrong config.json is told."""
+
+import json
+
+import builders
+import pytest
+from hypothesis import given, settings
+
+import fastinfer
+from fastinfer.config import FFF, MAX_CONFIG_BYTES, Config, Dense, Ids, Norm, Positions, Tag, Tasks, read_json
+
+SMALL = builders.tiny(layers=2, ffn=(FFF(2, 3), Dense(5)))
+
+
+def data(config=SMALL):
+    return json.loads(config.to_json())
+
+
+@settings(max_examples=200, deadline=None)
+@given(builders.configs())
+def test_round_trip(config):
+    assert Config.from_json(json.loads(config.to_json())) == config
+
+
+def test_a_shared_feedforward_is_written_once():
+    config = builders.tiny(layers=3, ffn=(FFF(2, 3),) * 3)
+    assert isinstance(data(config)["ffn"], dict)
+    assert Config.from_json(data(config)).ffn == config.ffn
+
+
+def test_what_may_be_left_out():
+    least = {k: v for k, v in data().items() if k not in ("embedding_norm", "final_norm", "token_types", "attention_bias", "activation")}
+    assert Config.from_json(least) == SMALL
+
+
+def changed(path, value):
+    """config.json's object with the value at a dotted path replaced (or removed, for ...)."""
+    whole = at = data()
+    *keys, last = [int(k) if k.isdigit() else k for k in path.split(".")]
+    for key in keys:
+        at = at[key]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return whole
+
+
+LEVELS = ("", "norm.", "positions.", "ffn.0.", "ffn.1.", "tasks.", "tasks.embed.", "tasks.classify.", "tasks.answer.", "ids.", "stored.")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_unknown_keys(level):
+    with pytest.raises(fastinfer.ConfigError, match=r"unknown key 'colour' in .*; known here: "):
+        Config.from_json(changed(f"{level}colour", "blue"))
+
+
+@pytest.mark.parametrize(
+    "path", ["hidden", "layers", "ffn", "tasks", "norm.eps", "positions.max", "ffn.0.trees", "ffn.1.width", "tasks.embed.pooling"]
+)
+def test_missing_keys(path):
+    with pytest.raises(fastinfer.ConfigError) as error:
+        Config.from_json(changed(path, ...), "a/config.json")
+    name = path.replace(".0", "[0]").replace(".1", "[1]")
+    assert str(error.value) == f"a/config.json: missing key {name}"
+
+
+WRONG = [True, 1.5, "1", None, [], [1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize(
+    "path", ["hidden", "layers", "vocabulary", "positions.max", "max_tokens", "ffn.0.trees", "ffn.1.width", "token_types"]
+)
+def test_no_integer(path, value):
+    with pytest.raises(fastinfer.ConfigError, match=r"is .*, expected an integer"):
+        Config.from_json(changed(path, value))
+
+
+@pytest.mark.parametrize("value", [v for v in WRONG if v is not True], ids=repr)
+@pytest.mark.parametrize("path", ["final_norm", "ffn.0.bias_in", "tasks.embed.normalize"])
+def test_no_boolean(path, value):
+    with pytest.raises(fastinfer.ConfigError, match=r"is .*, expected true or false"):
+        Config.from_json(changed(path, value))
+
+
+@pytest.mark.parametrize("value", [v for v in WRONG if v not in ({}, None)], ids=repr)
+@pytest.mark.parametrize("path", ["norm", "positions", "ids", "stored", "tasks", "ffn.0", "tasks.embed", "tasks.answer"])
+def test_no_object(path, value):
+    with pytest.raises(fastinfer.ConfigError, match=r"is .*, expected an object|unknown key 'a'"):
+        Config.from_json(changed(path, value))
+
+
+SAID = [
+    ("hidden", 15, "hidden is 15, expected a multiple of heads=2"),
+    ("hidden", 0, "hidden is 0, expected an integer from 1 to 16777216"),
+    ("hidden", -16, "hidden is -16, expected an integer from 1 to"),
+    ("hidden", 10**30, "hidden is 1000000000.*, expected an integer from 1 to 16777216"),
+    ("heads", 0, "heads is 0, expected an integer from 1 to"),
+    ("layers", 10**30, "layers is 1000000000.*, expected 1 to 1024"),
+    ("layers", 3, "ffn lists 2 feedforwards, expected one for all, or layers=3"),
+    ("ffn", [], "ffn lists 0 feedforwards, expected one for all, or layers=2"),
+    ("ffn", "dense", "ffn is 'dense', expected a list"),
+    ("ffn.0.kind", "moe", r"ffn\[0\] is .*, expected an object whose kind is one of dense, fff"),
+    ("ffn.0.kind", ["fff"], r"ffn\[0\] is .*, expected an object whose kind is one of dense, fff"),
+    ("ffn.0.depth", 16, r"ffn\[0\]\.depth is 16, expected 0 to 15"),
+    ("ffn.0.depth", -1, r"ffn\[0\]\.depth is -1, expected 0 to 15"),
+    ("ffn.0.depth", 10**30, r"ffn\[0\]\.depth is 1000000000.*, expected 0 to 15"),
+    ("ffn.0.trees", 1 << 23, r"ffn\[0\] has 125829120 neurons, expected at most 16777216"),
+    ("ffn.0.dense", -1, r"ffn\[0\]\.dense is -1, expected an integer from 0 to"),
+    ("ffn.0.nodes", 14, r"ffn\[0\]\.nodes is 14, but a tree without a table of children has .* = 15"),
+    ("ffn.0.nodes", 16, r"ffn\[0\]\.nodes is 16, expected 1 to .* = 15"),
+    ("ffn.1.width", 0, r"ffn\[1\]\.width is 0, expected an integer from 1 to"),
+    ("norm.eps", "small", "norm.eps is 'small', expected a number"),
+    ("norm.eps", 10**400, "norm.eps is 1000000000.*, expected a number"),
+    ("norm.eps", float("nan"), "norm.eps is nan, expected 0 <= eps < 1"),
+    ("norm.eps", -1e-5, "norm.eps is -1e-05, expected 0 <= eps < 1"),
+    ("norm.order", "middle", "norm.order is 'middle', expected one of pre, post"),
+    ("norm.order", None, "norm.order is None, expected one of pre, post"),
+    ("positions.kind", "rotary", "positions.kind is 'rotary', expected one of learned, scaled-sinusoidal"),
+    ("positions.max", 1 << 17, "positions.max is 131072, expected 1 to 65536"),
+    ("max_tokens", 9, "max_tokens is 9, expected 1 to positions.max=8"),
+    ("ids.mask", 24, "ids.mask is 24, expected 0 to vocabulary-1=23"),
+    ("ids.pad", -1, "ids.pad is -1, expected 0 to vocabulary-1=23"),
+    ("token_types", -1, "token_types is -1, expected an integer from 0 to"),
+    ("activation", "swish", "activation is 'swish', expected one of gelu"),
+    ("stored.trees", "int4", "stored.trees is 'int4', expected one of float32, float16, bfloat16, int8"),
+    ("tasks.embed.pooling", "sum", "tasks.embed.pooling is 'sum', expected one of mean, cls, max, lse"),
+    ("tasks.classify.labels", ["a", "a"], "tasks.classify.labels names a label twice"),
+    ("tasks.classify.labels", [], "tasks.classify.labels is empty"),
+    ("tasks.classify.labels", ["a", 1], r"tasks.classify.labels\[1\] is 1, expected a string"),
+    ("tasks.classify.labels", "ab", "tasks.classify.labels is 'ab', expected a list"),
+    ("tasks.classify.layers", [{"width": 0, "activation": "tanh"}], r"tasks.classify.layers\[0\].width is 0, expected"),
+    ("tasks.tag.labels", ["O", "x"], "tasks.tag.labels has 'x', which scheme bio does not know"),
+    ("tasks.tag.labels", ["O", "O"], "tasks.tag.labels names a label twice"),
+    ("format_version", 2, "format_version is 2, expected 1: a newer fastinfer wrote it"),
+    ("format_version", "1", "format_version is '1', expected 1"),
+    ("format_version", True, "format_version is True, expected 1"),
+    ("format_version", 1.0, "format_version is 1.0, expected an integer"),
+    ("format_version", ..., "format_version is None, expected 1"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), SAID)
+def test_values_that_cannot_be(path, value, said):
+    with pytest.raises(fastinfer.ConfigError, match=f"^a/config.json: {said}"):
+        Config.from_json(changed(path, value), "a/config.json")
+
+
+@pytest.mark.parametrize("layers", [0, -1, 1025, 10**30, True, None, "2"], ids=repr)
+def test_layers_are_checked_before_a_shared_feedforward_is_repeated(layers):
+    with pytest.raises(fastinfer.ConfigError, match=r"layers is .*, expected"):
+        Config.from_json(data() | {"layers": layers, "ffn": {"kind": "dense", "width": 4}})
+
+
+def test_a_fault_that_layers_share_is_told_once():
+    with pytest.raises(fastinfer.ConfigError) as error:
+        Config.from_json(data() | {"layers": 1000, "ffn": {"kind": "dense", "width": 0}})
+    assert str(error.value) == "config.json: ffn[0].width is 0, expected an integer from 1 to 16777216"
+
+
+def test_all_faults_at_once():
+    with pytest.raises(fastinfer.ConfigError) as error:
+        Config.from_json(data() | {"hidden": 15, "max_tokens": 0, "token_types": -1})
+    assert all(word in str(error.value) for word in ("hidden is 15", "max_tokens is 0", "token_types is -1"))
+
+
+@pytest.mark.parametrize("whole", [None, 1, "x", [], [[]] * 3], ids=repr)
+def test_no_object_at_all(whole):
+    with pytest.raises(fastinfer.ConfigError, match=r"^config.json: the whole is .*, expected an object"):
+        Config.from_json(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden": "16"}, "hidden is '16', expected an integer"),
+        ({"hidden": 16.0}, "hidden is 16.0, expected an integer"),
+        ({"norm": Positions("learned", 8)}, "norm is Positions.*, expected an object"),
+        ({"norm": Norm("sideways", 1e-5)}, "norm.order is 'sideways', expected one of pre, post"),
+        ({"ids": Ids(mask=1.0)}, "ids.mask is 1.0, expected an integer"),
+        ({"ffn": (FFF(2, True),)}, r"ffn\[0\].depth is True, expected an integer"),
+        ({"ffn": FFF(2, 3)}, "ffn is FFF.*, expected a list"),
+        ({"tasks": Tasks(tag=Tag(("O",), "biluo"))}, "tasks.tag.scheme is 'biluo', expected one of bio, io"),
+    ],
+)
+def test_a_config_made_in_python_is_checked_the_same_way(change, said):
+    with pytest.raises(fastinfer.ConfigError, match=said):
+        builders.tiny(**change)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"\xff\xfe\x00", "decode"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "an object names 'c' twice"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"1" * 5000, "digits|Exceeds"),
+        (b" " * (MAX_CONFIG_BYTES + 1), f"has more than {MAX_CONFIG_BYTES} bytes, expected a small JSON file"),
+    ],
+    ids=range(8),
+)
+def test_files_that_are_no_json(tmp_path, text, said):
+    path = tmp_path / "config.json"
+    path.write_bytes(text)
+    with pytest.raises(fastinfer.ConfigError, match=said) as error:
+        read_json(path, MAX_CONFIG_BYTES)
+    assert str(error.value).startswith(f"{path} ")
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(fastinfer.ConfigError, match="has more than"):
+        read_json(path, MAX_CONFIG_BYTES)
+
+
+def test_what_stands_in_a_message_is_short():
+    nested = value = []
+    for _ in range(900):
+        value.append([])
+        value = value[0]
+    for value in (nested, "x" * 10**6, ["y" * 1000] * 1000, {"z" * 1000: 1}):
+        with pytest.raises(fastinfer.ConfigError) as error:
+            Config.from_json(data() | {"hidden": value})
+        assert len(str(error.value)) < 600
