@@ -31,7 +31,7 @@ def test_a_device_that_cannot_be_had(device):
 
 def test_an_environment_isa_that_cannot_be_had(monkeypatch):
     monkeypatch.setenv("FASTINFER_ISA", "quantum")
-    with pytest.raises(fastinfer.BackendError, match="FASTINFER_ISA is 'quantum', but this CPU has only .*portable"):
+    with pytest.raises(fastinfer.BackendError, match=r"FASTINFER_ISA is 'quantum', but this CPU has only .*portable"):
         fastinfer.backends.get("cpu")
 
 
@@ -50,7 +50,7 @@ def test_dtypes():
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 10**6])
 def test_threads_that_cannot_be(threads):
-    with pytest.raises(fastinfer.BackendError, match="threads is .*, expected an integer from 1"):
+    with pytest.raises(fastinfer.BackendError, match=r"threads is .*, expected an integer from 1"):
         fastinfer.backends.get("cpu", threads=threads)
 
 

@@ -123,58 +123,65 @@ def test_a_broken_config(folder, text, said):
 
 # --- safetensors files -----------------------------------------------------------------------------
 
-HEADERS = [
-    (b"", "it has 0 bytes and begins with a header's length of 0"),
-    (b"\1\0\0", "it has 3 bytes"),
-    (b"\xff" * 8, "a header's length of 18446744073709551615, expected at most 0"),
-    ((10**9).to_bytes(8, "little") + b"{}", "a header's length of 1000000000, expected at most 2"),
-    (pack(b""), "cannot be read as a safetensors file: Expecting value"),
-    (pack(b"{"), "cannot be read as a safetensors file: Expecting property name"),
-    (pack(b"[" * 100_000), "cannot be read as a safetensors file: maximum recursion"),
-    (pack(b"\xff\xfe\xfd"), "cannot be read as a safetensors file: .*decode"),
-    (pack([]), r"the header is \[\], expected an object"),
-    (pack(5), "the header is 5, expected an object"),
-    (pack({"a": 1}), "tensor 'a' is 1, expected an object of dtype, shape and data_offsets"),
-    (pack({"a": {"dtype": "F32", "shape": [2]}}), "tensor 'a' is .*, expected an object of dtype, shape and data_offsets"),
-    (pack({"a": entry() | {"more": 1}}, bytes(8)), "tensor 'a' is .*, expected an object of dtype"),
-    (pack({"a": entry(dtype="F31")}, bytes(8)), "tensor 'a' has dtype 'F31', expected one of F32, F16, BF16, I8"),
-    (pack({"a": entry(dtype=["F32"])}, bytes(8)), r"tensor 'a' has dtype \['F32'\], expected one of"),
-    (pack({"a": entry(shape=5)}, bytes(8)), "tensor 'a' has shape 5, expected a short list of sizes"),
-    (pack({"a": entry(shape=[-2])}, bytes(8)), r"tensor 'a' has shape \[-2\], expected a short list of sizes"),
-    (pack({"a": entry(shape=[True, 2])}, bytes(8)), r"tensor 'a' has shape \[True, 2\], expected a short list"),
-    (pack({"a": entry(shape=[2.0])}, bytes(8)), r"tensor 'a' has shape \[2.0\], expected a short list"),
-    (pack({"a": entry(shape=[2] + [1] * 99)}, bytes(8)), "tensor 'a' has shape .*, expected a short list"),
-    (pack({"a": entry(shape=[10**30])}, bytes(8)), r"tensor 'a' has shape \[1000.*\], expected a short list"),
-    (pack({"a": entry(shape=[2**40, 2**40])}, bytes(8)), r"tensor 'a' has shape \[1099511627776, 1099511627776\], expected less"),
-    (pack({"a": entry(shape=[0, 2**61], offsets=[0, 0])}), r"tensor 'a' has shape \[0, 2305843009213693952\], expected less"),
-    (pack({"a": entry(shape=[3])}, bytes(8)), r"tensor 'a' has 8 bytes, expected 12 for F32 \[3\]"),
-    (pack({"a": entry(shape=[])}, bytes(8)), r"tensor 'a' has 8 bytes, expected 4 for F32 \[\]"),
-    (pack({"a": entry(dtype="F64")}, bytes(8)), r"tensor 'a' has 8 bytes, expected 16 for F64 \[2\]"),
-    (pack({"a": entry(offsets=[0])}, bytes(8)), r"tensor 'a' has data_offsets \[0\], expected its first byte"),
-    (pack({"a": entry(offsets=[8, 0])}, bytes(8)), r"tensor 'a' has data_offsets \[8, 0\], expected its first byte"),
-    (pack({"a": entry(offsets=[-8, 0])}, bytes(8)), r"tensor 'a' has data_offsets \[-8, 0\], expected a short list of sizes"),
-    (pack({"a": entry(offsets="08")}, bytes(8)), "tensor 'a' has data_offsets '08', expected a short list of sizes"),
-    (pack({"a": entry()}, bytes(7)), "tensor 'a' ends at byte 8 of the data, but the file ends at 7: it is truncated"),
-    (pack({"a": entry(offsets=[2**61, 2**61 + 8])}), "tensor 'a' ends at byte 2305843009213693960 of the data, but the file ends at 0"),
-    (pack({"a": entry()}, bytes(9)), "the tensors end at byte 8 of the data, expected the file's end at 9"),
-    (pack({"a": entry(), "b": entry()}, bytes(8)), "tensor 'b' begins at byte 0 of the data, expected 8, where the one before it ends"),
-    (pack({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "tensor 'b' begins at byte 4 of the data, expected 8"),
-    (pack({"a": entry(offsets=[8, 16])}, bytes(16)), "tensor 'a' begins at byte 8 of the data, expected 0"),
-    (pack(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2), bytes(8)), "an object names 'a' twice"),
-    (pack({"x" * 10**6: 5}), "tensor 'xxxxx.*xxx' is 5"),
+BROKEN = [
+    b"",
+    b"\1\0\0",
+    b"\xff" * 8,
+    (10**9).to_bytes(8, "little") + b"{}",
+    pack(b""),
+    pack(b"{"),
+    pack(b"[" * 100_000),
+    pack(b"\xff\xfe\xfd"),
+    pack([]),
+    pack(5),
+    pack({"a": 1}),
+    pack({"a": {"dtype": "F32", "shape": [2]}}),
+    pack({"a": entry(dtype="F31")}, bytes(8)),
+    pack({"a": entry(dtype=["F32"])}, bytes(8)),
+    pack({"a": entry(shape=5)}, bytes(8)),
+    pack({"a": entry(shape=[-2])}, bytes(8)),
+    pack({"a": entry(shape=[True, 2])}, bytes(8)),
+    pack({"a": entry(shape=[2.0])}, bytes(8)),
+    pack({"a": entry(shape=[10**30])}, bytes(8)),
+    pack({"a": entry(shape=[2**40, 2**40])}, bytes(8)),
+    pack({"a": entry(shape=[3])}, bytes(8)),
+    pack({"a": entry(shape=[])}, bytes(8)),
+    pack({"a": entry(dtype="F64")}, bytes(8)),
+    pack({"a": entry(offsets=[0])}, bytes(8)),
+    pack({"a": entry(offsets=[8, 0])}, bytes(8)),
+    pack({"a": entry(offsets=[-8, 0])}, bytes(8)),
+    pack({"a": entry(offsets="08")}, bytes(8)),
+    pack({"a": entry()}, bytes(7)),
+    pack({"a": entry(offsets=[2**61, 2**61 + 8])}),
+    pack({"a": entry()}, bytes(9)),
+    pack({"a": entry(), "b": entry()}, bytes(8)),
+    pack({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)),
+    pack({"a": entry(offsets=[8, 16])}, bytes(16)),
+    pack({"x" * 10**6: 5}),
 ]
 
 
-@pytest.mark.parametrize(("raw", "said"), HEADERS, ids=range(len(HEADERS)))
-def test_a_broken_header(weights, raw, said):
+@pytest.mark.parametrize("raw", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_header(weights, raw):
     weights.write_bytes(raw)
-    assert len(refuses(weights.parent, said)) < 600
+    message = refuses(
+        weights.parent, rf"model.safetensors \({len(raw)} bytes\) is no whole safetensors file: .{{8,}}: copy or download it again"
+    )
+    assert len(message) < 800
 
 
-def test_a_header_that_is_too_long(weights):
-    text = json.dumps({"__metadata__": {"x": "x" * checkpoint.MAX_HEADER_BYTES}}).encode()
-    weights.write_bytes(pack(text))
-    refuses(weights.parent, f"a header's length of {len(text)}, expected at most {checkpoint.MAX_HEADER_BYTES}")
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (pack({"a": entry(shape=[2] + [1] * 99)}, bytes(8)), r"tensor 'a' has shape \[2, 1, .*dimension"),
+        (pack({"a": entry(shape=[0, 2**61], offsets=[0, 0])}), r"tensor 'a' has shape \[0, 2305843009213693952\]: .*too big"),
+        (pack(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2), bytes(8)), "an object names 'a' twice"),
+    ],
+    ids=["dimensions", "size", "twice"],
+)
+def test_a_sound_header_that_cannot_be_used(weights, header, said):
+    weights.write_bytes(header)
+    refuses(weights.parent, said)
 
 
 def test_truncated_at_every_interesting_place(weights):
@@ -183,9 +190,9 @@ def test_truncated_at_every_interesting_place(weights):
     ends = [end for e in unpack(raw)[0].values() if "shape" in e for end in e["data_offsets"]]
     for size in sorted({*range(12), begin // 2, begin - 1, begin, begin + 1, *(begin + end for end in ends), len(raw) - 1} - {len(raw)}):
         weights.write_bytes(raw[:size])
-        refuses(weights.parent, "is no whole safetensors file: it has .* bytes|ends at byte .* but the file ends at .*: it is truncated")
+        refuses(weights.parent, rf"\({size} bytes\) is no whole safetensors file: ")
     weights.write_bytes(raw + b"\0")
-    refuses(weights.parent, "the tensors end at byte .*, expected the file's end at")
+    refuses(weights.parent, rf"\({len(raw) + 1} bytes\) is no whole safetensors file: ")
     weights.write_bytes(raw)
     fastinfer.load(weights.parent)
 

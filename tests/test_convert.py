@@ -1,6 +1,5 @@
 """Every layout that is recognised, converted and compared with the model's own PyTorch code; and what convert.py refuses."""
 
-import importlib.util
 import json
 import pickle
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import backends
 import numpy as np
 import pytest
+from models import load_tool
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 from scipy.special import erf, logsumexp
@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
-spec = importlib.util.spec_from_file_location("convert", ROOT / "tools" / "convert.py")
-convert = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(convert)
+convert = load_tool("convert")
 
 VOCABULARY, HIDDEN, LAYERS, POSITIONS = 60, 24, 2, 20
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS}

@@ -66,7 +66,7 @@ def test_agrees_with_float64_loops(device, case):
 def test_random_shapes(device, case, seed):
     x, w_in, b_in, w_out = case.build(seed)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device)
-    nodes, z = layer.routes(x)
+    nodes, _ = layer.routes(x)
     want_nodes, want_z = oracle.walk(x, w_in, b_in, case.depth)
     sure = (np.abs(want_z[..., :-1]) > backends.ROUTE_MARGIN).all(-1)
     assert_array_equal(nodes[sure], want_nodes[sure])
@@ -102,7 +102,7 @@ def test_a_hundred_thousand_tokens(device, case):
     x, w_in, b_in, w_out = case.build(7)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device)
     reference = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device="numpy")
-    nodes, z = layer.routes(x)
+    nodes, _ = layer.routes(x)
     want_nodes, want_z = reference.routes(x)
     sure = (np.abs(want_z[..., :-1]) > backends.ROUTE_MARGIN).all((1, 2))
     assert sure.mean() > 0.98

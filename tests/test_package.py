@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import fastinfer
 
@@ -17,10 +18,15 @@ def test_import_brings_in_nothing_heavy():
 
 
 def test_import_changes_nothing_in_the_process():
-    state = "dict(os.environ), threading.active_count(), warnings.filters[:], signal.getsignal(signal.SIGINT), np.geterr(), np.get_printoptions()"
-    code = (
-        f"import os, signal, threading, warnings, numpy as np\nbefore = repr(({state}))\nimport fastinfer\nprint(before == repr(({state})))"
-    )
+    code = """
+import os, signal, threading, warnings, numpy as np
+def state():
+    settings = np.geterr(), np.get_printoptions(), warnings.filters
+    return repr((dict(os.environ), threading.active_count(), signal.getsignal(signal.SIGINT), settings))
+before = state()
+import fastinfer
+print(before == state())
+"""
     assert run(code).strip() == "True"
 
 
@@ -28,7 +34,7 @@ def test_names_and_version():
     assert fastinfer.__version__ == metadata.version("fastinfer")
     for name in fastinfer.__all__:
         assert getattr(fastinfer, name) is not None
-    asked = "load PackedBatch FFF fff info".split()
+    asked = ["load", "PackedBatch", "FFF", "fff", "info"]
     assert set(asked) <= set(fastinfer.__all__)
 
 
@@ -38,6 +44,4 @@ def test_runtime_dependencies_are_few():
 
 
 def test_it_is_typed():
-    assert any(str(f).endswith("py.typed") for f in metadata.files("fastinfer") or ()) or (
-        __import__("pathlib").Path(fastinfer.__file__).with_name("py.typed").exists()
-    )
+    assert Path(fastinfer.__file__).with_name("py.typed").exists()

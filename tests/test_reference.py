@@ -1,6 +1,7 @@
 """The ops of every backend against float64 loops written from their definitions."""
 
 import inspect
+import itertools
 import math
 
 import backends
@@ -98,7 +99,7 @@ def test_attention(ops, rng, heads):
     size, hidden = 8, 8 * heads
     qkv = (rng.standard_normal((CU[-1], 3 * hidden)) * 2).astype(np.float32)
     want = np.empty((CU[-1], hidden))
-    for begin, end in zip(CU[:-1], CU[1:], strict=True):
+    for begin, end in itertools.pairwise(CU):
         for h in range(heads):
             q, k, v = (qkv[begin:end, part * hidden + h * size : part * hidden + (h + 1) * size].astype(np.float64) for part in range(3))
             for t in range(end - begin):
@@ -124,7 +125,7 @@ def test_attention_is_safe_for_large_scores(ops):
 def test_pool(ops, rng, kind):
     x = (rng.standard_normal((CU[-1], 12)) * 50).astype(np.float32)
     want = []
-    for begin, end in zip(CU[:-1], CU[1:], strict=True):
+    for begin, end in itertools.pairwise(CU):
         columns = x[begin:end].astype(np.float64).T
         want.append(
             {

@@ -7,6 +7,7 @@ that `out` may not be an input. The public entrances have checked shapes, dtypes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ class Reference(Forward):
         qkv (T, 3 D): q, then k, then v, heads side by side in each; cu_seqlens (B + 1,); out (T, D).
         """
         size = out.shape[1] // heads
-        for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        for begin, end in itertools.pairwise(cu_seqlens.tolist()):
             q, k, v = qkv[begin:end].reshape(end - begin, 3, heads, size).transpose(1, 2, 0, 3)
             scores = q @ k.transpose(0, 2, 1) / np.float32(size**0.5)
             scores -= scores.max(-1, keepdims=True)
@@ -194,7 +195,10 @@ class Reference(Forward):
             out[part] = y
 
     def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, out: np.ndarray) -> None:
-        """One vector per text: "mean", "max" or "lse" (log of the sum of exp) over its tokens, or "cls", its first. x (T, D), out (B, D)."""
+        """One vector per text: "mean", "max" or "lse" (log of the sum of exp) over its tokens, or "cls", its first.
+
+        x (T, D), out (B, D).
+        """
         first, lengths = cu_seqlens[:-1], np.diff(cu_seqlens)[:, None]
         if kind == "cls":
             out[...] = x[first]
