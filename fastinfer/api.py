@@ -38,7 +38,7 @@ def load(
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
     device     "auto" (the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "numpy"
-    dtype      what to compute in: None (what is stored suggests) or "float32"
+    dtype      what to compute in: None (what is stored suggests), "float32", "bfloat16" or "int8"; sums are float32
     threads    most threads per call; None: the CPUs that this process may use
     max_depth  walk trees at most this many decisions deep; None: to their leaves
     validate   scan the weights for NaN and infinity; None: when the files are small

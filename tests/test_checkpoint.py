@@ -75,7 +75,7 @@ def test_every_config_runs(config, seed):
     tokens = [len(row) for row in ids]
     with tempfile.TemporaryDirectory() as folder:
         builders.save(folder, config, seed)
-        models = [fastinfer.load(folder, device=device) for device in ("numpy", "cpu")]
+        models = [fastinfer.load(folder, device=device, dtype="float32") for device in ("numpy", "cpu")]
         hidden, routes = zip(*((m.hidden_states(batch), m.routes(batch)) for m in models), strict=True)
         same_way = all(a is None or np.array_equal(a[0], b[0]) for x, y in zip(*routes, strict=True) for a, b in zip(x, y, strict=True))
         for model in models:

@@ -39,7 +39,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
         if rest and rest not in isas():
             raise _cannot(device, f"this CPU has no ISA {rest!r}")
-        backend, arguments = CPU, {"isa": rest or None, "threads": threads}
+        backend, arguments = CPU, {"isa": rest or None, "threads": threads, "dtype": dtype}
     elif kind == "cuda":
         raise _cannot(device, "this release has no GPU backend")
     else:

@@ -29,21 +29,62 @@ class CPU(Reference):
     """Compiled kernels for one ISA, `threads` of them at most per call."""
 
     name = "cpu"
+    dtypes = ("float32", "bfloat16", "int8")
 
-    def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None) -> None:
         self.isa = isa or default_isa()
-        self.threads = check_threads(threads)
-        self._kernels = _cpu.Kernels(self.isa)
+        self._threads = check_threads(threads)
+        self.dtype = dtype
+        self.kernels = kernels or _cpu.Kernels(self.isa)
 
     @property
     def device(self) -> str:
         return f"cpu:{self.isa}"
 
     def using(self, threads: int | None) -> CPU:
-        return self if threads is None else CPU(self.isa, threads)
+        return self if threads is None else CPU(self.isa, threads, self.dtype, self.kernels)
+
+    @property
+    def threads(self) -> int:
+        """Most threads per call."""
+        return 1 if _forked else self._threads
+
+    def _computes_in(self, stored: Tensor) -> str:
+        """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
+        return self.dtype or ("float32" if stored.dtype == "float16" else stored.dtype)
+
+    def matrix(self, weight: Tensor) -> Any:
+        dtype = self._computes_in(weight)
+        source = weight.to("float32") if weight.dtype == "float16" else weight
+        return self.kernels.pack(source.data, source.dtype, source.scale, dtype, self.threads)
+
+    def outputs(self, weight: Any) -> int:
+        return weight.outputs
+
+    def linear(
+        self,
+        x: np.ndarray,
+        weight: Any,
+        *,
+        bias: np.ndarray | None = None,
+        activation: str | None = None,
+        residual: np.ndarray | None = None,
+        out: np.ndarray,
+    ) -> None:
+        self.kernels.gemm(x, weight, bias, activation, residual, out, self.threads)
+
+    def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
+        self.kernels.norm(x, norm.weight, norm.bias, eps, out, self.threads)
+
+    def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
+        if out.shape[1] // heads % 8:
+            super().attention(qkv, cu_seqlens, heads, out=out)
+        else:
+            self.kernels.attention(qkv, cu_seqlens, heads, out, self.threads)
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
-        return _cpu.Trees(nodes.float32(), b_in, children, depth)
+        nodes = nodes.to(self._computes_in(nodes))
+        return _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth)
 
     def fff(
         self,
@@ -56,7 +97,7 @@ class CPU(Reference):
         nodes: np.ndarray | None = None,
         z: np.ndarray | None = None,
     ) -> None:
-        self._kernels.fff(x, trees, bias, residual, out, nodes, z, 1 if _forked else self.threads)
+        self.kernels.fff(x, trees, bias, residual, out, nodes, z, self.threads)
 
 
 def isas() -> list[str]:

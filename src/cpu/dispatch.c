@@ -9,8 +9,20 @@ const int fi_openmp = 0;
 #endif
 
 extern const fi_isa fi_isa_portable;
+#if defined(__x86_64__)
+extern const fi_isa fi_isa_avx2, fi_isa_avx512, fi_isa_avx512_bf16;
+#elif defined(__aarch64__)
+extern const fi_isa fi_isa_neon;
+#endif
 
-const fi_isa *const fi_isas[] = {&fi_isa_portable, NULL};
+const fi_isa *const fi_isas[] = {
+#if defined(__x86_64__)
+    &fi_isa_avx512_bf16, &fi_isa_avx512, &fi_isa_avx2,
+#elif defined(__aarch64__)
+    &fi_isa_neon,
+#endif
+    &fi_isa_portable, NULL,
+};
 
 fi_team fi_team_here(void) {
 #ifdef _OPENMP

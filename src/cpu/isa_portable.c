@@ -1,8 +1,17 @@
+/* Any CPU that the compiler targets. */
+#include <string.h>
+
 #include "kernels.h"
+
+#define ISA portable
 #include "simd_portable.h"
 #include "math.inc"
+#include "gemm.inc"
+#include "norm.inc"
+#include "attention.inc"
 #include "fff.inc"
+#include "probe.inc"
 
 static int usable(void) { return 1; }
 
-const fi_isa fi_isa_portable = {"portable", usable, fff_workspace, fff, gelu_array};
+#include "table.inc"

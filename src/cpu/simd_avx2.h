@@ -29,6 +29,10 @@ static inline vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEARES
 static inline vf vf_pow2(vf n) { /* 2**n for integral n in [-126, 127] */
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
+static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254], rounded once where a is normal */
+    const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
+    return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
+}
 static inline float vf_sum(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -48,3 +52,70 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     memcpy(t, p, n);
     return vf_load_i8(t);
 }
+
+/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+typedef __m256i vi;
+#define TILE_ROWS 6 /* 6 x 2 accumulators, 2 vectors of weights, 1 activation: 15 of 16 registers */
+#define BF16_STEPS 2
+#define I8_STEPS 2
+
+static inline vi vi_set1(int32_t s) { return _mm256_set1_epi32(s); }
+static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void vi_store(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+static inline vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+static inline vi vf_bits(vf a) { return _mm256_castps_si256(a); }
+static inline vf vi_to_vf(vi a) { return _mm256_cvtepi32_ps(a); }
+static inline vf vi_as_vf(vi a) { return _mm256_castsi256_ps(a); }
+static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+
+/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1)), b = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3)), d = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
+    const vf q[4] = {_mm256_castpd_ps(_mm256_unpacklo_pd(a, c)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)),
+                     _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)), _mm256_castpd_ps(_mm256_unpackhi_pd(b, d))};
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_ps(to + i * stride, _mm256_castps256_ps128(q[i]));
+        _mm_storeu_ps(to + (4 + i) * stride, _mm256_extractf128_ps(q[i], 1));
+    }
+}
+
+/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+static inline vi vi_quantise(const float *p, vf s) {
+    const __m256i a = _mm256_cvtps_epi32(vf_mul(vf_load(p), s)), b = _mm256_cvtps_epi32(vf_mul(vf_load(p + 8), s));
+    const __m256i c = _mm256_cvtps_epi32(vf_mul(vf_load(p + 16), s)), d = _mm256_cvtps_epi32(vf_mul(vf_load(p + 24), s));
+    const __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)); /* lanes a b c d a b c d */
+    return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static inline vi vi_even_i8(vi a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); } /* bytes 0 and 2 of a lane, as int16 */
+static inline vi vi_odd_i8(vi a) { return _mm256_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
+static inline vi vi_dot_i16(vi a, vi b, vi sum) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum)); /* or gcc reassociates a tile's sums and spills */
+    return sum;
+}
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm256_slli_epi32(vi_load(p), 16)); } /* the even ones of 2 VL bf16 */
+static inline vf vf_high_bf16(const void *p) { /* the odd; a mask would take a register */
+    return vi_as_vf(_mm256_blend_epi16(vi_load(p), _mm256_setzero_si256(), 0x55));
+}
+static inline vf vf_fma_in_turn(vf a, vf b, vf c) { /* kept where it stands, or gcc reorders a tile's and spills */
+    c = vf_fma(a, b, c);
+    __asm__("" : "+x"(c));
+    return c;
+}
+static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+    const vi b = vf_bits(x), up = _mm256_add_epi32(vi_and(_mm256_srli_epi32(b, 16), vi_set1(1)), vi_set1(0x7fff));
+    const vf r = vi_as_vf(vi_and(_mm256_add_epi32(b, up), vi_set1(-65536)));
+    return _mm256_blendv_ps(r, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+#define VREGS 16
+static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
+    for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
+}
+static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
+    *a = vf_load_bf16(p);
+    *b = vf_load_bf16(p + VL);
+}
+static inline void vf_stream(float *p, vf a) { _mm256_stream_ps(p, a); } /* past the caches; p is a multiple of 32 bytes */
+static inline void vf_stream_end(void) { _mm_sfence(); }

@@ -26,6 +26,7 @@ static inline vf vf_copysign(vf mag, vf sgn) {
 static inline vf vf_select_lt(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 static inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_pow2(vf n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); } /* 2**n for integral n in [-126, 127] */
+static inline vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); } /* a * 2**n for integral n, rounded once */
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -34,4 +35,94 @@ static inline vf vf_load_bf16_n(const uint16_t *p, int n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask_(n), p)), 16));
 }
 static inline vf vf_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
-static inline vf vf_load_i8_n(const int8_t *p, int n) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(vf_mask_(n), p))); }
+static inline vf vf_load_i8_n(const int8_t *p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(vf_mask_(n), p)));
+}
+
+/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+typedef __m512i vi;
+#define TILE_ROWS 12 /* 12 x 2 accumulators, 2 vectors of weights, 1 activation: 27 of 32 registers */
+
+static inline vi vi_set1(int32_t s) { return _mm512_set1_epi32(s); }
+static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+static inline void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+static inline vi vf_bits(vf a) { return _mm512_castps_si512(a); }
+static inline vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
+static inline vf vi_as_vf(vi a) { return _mm512_castsi512_ps(a); }
+static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+
+/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1)), b = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3)), d = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+    const vf q[4] = {_mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)),
+                     _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)), _mm512_castpd_ps(_mm512_unpackhi_pd(b, d))};
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_ps(to + i * stride, _mm512_castps512_ps128(q[i]));
+        _mm_storeu_ps(to + (4 + i) * stride, _mm512_extractf32x4_ps(q[i], 1));
+        _mm_storeu_ps(to + (8 + i) * stride, _mm512_extractf32x4_ps(q[i], 2));
+        _mm_storeu_ps(to + (12 + i) * stride, _mm512_extractf32x4_ps(q[i], 3));
+    }
+}
+
+/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+static inline vi vi_quantise(const float *p, vf s) {
+    const __m128i a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p), s)));
+    const __m128i b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 16), s)));
+    const __m128i c = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 32), s)));
+    const __m128i d = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 48), s)));
+    const __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
+    const __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
+}
+
+#ifdef DOT_INSTRUCTIONS
+#define BF16_STEPS 1
+#define I8_STEPS 1
+static inline vf vf_dot_bf16(vi a, vi b, vf sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+static inline vi vi_dot_i8(vi a, vi b, vi sum) { return _mm512_dpbusd_epi32(sum, a, b); } /* a: 0..255, b: -128..127 */
+static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+static inline vi vi_add_128(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8 */
+static inline vi vi_join_bf16(vf a, vf b) { return (vi)_mm512_cvtne2ps_pbh(b, a); } /* VL bf16 of a, then those of b */
+static inline vi vi_zip_bf16(vf a, vf b) {                                          /* a0 b0 a1 b1 ... */
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+static inline vi vi_pairs_bf16(const float *p) { return vi_join_bf16(vf_load(p), vf_load(p + VL)); } /* 2 VL floats */
+#else
+#define BF16_STEPS 2
+#define I8_STEPS 2
+static inline vi vi_even_i8(vi a) { return _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8); } /* bytes 0 and 2 of a lane, as int16 */
+static inline vi vi_odd_i8(vi a) { return _mm512_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
+static inline vi vi_dot_i16(vi a, vi b, vi sum) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    __asm__("" : "+v"(sum)); /* or gcc reassociates a tile's sums and spills */
+    return sum;
+}
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm512_slli_epi32(vi_load(p), 16)); } /* the even ones of 2 VL bf16 */
+static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
+static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }
+static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+    const vi b = vf_bits(x), up = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(b, 16), vi_set1(1)), vi_set1(0x7fff));
+    const vf r = vi_as_vf(vi_and(_mm512_add_epi32(b, up), vi_set1(-65536)));
+    return _mm512_mask_mov_ps(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf("")));
+}
+#endif
+#define VREGS 32
+static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four, by the same tree */
+    const __m512 ab_lo = _mm512_shuffle_f32x4(a[0], a[1], 0x44), ab_hi = _mm512_shuffle_f32x4(a[0], a[1], 0xee);
+    const __m512 cd_lo = _mm512_shuffle_f32x4(a[2], a[3], 0x44), cd_hi = _mm512_shuffle_f32x4(a[2], a[3], 0xee);
+    const __m512 ab = _mm512_add_ps(ab_hi, ab_lo), cd = _mm512_add_ps(cd_hi, cd_lo); /* 128-bit parts: a a b b, c c d d */
+    const __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0xdd), _mm512_shuffle_f32x4(ab, cd, 0x88));
+    const __m512 t = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)), u = _mm512_add_ps(t, _mm512_permute_ps(t, 0xb1));
+    _mm_storeu_ps(sum, _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), u)));
+}
+static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) { /* one load; each shuffle moves 16 words to where floats have their upper halves */
+    const __m512i w = _mm512_loadu_si512(p);
+    const __m512i lo = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    *a = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, lo, w));
+    *b = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_add_epi16(lo, _mm512_set1_epi16(16)), w));
+}
+static inline void vf_stream(float *p, vf a) { _mm512_stream_ps(p, a); } /* past the caches; p is a multiple of 64 bytes */
+static inline void vf_stream_end(void) { _mm_sfence(); }

@@ -33,6 +33,10 @@ static inline vf vf_round(vf a) { return vrndnq_f32(a); }
 static inline vf vf_pow2(vf n) { /* 2**n for integral n in [-126, 127] */
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
+static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254], rounded once where a is normal */
+    const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
+    return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
+}
 static inline float vf_sum(vf a) {
     float32x2_t s = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(vpadd_f32(s, s), 0);
@@ -52,3 +56,61 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     memcpy(t, p, n);
     return vf_load_i8(t);
 }
+
+/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+typedef int32x4_t vi;
+#define TILE_ROWS 12 /* 12 x 2 accumulators, 2 vectors of weights, 1 activation: 27 of 32 registers */
+#define BF16_STEPS 2
+#define I8_STEPS 2
+
+static inline vi vi_set1(int32_t s) { return vdupq_n_s32(s); }
+static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+static inline void vi_store(void *p, vi a) { vst1q_u8(p, vreinterpretq_u8_s32(a)); }
+static inline vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+static inline vi vf_bits(vf a) { return vreinterpretq_s32_f32(a); }
+static inline vf vi_to_vf(vi a) { return vcvtq_f32_s32(a); }
+static inline vf vi_as_vf(vi a) { return vreinterpretq_f32_s32(a); }
+static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+
+/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
+    const float32x4x2_t a = vtrnq_f32(r0, r1), b = vtrnq_f32(r2, r3);
+    vst1q_f32(to, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+    vst1q_f32(to + stride, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+    vst1q_f32(to + 2 * stride, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+    vst1q_f32(to + 3 * stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+}
+
+/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+static inline vi vi_quantise(const float *p, vf s) {
+    const int16x4_t a = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p), s))), b = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 4), s)));
+    const int16x4_t c = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 8), s))), d = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 12), s)));
+    return vreinterpretq_s32_s8(vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d))));
+}
+
+static inline vi vi_even_i8(vi a) { /* bytes 0 and 2 of a lane, as int16 */
+    return vreinterpretq_s32_s16(vshrq_n_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), 8), 8));
+}
+static inline vi vi_odd_i8(vi a) { return vreinterpretq_s32_s16(vshrq_n_s16(vreinterpretq_s16_s32(a), 8)); } /* bytes 1 and 3 */
+static inline vi vi_dot_i16(vi a, vi b, vi sum) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+}
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf(vshlq_n_s32(vi_load(p), 16)); } /* the even ones of 2 VL bf16 */
+static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
+static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }
+static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+    const uint32x4_t b = vreinterpretq_u32_f32(x), up = vaddq_u32(vandq_u32(vshrq_n_u32(b, 16), vdupq_n_u32(1)), vdupq_n_u32(0x7fff));
+    const vf r = vreinterpretq_f32_u32(vandq_u32(vaddq_u32(b, up), vdupq_n_u32(0xffff0000u)));
+    return vbslq_f32(vceqq_f32(x, x), r, vdupq_n_f32(__builtin_nanf("")));
+}
+#define VREGS 32
+static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
+    for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
+}
+static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
+    *a = vf_load_bf16(p);
+    *b = vf_load_bf16(p + VL);
+}
+static inline void vf_stream(float *p, vf a) { vf_store(p, a); } /* past the caches, where an ISA can */
+static inline void vf_stream_end(void) {}

@@ -1,0 +1,31 @@
+/* x86-64 with AVX-512 F, BW, DQ and VL. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+
+static int usable(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define ISA avx512
+#include "simd_avx512.h"
+#include "math.inc"
+#include "gemm.inc"
+#include "norm.inc"
+#include "attention.inc"
+#include "fff.inc"
+#include "probe.inc"
+
+#include "table.inc"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif
