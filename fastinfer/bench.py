@@ -28,6 +28,7 @@ from .ffn import FFF
 DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
 INPUTS = 8  # different random inputs that take turns
 TURN_SECONDS = 0.05
+LONG_SECONDS = 0.5
 PAUSE_SECONDS = 0.05  # OpenBLAS threads spin for about 20 ms after a call
 EVICT_BYTES = 128 << 20  # read before each cold run: beyond any cache
 MASKED_ENV = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; they halve numpy's speed
@@ -54,11 +55,13 @@ def reexecute(threads: int) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def interleaved(runs: dict[str, Run], inputs: Sequence[np.ndarray], *, seconds: float, cold: bool = False) -> dict[str, Spread]:
-    """Time the runs in turns, for about `seconds` each in all and at least 7 calls, the inputs rotating.
+def interleaved(
+    runs: dict[str, Run], inputs: Sequence[np.ndarray], *, seconds: float, cold: bool = False, least: int = 7, pause: float = PAUSE_SECONDS
+) -> dict[str, Spread]:
+    """Time the runs in turns, for about `seconds` each in all and at least `least` calls, the inputs rotating.
 
-    A turn is a pause, two calls untimed, then calls for TURN_SECONDS: thread pools of BLAS libraries spin for
-    a while after their last call, and would slow whoever comes next.
+    A turn is a pause, two calls untimed (none before calls that are long themselves), then calls for TURN_SECONDS:
+    thread pools of BLAS libraries spin for a while after their last call, and would slow whoever comes next.
     """
     evict = np.ones(EVICT_BYTES // 4, np.float32) if cold else None
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -68,9 +71,10 @@ def interleaved(runs: dict[str, Run], inputs: Sequence[np.ndarray], *, seconds: 
     while waiting:
         for name in waiting:
             run, turn = runs[name], 0.0
-            time.sleep(PAUSE_SECONDS)
-            run(inputs[0])
-            run(inputs[-1])
+            time.sleep(pause)
+            if not times[name] or times[name][-1] < LONG_SECONDS * 1e6:
+                run(inputs[0])
+                run(inputs[-1])
             while turn < TURN_SECONDS:
                 x = inputs[call % len(inputs)]
                 call += 1
@@ -82,7 +86,7 @@ def interleaved(runs: dict[str, Run], inputs: Sequence[np.ndarray], *, seconds: 
                 times[name].append(took * 1e6)
                 turn += took
             spent[name] += turn
-        waiting = [n for n in waiting if len(times[n]) < 7 or spent[n] < seconds]
+        waiting = [n for n in waiting if len(times[n]) < least or spent[n] < seconds]
     return {name: Spread(*np.percentile(t, [50, 10, 90]).tolist()) for name, t in times.items()}
 
 
@@ -531,6 +535,7 @@ def plot_cmm(rows: list[dict], path: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastinfer bench` and tools/bench.py."""
+    from . import bench_model
 
     def listed(kind: Callable[[str], Any]) -> Callable[[str], list]:
         return lambda text: [kind(part) for part in text.split(",")]
@@ -540,7 +545,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return trees, depth
 
     parser.add_argument(
-        "what", choices=["cmm", "gemm", "ladder"], help="fast feedforward layers; packed matrix products; the paper's BLAS levels"
+        "what",
+        choices=["cmm", "gemm", "ladder", "model"],
+        help="fast feedforward layers; packed matrix products; the paper's BLAS levels; whole models",
     )
     parser.add_argument(
         "--shapes",
@@ -556,23 +563,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per engine and row (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
-    parser.add_argument("--plot", metavar="FILE", help="cmm: draw speed-up against tokens (.svg or .png; needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE", help="cmm, model: draw the speeds (.svg or .png; needs matplotlib)")
+    bench_model.add_arguments(parser, listed, shape)
 
 
-def main(argv: Sequence[str], *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None) -> None:
+def main(argv: Sequence[str], *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None) -> None:
     """Run `fastinfer bench` on an argument list, with more rivals beside numpy where the caller has them."""
     parser = argparse.ArgumentParser(prog="fastinfer bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    run(parser.parse_args(argv), dense=dense, products=products)
+    run(parser.parse_args(argv), dense=dense, products=products, models=models)
 
 
-def run(options: argparse.Namespace, *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None) -> None:
+def run(options: argparse.Namespace, *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None) -> None:
     """Run what parsed options say, and print it."""
     ops = backends.get(options.device, threads=options.threads)
     if ops.name != "cpu":
         raise InputError(f"device is {options.device!r}, expected cpu or cpu:ISA: the kernels of other backends have no benchmark")
     reexecute(ops.threads)
     about = machine(ops)
+    if options.what == "model":
+        from . import bench_model
+
+        bench_model.run(options, ops, about, models)
+        return
     header, line = {"cmm": (CMM_HEADER, cmm_line), "gemm": (GEMM_HEADER, gemm_line), "ladder": (LADDER_HEADER, ladder_line)}[options.what]
     if not options.json:
         print("  ".join(f"{k} {v}" for k, v in about.items()))

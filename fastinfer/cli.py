@@ -1,4 +1,4 @@
-"""The command line: fastinfer embed | rank | classify | fill-mask | tag | answer | info."""
+"""The command line: fastinfer embed | rank | classify | fill-mask | tag | answer | info | bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import api, checkpoint
+from . import api, bench, checkpoint
 from .errors import FastinferError, InputError, short
 from .info import __version__, info
 from .progress import Progress
@@ -422,9 +422,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(argv)
     error = args.parser.error
     odd = [word for word in rest if word.startswith("-") and word != "-"]
-    if odd or (rest and args.command is _info):
+    takes_texts = args.command not in (_info, bench.run)
+    if odd or (rest and not takes_texts):
         error(f"unrecognized arguments: {' '.join(odd or rest)}")
-    if args.command is _info:
+    if not takes_texts:
         return args
     args.texts += rest  # argparse gives up on texts that stand after an option
     if args.texts and args.input is not None:
@@ -511,6 +512,13 @@ def _parser() -> argparse.ArgumentParser:
     top_k(sub, "show the best N answers (default: 1)")
 
     command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
+
+    example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"
+    sub = commands.add_parser(
+        "bench", help="measure the kernels on this machine", description=bench.__doc__, epilog=example, formatter_class=formatter
+    )
+    sub.set_defaults(command=bench.run, parser=sub)
+    bench.add_arguments(sub)
     return parser
 
 

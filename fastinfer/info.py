@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """version; isas: compiled, usable here, chosen by default; openmp; threads; devices: {name: None or why it cannot run}."""
-    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "openmp": None, "threads": None}
+    """version; isas: compiled, usable here, chosen by default; threads; devices: {name: None or why it cannot run}."""
+    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "threads": None}
     if found["devices"]["cpu"] is None:
         from . import _cpu
         from .backends import cpu
@@ -22,6 +22,5 @@ def info() -> dict[str, Any]:
             "usable": cpu.isas(),
             "chosen": cpu.default_isa(),
         }
-        found["openmp"] = _cpu.openmp()
         found["threads"] = cpu.default_threads()
     return found

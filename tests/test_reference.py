@@ -145,10 +145,10 @@ def test_pool(ops, rng, kind):
 def test_embed(ops, rng, with_types, with_norm):
     word, position, types = (rng.standard_normal((n, 10), np.float32) for n in (30, 16, 2))
     embedding = Group()
-    embedding.word, embedding.position = ops.table(Tensor(word, "float32")), ops.table(Tensor(position, "float32"))
+    embedding.word, embedding.position = ops.table(Tensor(word, "float32")), position
     embedding.eps = 1e-6
     if with_types:
-        embedding.token_type = ops.table(Tensor(types, "float32"))
+        embedding.token_type = types
     if with_norm:
         embedding.norm = norm_of(rng, 10)
     rows = [rng.integers(0, 30, n) for n in LENGTHS]
@@ -167,9 +167,9 @@ def test_embed(ops, rng, with_types, with_norm):
 
 def test_token_types_default_to_the_first(ops, rng):
     embedding = Group()
-    embedding.word = embedding.position = ops.table(Tensor(np.zeros((4, 6), np.float32), "float32"))
+    embedding.word, embedding.position = ops.table(Tensor(np.zeros((4, 6), np.float32), "float32")), np.zeros((4, 6), np.float32)
     types = rng.standard_normal((2, 6), np.float32)
-    embedding.token_type, embedding.eps = ops.table(Tensor(types, "float32")), 0.0
+    embedding.token_type, embedding.eps = types, 0.0
     out = np.empty((3, 6), np.float32)
     ops.embed(fastinfer.PackedBatch.from_ids([[1, 2, 3]]), embedding, out=out)
     assert_allclose(out, [types[0]] * 3)

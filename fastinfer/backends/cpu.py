@@ -8,21 +8,11 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+from ..batch import PackedBatch
 from ..checkpoint import Tensor
 from ..errors import BackendError
+from ..model import Workspace
 from .reference import Reference
-
-# A child of fork() has none of its parent's OpenMP threads, and libgomp would wait for them for ever: it runs on one.
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class CPU(Reference):
@@ -33,7 +23,7 @@ class CPU(Reference):
 
     def __init__(self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None) -> None:
         self.isa = isa or default_isa()
-        self._threads = check_threads(threads)
+        self.threads = check_threads(threads)
         self.dtype = dtype
         self.kernels = kernels or _cpu.Kernels(self.isa)
 
@@ -44,14 +34,20 @@ class CPU(Reference):
     def using(self, threads: int | None) -> CPU:
         return self if threads is None else CPU(self.isa, threads, self.dtype, self.kernels)
 
-    @property
-    def threads(self) -> int:
-        """Most threads per call."""
-        return 1 if _forked else self._threads
-
     def _computes_in(self, stored: Tensor) -> str:
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
         return self.dtype or ("float32" if stored.dtype == "float16" else stored.dtype)
+
+    def encode(
+        self, weights: Any, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None
+    ) -> np.ndarray:
+        """The forward pass of model.py, its ops collected and then run by one team; op by op where NumPy has a part in it."""
+        if taps or weights.hidden // weights.heads % 8:
+            return super().encode(weights, batch, work, taps=taps, routes=routes)
+        program = _cpu.Program(self.kernels)
+        x = super(CPU, CPU(self.isa, self.threads, self.dtype, program)).encode(weights, batch, work, routes=routes)
+        program.run()
+        return x
 
     def matrix(self, weight: Tensor) -> Any:
         dtype = self._computes_in(weight)
@@ -73,6 +69,27 @@ class CPU(Reference):
     ) -> None:
         self.kernels.gemm(x, weight, bias, activation, residual, out, self.threads)
 
+    def table(self, rows: Tensor) -> Any:
+        return rows.to("float32") if rows.dtype == "float16" else rows
+
+    def embed(self, batch: PackedBatch, embedding: Any, *, out: np.ndarray) -> None:
+        word, norm = embedding.word, embedding.norm
+        self.kernels.embed(
+            batch.ids,
+            batch.positions,
+            batch.token_types,
+            word.data,
+            word.dtype,
+            word.scale,
+            embedding.position,
+            embedding.token_type,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            embedding.eps,
+            out,
+            self.threads,
+        )
+
     def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
         self.kernels.norm(x, norm.weight, norm.bias, eps, out, self.threads)
 
@@ -80,7 +97,8 @@ class CPU(Reference):
         if out.shape[1] // heads % 8:
             super().attention(qkv, cu_seqlens, heads, out=out)
         else:
-            self.kernels.attention(qkv, cu_seqlens, heads, out, self.threads)
+            dtype = "float32" if self.dtype in (None, "float32") else "bfloat16"
+            self.kernels.attention(qkv, cu_seqlens, heads, out, dtype, self.threads)
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
         nodes = nodes.to(self._computes_in(nodes))

@@ -65,7 +65,7 @@ class Reference(Forward):
                 b_in, children = stored.get(f"{at}.b_in"), stored.get(f"{at}.children")
                 prepared[f"{at}.trees"] = self.trees(stored[name], b_in and b_in.data, children and children.data, depth)
             elif family != "table" and not name.endswith(".ffn.b_in"):
-                prepare = {"embeddings": self.table, "matrices": self.matrix}.get(family, Tensor.float32)
+                prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else Tensor.float32
                 prepared[name] = prepare(stored[name])
         if config.tasks.fill_mask and config.tasks.fill_mask.tied:
             prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
@@ -86,7 +86,7 @@ class Reference(Forward):
         return len(weight)
 
     def table(self, rows: Tensor) -> Any:
-        """An embedding table (rows, D) as `embed` wants it."""
+        """The word embedding (V, D) as `embed` wants it."""
         return rows.float32()
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:

@@ -3,16 +3,17 @@
 """The compiled backend: arrays in, kernels of one ISA run by a team of threads, the interpreter lock released.
 
 Callers (backends/cpu.py) have checked shapes; typed memoryviews check dtypes and contiguity once more.
-Threads live here only: a parallel region around each call, none where one thread does.
+Kernels runs each op at once, with a team of its own (team.c); Program collects ops and runs them all with one team.
 """
 
 import time
 
+cimport cython
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
-from cython.parallel cimport parallel
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free
+from libc.string cimport memcpy
 
 
 ctypedef void (*array_kernel)(const float *, float *, size_t) noexcept nogil
@@ -64,6 +65,18 @@ cdef extern from "kernels.h" nogil:
         const float *beta
         float eps
         int tokens, hidden
+    ctypedef struct fi_embed_call:
+        const int32_t *ids
+        const int32_t *positions
+        const int32_t *types
+        fi_rows words
+        const float *position_rows
+        const float *type_rows
+        const float *gamma
+        const float *beta
+        float *out
+        float eps
+        int tokens, hidden
     ctypedef struct fi_attention_call:
         const float *qkv
         float *out
@@ -84,6 +97,7 @@ cdef extern from "kernels.h" nogil:
         int (*gemm_team)(const fi_matrix *, int, int) noexcept nogil
         void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *, fi_team) noexcept nogil
         void (*norm)(const fi_norm_call *, fi_team) noexcept nogil
+        void (*embed)(const fi_embed_call *, fi_team) noexcept nogil
         int (*attention_team)(const fi_attention_call *, int) noexcept nogil
         size_t (*attention_workspace)(const fi_attention_call *, int) noexcept nogil
         void (*attention)(const fi_attention_call *, void *, fi_team) noexcept nogil
@@ -92,8 +106,9 @@ cdef extern from "kernels.h" nogil:
         float (*probe_read)(const float *, size_t, size_t) noexcept nogil
         int lanes
     const fi_isa *fi_isas[]
-    bint fi_openmp
-    fi_team fi_team_here()
+    ctypedef void (*fi_task)(void *, fi_team) noexcept nogil
+    void fi_run(fi_task, void *, int)
+    void fi_barrier(fi_team)
 
 
 cdef extern from "ladder.h" nogil:
@@ -119,9 +134,8 @@ cdef dict ACTIVATIONS = {None: FI_LINEAR, "gelu": FI_GELU, "tanh": FI_TANH, "rel
 # A workspace up to this size is kept for the next call; a larger one goes back to the system.
 cdef size_t KEEP_BYTES = 16 << 20
 
-
-# Rows of a norm that pay for waking another thread.
-cdef int NORM_ROWS = 64
+# Rows of a norm or an embedding that pay for waking another thread.
+cdef int ROWS_PER_THREAD = 64
 
 
 def isas():
@@ -134,11 +148,6 @@ def isas():
     return found
 
 
-def openmp():
-    """Whether the module was built with OpenMP; without it, every call runs on one thread."""
-    return bool(fi_openmp)
-
-
 cdef class Memory:
     """64-byte aligned, uninitialised bytes."""
 
@@ -146,7 +155,7 @@ cdef class Memory:
     cdef size_t size
 
     def __init__(self, size_t size):
-        if posix_memalign(&self.data, 64, max(size, 64)):
+        if posix_memalign(&self.data, 64, size if size > 64 else 64):
             self.data = NULL
             raise MemoryError(f"no memory for {size / 1e6:.1f} MB")
         self.size = size
@@ -197,8 +206,71 @@ cdef class Matrix:
         return self._packed.size
 
 
+# One kernel with its arguments.
+cdef union AnyCall:
+    fi_fff_call fff
+    fi_gemm_call gemm
+    fi_norm_call norm
+    fi_embed_call embed
+    fi_attention_call attention
+    fi_rows pack
+
+ctypedef void (*run_step)(const fi_isa *, const Step *, void *, fi_team) noexcept nogil
+
+cdef struct Step:
+    run_step run
+    const void *weights
+    AnyCall call
+    int size
+    size_t workspace
+
+cdef struct Job:
+    const fi_isa *isa
+    const Step *steps
+    int count
+    void *workspace
+
+
+cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.fff(<const fi_trees *> step.weights, &step.call.fff, workspace, team)
+
+
+cdef void run_gemm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.gemm(<const fi_matrix *> step.weights, &step.call.gemm, workspace, team)
+
+
+cdef void run_pack(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    cdef const fi_matrix *matrix = <const fi_matrix *> step.weights
+    isa.pack(&step.call.pack, matrix, <void *> matrix.packed, team)
+
+
+cdef void run_norm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.norm(&step.call.norm, team)
+
+
+cdef void run_embed(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.embed(&step.call.embed, team)
+
+
+cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.attention(&step.call.attention, workspace, team)
+
+
+cdef void run_job(void *argument, fi_team team) noexcept nogil:
+    """All steps in order; the team meets after each. A step that is worth one thread only runs on the first."""
+    cdef Job *job = <Job *> argument
+    cdef int i
+    for i in range(job.count):
+        if job.steps[i].size > 1:
+            job.steps[i].run(job.isa, &job.steps[i], job.workspace, team)
+        elif team.rank == 0:
+            job.steps[i].run(job.isa, &job.steps[i], job.workspace, fi_team(0, 1))
+        if job.count > 1:
+            fi_barrier(team)
+
+
 cdef class Kernels:
-    """The kernels of one ISA, and a workspace that calls pass on to each other."""
+    """The kernels of one ISA, and a workspace that calls pass on to each other. Each op runs at once, on up to `threads` threads."""
 
     cdef const fi_isa *isa
     cdef Memory _spare
@@ -220,18 +292,25 @@ cdef class Kernels:
             found = Memory(size)
         return found
 
-    cdef void _give(self, Memory workspace):
+    cdef _run(self, const Step *steps, int count, int size, size_t workspace_bytes):
+        cdef Memory workspace = self._take(workspace_bytes)
+        cdef Job job = Job(self.isa, steps, count, workspace.data)
+        with nogil:
+            fi_run(run_job, &job, size)
         if workspace.size <= KEEP_BYTES:
             self._spare = workspace
+
+    cdef _submit(self, Step *step, tuple keep):
+        """Run a step now. `keep`: what its pointers point into."""
+        self._run(step, 1, step.size, step.workspace)
 
     def fff(
         self, const float[:, ::1] x, Trees trees, const float[::1] bias, const float[:, ::1] residual, float[:, ::1] out,
         int32_t[:, :, ::1] nodes, float[:, :, ::1] z, int threads,
     ):
         """out (T, D) = fff(x (T, D)) + bias (D,) + residual (T, D); nodes and z (T, P, depth + 1) filled when given."""
-        cdef fi_fff_call call
-        cdef Memory workspace
-        cdef int size
+        cdef Step step
+        cdef fi_fff_call *call = &step.call.fff
         call.tokens = <int>x.shape[0]
         if call.tokens == 0:
             return
@@ -241,42 +320,31 @@ cdef class Kernels:
         call.out = &out[0, 0]
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
-        size = self.isa.fff_team(&trees.c, call.tokens, threads) if fi_openmp else 1
-        workspace = self._take(self.isa.fff_workspace(&trees.c, call.tokens, size))
-        with nogil:
-            if size == 1:
-                self.isa.fff(&trees.c, &call, workspace.data, fi_team(0, 1))
-            else:
-                with parallel(num_threads=size):
-                    self.isa.fff(&trees.c, &call, workspace.data, fi_team_here())
-        self._give(workspace)
+        step.run, step.weights = run_fff, &trees.c
+        step.size = self.isa.fff_team(&trees.c, call.tokens, threads)
+        step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
+        self._submit(&step, (x, trees, bias, residual, out, nodes, z))
 
     def pack(self, rows, str stored, const float[::1] scale, str dtype, int threads):
         """A Matrix for computing in `dtype` from rows (outputs, inputs) stored as `stored`, with scale (outputs,) of int8."""
         cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
         cdef Matrix matrix = Matrix.__new__(Matrix)
-        cdef fi_rows source
-        cdef int size = threads if fi_openmp else 1
-        source.data, source.dtype = &raw[0], DTYPES[stored]
-        source.scale = NULL if scale is None else &scale[0]
+        cdef Step step
         matrix.c.dtype, matrix.c.outputs, matrix.c.inputs = DTYPES[dtype], rows.shape[0], rows.shape[1]
         matrix._packed = Memory(self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs))
         matrix.c.packed = matrix._packed.data
-        with nogil:
-            if size == 1:
-                self.isa.pack(&source, &matrix.c, matrix._packed.data, fi_team(0, 1))
-            else:
-                with parallel(num_threads=size):
-                    self.isa.pack(&source, &matrix.c, matrix._packed.data, fi_team_here())
+        step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
+        step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
+        step.call.pack.scale = NULL if scale is None else &scale[0]
+        self._run(&step, 1, threads, 0)
         return matrix
 
     def gemm(
         self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, float[:, ::1] out, int threads
     ):
         """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M)."""
-        cdef fi_gemm_call call
-        cdef Memory workspace
-        cdef int size
+        cdef Step step
+        cdef fi_gemm_call *call = &step.call.gemm
         call.tokens = <int>x.shape[0]
         if call.tokens == 0:
             return
@@ -287,54 +355,67 @@ cdef class Kernels:
             call.residual, call.residual_stride = &residual[0, 0], residual.shape[1]
         call.out, call.out_stride = &out[0, 0], out.shape[1]
         call.activation = ACTIVATIONS[activation]
-        size = self.isa.gemm_team(&matrix.c, call.tokens, threads) if fi_openmp else 1
-        workspace = self._take(self.isa.gemm_workspace(&matrix.c, call.tokens, size))
-        with nogil:
-            if size == 1:
-                self.isa.gemm(&matrix.c, &call, workspace.data, fi_team(0, 1))
-            else:
-                with parallel(num_threads=size):
-                    self.isa.gemm(&matrix.c, &call, workspace.data, fi_team_here())
-        self._give(workspace)
+        step.run, step.weights = run_gemm, &matrix.c
+        step.size = self.isa.gemm_team(&matrix.c, call.tokens, threads)
+        step.workspace = self.isa.gemm_workspace(&matrix.c, call.tokens, threads)
+        self._submit(&step, (x, matrix, bias, residual, out))
 
     def norm(self, const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float eps, float[:, ::1] out, int threads):
         """out (T, D) = layer norm of the rows of x (T, D); out may be x."""
-        cdef fi_norm_call call
-        cdef int size
+        cdef Step step
+        cdef fi_norm_call *call = &step.call.norm
         if x.shape[0] == 0:
             return
         call.x, call.residual, call.sum, call.out = &x[0, 0], NULL, NULL, &out[0, 0]
         call.gamma, call.beta, call.eps = &weight[0], &bias[0], eps
         call.tokens, call.hidden = <int>x.shape[0], <int>x.shape[1]
-        size = min(threads, 1 + call.tokens // NORM_ROWS) if fi_openmp else 1
-        with nogil:
-            if size == 1:
-                self.isa.norm(&call, fi_team(0, 1))
-            else:
-                with parallel(num_threads=size):
-                    self.isa.norm(&call, fi_team_here())
+        step.run, step.weights, step.workspace = run_norm, NULL, 0
+        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
+        self._submit(&step, (x, weight, bias, out))
 
-    def attention(self, const float[:, ::1] qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, int threads):
+    def embed(
+        self, const int32_t[::1] ids, const int32_t[::1] positions, const int32_t[::1] types, words, str stored, const float[::1] scale,
+        const float[:, ::1] position_rows, const float[:, ::1] type_rows, const float[::1] weight, const float[::1] bias, float eps,
+        float[:, ::1] out, int threads,
+    ):
+        """out (T, D) = norm(words[ids] + position_rows[positions] + type_rows[types]); ids are the caller's to check.
+
+        words (V, D) as stored, scale (V,) of int8; types None: all 0; type_rows None: none; weight None: no norm.
+        """
+        cdef const unsigned char[::1] raw = words.reshape(-1).view("u1")
+        cdef Step step
+        cdef fi_embed_call *call = &step.call.embed
+        if out.shape[0] == 0:
+            return
+        call.ids, call.positions = &ids[0], &positions[0]
+        call.types = NULL if types is None else &types[0]
+        call.words.data, call.words.dtype = &raw[0], DTYPES[stored]
+        call.words.scale = NULL if scale is None else &scale[0]
+        call.position_rows = &position_rows[0, 0]
+        call.type_rows = NULL if type_rows is None else &type_rows[0, 0]
+        call.gamma = NULL if weight is None else &weight[0]
+        call.beta = NULL if bias is None else &bias[0]
+        call.out, call.eps = &out[0, 0], eps
+        call.tokens, call.hidden = <int>out.shape[0], <int>out.shape[1]
+        step.run, step.weights, step.workspace = run_embed, NULL, 0
+        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
+        self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
+
+    def attention(self, const float[:, ::1] qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, str dtype, int threads):
         """out (T, D) = multi-head attention inside each text over qkv (T, 3 D); D / heads is a multiple of 8."""
-        cdef fi_attention_call call
-        cdef Memory workspace
-        cdef int size
+        cdef Step step
+        cdef fi_attention_call *call = &step.call.attention
         if out.shape[0] == 0:
             return
         call.qkv, call.qkv_stride = &qkv[0, 0], qkv.shape[1]
         call.out, call.out_stride = &out[0, 0], out.shape[1]
         call.cu_seqlens, call.texts = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1
         call.heads, call.head_size = heads, <int>out.shape[1] // heads
-        call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), FI_F32
-        size = self.isa.attention_team(&call, threads) if fi_openmp else 1
-        workspace = self._take(self.isa.attention_workspace(&call, size))
-        with nogil:
-            if size == 1:
-                self.isa.attention(&call, workspace.data, fi_team(0, 1))
-            else:
-                with parallel(num_threads=size):
-                    self.isa.attention(&call, workspace.data, fi_team_here())
-        self._give(workspace)
+        call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
+        step.run, step.weights = run_attention, NULL
+        step.size = self.isa.attention_team(call, threads)
+        step.workspace = self.isa.attention_workspace(call, threads)
+        self._submit(&step, (qkv, cu_seqlens, out))
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) elementwise: gelu, tanh, erf or exp."""
@@ -355,20 +436,20 @@ cdef class Kernels:
 
     def probe_fma(self, size_t rounds, int threads):
         """Floating-point operations per second (an FMA is two) of a team doing nothing but vector FMAs."""
+        cdef Probe probe = Probe(self.isa, NULL, rounds, 0)
         cdef double start = time.perf_counter()
-        cdef int size = threads if fi_openmp else 1
-        with nogil, parallel(num_threads=size):
-            self.isa.probe_fma(rounds)
-        return 2.0 * 8 * self.isa.lanes * rounds * size / (time.perf_counter() - start)
+        with nogil:
+            fi_run(run_probe, &probe, threads)
+        return 2.0 * 8 * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
 
     def probe_read(self, const float[::1] data, size_t times, int threads):
         """Bytes per second of a team reading `data`, each thread its own part, in order, `times` over."""
-        cdef int size = threads if fi_openmp else 1
-        cdef size_t part = data.shape[0] // size // (8 * self.isa.lanes) * (8 * self.isa.lanes)
+        cdef size_t part = data.shape[0] // threads // (8 * self.isa.lanes) * (8 * self.isa.lanes)
+        cdef Probe probe = Probe(self.isa, &data[0], times, part)
         cdef double start = time.perf_counter()
-        with nogil, parallel(num_threads=size):
-            self.isa.probe_read(&data[0] + part * fi_team_here().rank, part, times)
-        return 4.0 * part * size * times / (time.perf_counter() - start)
+        with nogil:
+            fi_run(run_probe, &probe, threads)
+        return 4.0 * part * threads * times / (time.perf_counter() - start)
 
     def ladder(self, str rung, const float[:, ::1] x, const float[:, ::1] w_in, const float[::1] b_in, const float[:, ::1] w_out, float[:, ::1] out):
         """The paper's levels through scipy's BLAS, a token at a time: dense1, dense2, fff1, fff2 (heap order, to the leaves)."""
@@ -384,7 +465,58 @@ cdef class Kernels:
         call.tokens, call.hidden, call.neurons = <int>x.shape[0], <int>x.shape[1], <int>w_in.shape[0]
         with nogil:
             fi_ladder(&call, kind, self.isa.gelu, <float *> workspace.data)
-        self._give(workspace)
+        self._spare = workspace
+
+
+@cython.final
+cdef class Program(Kernels):
+    """Ops collected as they are called, then run in order by one team: threads wake once and meet between ops."""
+
+    cdef Kernels _kernels
+    cdef list _keep
+    cdef Memory _steps
+    cdef int _count, _room, _size
+    cdef size_t _bytes
+
+    def __init__(self, Kernels kernels):
+        self.isa = kernels.isa
+        self._kernels = kernels
+        self._keep = []
+        self._count, self._room, self._size, self._bytes = 0, 0, 1, 0
+
+    cdef _submit(self, Step *step, tuple keep):
+        cdef Memory grown
+        if self._count == self._room:
+            self._room = max(64, 2 * self._room)
+            grown = Memory(self._room * sizeof(Step))
+            if self._count:
+                memcpy(grown.data, self._steps.data, self._count * sizeof(Step))
+            self._steps = grown
+        (<Step *> self._steps.data)[self._count] = step[0]
+        self._count += 1
+        self._keep.append(keep)
+        self._size = max(self._size, step.size)
+        self._bytes = max(self._bytes, step.workspace)
+
+    def run(self):
+        """Run what was collected."""
+        if self._count:
+            self._kernels._run(<const Step *> self._steps.data, self._count, self._size, self._bytes)
+
+
+# Probe.data NULL: FMAs
+cdef struct Probe:
+    const fi_isa *isa
+    const float *data
+    size_t times, part
+
+
+cdef void run_probe(void *argument, fi_team team) noexcept nogil:
+    cdef Probe *probe = <Probe *> argument
+    if probe.data == NULL:
+        probe.isa.probe_fma(probe.times)
+    else:
+        probe.isa.probe_read(probe.data + probe.part * team.rank, probe.part, probe.times)
 
 
 cdef void *_blas(module, str name) except NULL:

@@ -5,8 +5,8 @@
  * process-wide switch.
  *
  * Threads. Kernels open none. A kernel that takes (team) is called by every thread of a team with the
- * same arguments; it takes its share by team.rank and meets the others at fi_barrier(). The caller opens
- * the team (one parallel region may run many kernels). Kernels that meet need the whole region as their team. None waits for the
+ * same arguments; it takes its share by team.rank and meets the others at fi_barrier(team). The caller brings
+ * the team (fi_run; one run may hold many kernels). Kernels that meet need the whole region as their team. None waits for the
  * others before it returns: the barrier between kernels that share a buffer or a workspace is the caller's.
  *
  * Order of summation. Answers may not depend on the batch, its order, the number of threads or the
@@ -141,8 +141,10 @@ typedef struct fi_isa {
 } fi_isa;
 
 extern const fi_isa *const fi_isas[]; /* best first, NULL at the end; the compiled ones, usable or not */
-extern const int fi_openmp;           /* built with OpenMP? */
-fi_team fi_team_here(void);           /* the calling thread's place in the innermost parallel region */
-void fi_barrier(void);                /* all threads of that region meet */
+
+/* team.c: run task(argument, team) on `size` threads, the caller's among them; all of them meet at fi_barrier(). */
+typedef void (*fi_task)(void *argument, fi_team);
+void fi_run(fi_task, void *argument, int size);
+void fi_barrier(fi_team);
 
 #endif

@@ -1,0 +1,141 @@
+/* The threads that kernels run on.
+ *
+ * Not OpenMP: libgomp's threads spin for milliseconds after each call (a burden on everything else in the process), a
+ * barrier among them costs a scheduler tick of 4 ms whenever two land on one CPU, its settings can only be made in the
+ * environment before the process starts, and a forked child that meets a barrier hangs. Here waiting threads spin for
+ * about 50 us, then let others run, then sleep; a child of fork() starts a pool of its own.
+ *
+ * One pool per process, grown on demand. A caller that finds it busy runs alone: results do not depend on the team.
+ */
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+enum {
+    MOST_THREADS = 256,
+    SPINS = 2000, /* of RELAX: about 50 us. Shorter loses the next call of a busy caller, longer burns what others could use. */
+};
+
+typedef struct {
+    _Alignas(64) atomic_uint call; /* the last call this worker was given */
+    atomic_int asleep;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+} worker;
+
+static struct {
+    pthread_mutex_t busy; /* held by the caller whose team is running */
+    worker workers[MOST_THREADS];
+    int started; /* workers with rank 1 .. started exist */
+    int size;
+    fi_task task;
+    void *argument;
+    _Alignas(64) atomic_int running; /* workers that have not finished */
+    _Alignas(64) atomic_uint round;  /* of the barrier */
+    atomic_int arrived;
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER};
+
+/* Wait while *what == value: spin, then let others run. */
+static void wait_while(atomic_uint *what, unsigned value) {
+    for (int i = 0; atomic_load_explicit(what, memory_order_acquire) == value; i++)
+        if (i < SPINS) RELAX();
+        else sched_yield();
+}
+
+void fi_barrier(fi_team team) {
+    if (team.size < 2) return;
+    const unsigned round = atomic_load(&pool.round);
+    if (atomic_fetch_add(&pool.arrived, 1) == team.size - 1) {
+        atomic_store(&pool.arrived, 0);
+        atomic_store(&pool.round, round + 1);
+    } else {
+        wait_while(&pool.round, round);
+    }
+}
+
+static void *work(void *argument) {
+    worker *w = argument;
+    const int rank = (int)(w - pool.workers);
+    unsigned seen = 0;
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load_explicit(&w->call, memory_order_acquire) == seen; i++) RELAX();
+        if (atomic_load(&w->call) == seen) {
+            pthread_mutex_lock(&w->mutex);
+            atomic_store(&w->asleep, 1);
+            while (atomic_load(&w->call) == seen) pthread_cond_wait(&w->wake, &w->mutex);
+            atomic_store(&w->asleep, 0);
+            pthread_mutex_unlock(&w->mutex);
+        }
+        seen = atomic_load(&w->call);
+        pool.task(pool.argument, (fi_team){rank, pool.size});
+        atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+    }
+    return NULL;
+}
+
+/* The child of a fork has none of these threads, and a lock that one held would stay locked. */
+static void forget(void) {
+    pool.started = 0;
+    atomic_store(&pool.arrived, 0);
+    pthread_mutex_init(&pool.busy, NULL);
+}
+
+/* Start workers up to rank size - 1; returns the size of the team that there are threads for. */
+static int grow(int size) {
+    static int registered;
+    if (!registered) registered = pthread_atfork(NULL, NULL, forget) == 0;
+    if (size > MOST_THREADS) size = MOST_THREADS;
+    while (pool.started < size - 1) {
+        worker *w = &pool.workers[pool.started + 1];
+        pthread_t thread;
+        pthread_attr_t detached;
+        atomic_store(&w->call, 0);
+        atomic_store(&w->asleep, 0);
+        pthread_mutex_init(&w->mutex, NULL);
+        pthread_cond_init(&w->wake, NULL);
+        pthread_attr_init(&detached);
+        pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+        const int failed = pthread_create(&thread, &detached, work, w);
+        pthread_attr_destroy(&detached);
+        if (failed) return pool.started + 1;
+        pool.started++;
+    }
+    return size;
+}
+
+void fi_run(fi_task task, void *argument, int size) {
+    if (size < 2 || pthread_mutex_trylock(&pool.busy)) {
+        task(argument, (fi_team){0, 1});
+        return;
+    }
+    size = grow(size);
+    pool.task = task;
+    pool.argument = argument;
+    pool.size = size;
+    atomic_store(&pool.running, size - 1);
+    for (int rank = 1; rank < size; rank++) {
+        worker *w = &pool.workers[rank];
+        atomic_fetch_add(&w->call, 1);
+        if (atomic_load(&w->asleep)) {
+            pthread_mutex_lock(&w->mutex);
+            pthread_cond_signal(&w->wake);
+            pthread_mutex_unlock(&w->mutex);
+        }
+    }
+    task(argument, (fi_team){0, size});
+    for (int i = 0; atomic_load_explicit(&pool.running, memory_order_acquire); i++)
+        if (i < SPINS) RELAX();
+        else sched_yield();
+    pthread_mutex_unlock(&pool.busy);
+}
