@@ -8,6 +8,7 @@ not dependencies (PyTorch, onnxruntime).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from .ffn import FFF
 DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
 INPUTS = 8  # different random inputs that take turns
 TURN_SECONDS = 0.05
-LONG_SECONDS = 0.5
+LONG_SECONDS = 0.5  # calls that take longer get no untimed ones before them
 PAUSE_SECONDS = 0.05  # OpenBLAS threads spin for about 20 ms after a call
 EVICT_BYTES = 128 << 20  # read before each cold run: beyond any cache
 MASKED_ENV = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; they halve numpy's speed
@@ -56,25 +57,33 @@ def reexecute(threads: int) -> None:
 
 
 def interleaved(
-    runs: dict[str, Run], inputs: Sequence[np.ndarray], *, seconds: float, cold: bool = False, least: int = 7, pause: float = PAUSE_SECONDS
+    runs: dict[str, Run],
+    inputs: Sequence[Any],
+    *,
+    seconds: float,
+    cold: bool = False,
+    least: int = 7,
+    pause: float = PAUSE_SECONDS,
 ) -> dict[str, Spread]:
     """Time the runs in turns, for about `seconds` each in all and at least `least` calls, the inputs rotating.
 
-    A turn is a pause, two calls untimed (none before calls that are long themselves), then calls for TURN_SECONDS:
+    A turn is a pause, two calls untimed (none before calls that were long), then calls for TURN_SECONDS:
     thread pools of BLAS libraries spin for a while after their last call, and would slow whoever comes next.
     """
     evict = np.ones(EVICT_BYTES // 4, np.float32) if cold else None
     times: dict[str, list[float]] = {name: [] for name in runs}
-    spent = dict.fromkeys(runs, 0.0)
+    spent, last = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
     waiting = list(runs)
     call = 0
     while waiting:
         for name in waiting:
             run, turn = runs[name], 0.0
             time.sleep(pause)
-            if not times[name] or times[name][-1] < LONG_SECONDS * 1e6:
-                run(inputs[0])
-                run(inputs[-1])
+            for x in (inputs[0], inputs[-1]):
+                if last[name] < LONG_SECONDS:
+                    start = time.perf_counter()
+                    run(x)
+                    last[name] = time.perf_counter() - start
             while turn < TURN_SECONDS:
                 x = inputs[call % len(inputs)]
                 call += 1
@@ -82,7 +91,7 @@ def interleaved(
                     evict.max()
                 start = time.perf_counter()
                 run(x)
-                took = time.perf_counter() - start
+                last[name] = took = time.perf_counter() - start
                 times[name].append(took * 1e6)
                 turn += took
             spent[name] += turn
@@ -234,6 +243,14 @@ class Roofline:
         return bounds[name], name
 
 
+def _into(layer: FFF, out: np.ndarray, threads: int, x: np.ndarray) -> np.ndarray:
+    return layer(x, out=out, threads=threads)
+
+
+def _matmul(weight: np.ndarray, out: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.matmul(x, weight, out=out)
+
+
 # --- conditional matrix multiplication -------------------------------------------------------------
 
 
@@ -301,7 +318,7 @@ def bench_cmm(
             errors[shape, dtype] = error, rerouted
         runs: dict[str, Run] = dict(dense_runs)
         for (shape, dtype), (_, layer, _) in layers.items():
-            runs[f"{shape} {dtype}"] = lambda x, layer=layer, out=np.empty_like(inputs[0]): layer(x, out=out, threads=ops.threads)
+            runs[f"{shape} {dtype}"] = functools.partial(_into, layer, np.empty_like(inputs[0]), ops.threads)
         spreads = interleaved(runs, inputs, seconds=seconds, cold=cold)
         for (shape, dtype), (case, layer, _) in layers.items():
             spread = spreads[f"{shape} {dtype}"]
@@ -355,7 +372,8 @@ def cmm_line(r: dict) -> str:
     spread, best = f"{r['p10']:.3f}..{r['p90']:.3f}", f"{r['best_dense']} {r['dense_us'][r['best_dense']]:.2f}"
     numpy = f"{r['speedup']['numpy']:.1f}x" if "numpy" in r["speedup"] else "-"
     return (
-        f"{r['shape']:>7} {r['tokens']:>6} {r['dtype']:>8} {r['us_per_token']:>9.3f} {spread:>15} {r['gb_per_s']:>6.0f} {r['gflop_per_s']:>7.0f} "
+        f"{r['shape']:>7} {r['tokens']:>6} {r['dtype']:>8} {r['us_per_token']:>9.3f} {spread:>15} {r['gb_per_s']:>6.0f} "
+        f"{r['gflop_per_s']:>7.0f} "
         f"{r['nodes_touched']:>6.1%} {numpy:>8} {best:>20} {r['speedup'][r['best_dense']]:>6.1f}x {r['limit']:>5.0f}x "
         f"{r['share_of_roofline']:>8.0%} {r['bound_by']:>12} {r['max_error']:>8.0e} {r['rerouted']:>8.1%}"
     )
@@ -374,7 +392,7 @@ def bench_gemm(
     others: dict[str, Callable[[np.ndarray, int], Run]] | None = None,
     report: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """A row per (tokens, outputs x inputs, dtype): this project's packed product and numpy's, and `others` {name: (weight, threads) -> run}."""
+    """A row per (tokens, outputs x inputs, dtype): the packed product, numpy's, and `others` {name: (weight, threads) -> run}."""
     roofline = Roofline(ops)
     rng = np.random.default_rng(2)
     rows = []
@@ -384,7 +402,7 @@ def bench_gemm(
         for count in tokens:
             xs = [np.random.default_rng(seed).standard_normal((count, inputs), np.float32) for seed in range(INPUTS)]
             out = np.empty((count, outputs), np.float32)
-            runs: dict[str, Run] = {"numpy": lambda x, w=transposed, out=np.empty_like(out): np.matmul(x, w, out=out)}
+            runs: dict[str, Run] = {"numpy": functools.partial(_matmul, transposed, np.empty_like(out))}
             runs |= {name: make(weight, ops.threads) for name, make in (others or {}).items()}
             errors = {}
             for dtype in dtypes:
@@ -430,7 +448,10 @@ def gemm_line(r: dict) -> str:
     """A row of bench_gemm as a line under GEMM_HEADER."""
     size, spread = f"{r['tokens']}x{r['outputs']}x{r['inputs']}", f"{r['p10']:.1f}..{r['p90']:.1f}"
     others = ", ".join(f"{name} {value:.0f}" for name, value in r["rivals_gop_per_s"].items())
-    return f"{size:>16} {r['dtype']:>8} {r['us']:>10.1f} {spread:>19} {r['gop_per_s']:>7.0f} {r['fma_peak']:>12.0f} {r['max_error']:>8.0e}  {others}"
+    return (
+        f"{size:>16} {r['dtype']:>8} {r['us']:>10.1f} {spread:>19} {r['gop_per_s']:>7.0f} {r['fma_peak']:>12.0f} "
+        f"{r['max_error']:>8.0e}  {others}"
+    )
 
 
 # --- the paper's ladder ----------------------------------------------------------------------------
@@ -574,7 +595,9 @@ def main(argv: Sequence[str], *, dense: dict[str, Rival] | None = None, products
     run(parser.parse_args(argv), dense=dense, products=products, models=models)
 
 
-def run(options: argparse.Namespace, *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None) -> None:
+def run(
+    options: argparse.Namespace, *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None
+) -> None:
     """Run what parsed options say, and print it."""
     ops = backends.get(options.device, threads=options.threads)
     if ops.name != "cpu":
