@@ -1,8 +1,10 @@
 """Build fastinfer._cpu: Cython over C kernels, for the baseline ISA.
 
 Each src/cpu/isa_*.c selects its instruction set by itself, so all files are compiled with the same flags everywhere.
-FASTINFER_SANITIZE=1 builds with the address and undefined-behaviour sanitizers. Then run the kernel tests as
-  LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 python -m pytest tests/test_fff.py
+FASTINFER_SANITIZE=1 builds with the address and undefined-behaviour sanitizers, for the kernel tests:
+  FASTINFER_SANITIZE=1 python setup.py build_ext --inplace
+  LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 python -m pytest \\
+    tests/test_math.py tests/test_gemm.py tests/test_attention.py tests/test_fff.py tests/test_invariance.py
 """
 
 import os

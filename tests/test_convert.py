@@ -113,7 +113,7 @@ def assert_agrees(folder, model, logits, devices=backends.ALL):
         last = torch.stack([out.start_logits, out.end_logits], -1) if logits == "spans" else out[logits] if logits else None
         wanted.append((states, last if last is None else last[0].numpy()))
     for device in devices:
-        engine = fastinfer.load(folder, device=device)
+        engine = fastinfer.load(folder, device=device, dtype="float32")
         batch = fastinfer.PackedBatch.from_ids(ids, types)
         got_states = engine.hidden_states(batch, layers=tuple(range(LAYERS + 1)))
         got_logits = engine.logits(batch, positions="all") if logits else [None] * len(ids)
@@ -461,7 +461,7 @@ def test_crammed_without_intermed_type_is_dense(device, golden):
     folder = golden("crammedbert-dense-mlm")
     edit(folder, lambda c: c["arch"].pop("intermed_type"))
     outputs, masks, batch = unpadded("crammedbert-dense-mlm")
-    for b, logits in enumerate(fastinfer.load(folder, device=device).logits(batch, positions="all")):
+    for b, logits in enumerate(fastinfer.load(folder, device=device, dtype="float32").logits(batch, positions="all")):
         assert_allclose(logits, outputs["mlm_logits"][b][masks[b]], rtol=1e-5, atol=1e-5)
 
 
@@ -494,7 +494,7 @@ def test_crammed_classification_heads(pooler, nonlin, device, golden):
         if nonlin is not None:
             pooled = NONLIN[nonlin](weights["pooler.dense.weight"] @ pooled + weights["pooler.dense.bias"])
         want.append(weights["head.weight"] @ pooled + weights["head.bias"])
-    assert_allclose(fastinfer.load(folder, device=device).logits(batch), want, rtol=1e-5, atol=1e-5)
+    assert_allclose(fastinfer.load(folder, device=device, dtype="float32").logits(batch), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("key", "value"), [("pooler", "attention"), ("nonlin", "SiLU")])
@@ -510,10 +510,10 @@ def test_crammed_in_half_precision(device, golden):
     folder = golden("crammedbert-4x3-mlm")
     _, _, batch = unpadded("crammedbert-4x3-mlm")
     rename(folder, lambda w: {n: t.astype(np.float16) for n, t in w.items()})
-    half = fastinfer.load(folder, device=device)
+    half = fastinfer.load(folder, device=device, dtype="float32")
     assert (half.config.stored.embeddings, half.config.stored.matrices, half.config.stored.trees) == ("float16",) * 3
     rename(folder, lambda w: {n: t.astype(np.float32) for n, t in w.items()})
-    rounded = fastinfer.load(folder, device=device)
+    rounded = fastinfer.load(folder, device=device, dtype="float32")
     for got, want in zip(half.logits(batch, positions="all"), rounded.logits(batch, positions="all"), strict=True):
         assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

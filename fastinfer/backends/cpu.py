@@ -50,9 +50,8 @@ class CPU(Reference):
         return x
 
     def matrix(self, weight: Tensor) -> Any:
-        dtype = self._computes_in(weight)
-        source = weight.to("float32") if weight.dtype == "float16" else weight
-        return self.kernels.pack(source.data, source.dtype, source.scale, dtype, self.threads)
+        weight = weight.to(self._computes_in(weight))
+        return self.kernels.pack(weight.data, weight.dtype, weight.scale, weight.dtype, self.threads)
 
     def outputs(self, weight: Any) -> int:
         return weight.outputs

@@ -1,0 +1,113 @@
+"""Attention, norms and embeddings of every ISA against float64, and bitwise alone or in a batch, by teams of any size."""
+
+import itertools
+
+import backends
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fastinfer
+from fastinfer.checkpoint import Group, Tensor
+
+# Around a block of queries and a panel of keys, of 16 or 32.
+TEXTS = ([1], [2, 5], [12, 13, 1, 31], [32], [33, 64, 7], [15, 16, 17, 18], [100, 3], [250])
+HEADS = [(1, 8), (2, 16), (3, 24), (2, 32), (2, 40), (2, 64), (1, 72)]  # how many, of what size
+
+each_device = pytest.mark.parametrize("device", backends.COMPILED)
+each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
+
+
+def attend(ops, qkv, lengths, heads):
+    cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    out = np.full((len(qkv), qkv.shape[1] // 3), np.nan, np.float32)
+    ops.attention(np.ascontiguousarray(qkv), cu, heads, out=out)
+    return out
+
+
+def in_float64(qkv, lengths, heads, size):
+    out, bounds = [], np.concatenate([[0], np.cumsum(lengths)])
+    for begin, end in itertools.pairwise(bounds):
+        q, k, v = qkv[begin:end].astype(np.float64).reshape(end - begin, 3, heads, size).transpose(1, 2, 0, 3)
+        scores = q @ k.transpose(0, 2, 1) / size**0.5
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out.append((weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(end - begin, -1))
+    return np.concatenate(out)
+
+
+@each_device
+@each_dtype
+@pytest.mark.parametrize(("heads", "size"), HEADS)
+def test_attention(device, dtype, heads, size):
+    ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 2, 3)]
+    # In the low precisions, an ISA with a bfloat16 dot product takes bfloat16 factors; the others stay with float32.
+    low = dtype != "float32" and device == "cpu:avx512_bf16"
+    for lengths in TEXTS:
+        rng = np.random.default_rng([size, len(lengths)])
+        qkv = rng.standard_normal((sum(lengths), 3 * heads * size), np.float32)
+        exact = Tensor(qkv, "float32").to("bfloat16").float32() if low else qkv
+        got = attend(ops[0], qkv, lengths, heads)
+        assert_allclose(got, in_float64(exact, lengths, heads, size), rtol=5e-3 if low else 2e-5, atol=5e-3 if low else 3e-6)
+        for each in ops[1:]:
+            assert_array_equal(attend(each, qkv, lengths, heads), got)
+        for begin, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
+            part = np.s_[begin : begin + length]
+            assert_array_equal(attend(ops[1], qkv[part], [length], heads), got[part])
+
+
+@each_device
+@each_dtype
+def test_attention_keeps_what_is_no_number_to_its_text_and_head(device, dtype):
+    qkv = np.random.default_rng(1).standard_normal((40, 3 * 64), np.float32)
+    ops = fastinfer.backends.get(device, dtype=dtype)
+    want = attend(ops, qkv, [20, 20], 2)
+    qkv[3, 5] = np.nan  # in a query of the first head
+    qkv[24, 64 + 5] = np.nan  # in a key of the first head
+    got = attend(ops, qkv, [20, 20], 2)
+    assert np.isnan(got[3, :32]).all()
+    assert np.isnan(got[20:, :32]).all()
+    assert_array_equal(got[:, 32:], want[:, 32:])
+    assert_array_equal(np.delete(got[:20, :32], 3, 0), np.delete(want[:20, :32], 3, 0))
+
+
+@each_device
+@pytest.mark.parametrize("hidden", [1, 3, 8, 17, 64, 100, 384, 770])
+def test_norm(device, hidden):
+    rng = np.random.default_rng(hidden)
+    x = (rng.standard_normal((200, hidden)) * 2 + 3).astype(np.float32)
+    norm = Group()
+    norm.weight, norm.bias = rng.standard_normal((2, hidden)).astype(np.float32)
+    exact = x.astype(np.float64)
+    centred = exact - exact.mean(-1, keepdims=True)
+    want = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm.weight + norm.bias
+    whole = np.empty_like(x)
+    fastinfer.backends.get(device, threads=1).norm(x, norm, 1e-5, out=whole)
+    # Of two values that are close, little is left of float32 after the mean is taken off.
+    assert_allclose(whole, want, rtol=1e-5, atol=2e-5 if hidden > 3 else 1e-3)
+    for tokens, threads in ((1, 1), (2, 1), (63, 2), (64, 3), (200, 2), (200, 3)):
+        part = x[:tokens].copy()
+        fastinfer.backends.get(device, threads=threads).norm(part, norm, 1e-5, out=part)
+        assert_array_equal(part, whole[:tokens])
+
+
+@each_device
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("hidden", [3, 24, 100])
+def test_embed(device, stored, hidden):
+    rng = np.random.default_rng(hidden)
+    words, position, types = (rng.standard_normal((n, hidden), np.float32) for n in (50, 32, 2))
+    words = Tensor(words, "float32").to(stored)
+    ids = [rng.integers(0, 50, n).tolist() for n in (1, 32, 7, 15, 16)]
+    kinds = [rng.integers(0, 2, len(row)).tolist() for row in ids]
+    batch = fastinfer.PackedBatch.from_ids(ids, kinds)
+    embedding = Group()
+    embedding.position, embedding.token_type, embedding.eps = position, types, 1e-5
+    want = words.float32()[batch.ids].astype(np.float64) + position[batch.positions] + types[batch.token_types]
+    outputs = []
+    for threads in (1, 3):
+        ops = fastinfer.backends.get(device, threads=threads)
+        embedding.word = ops.table(words)
+        outputs.append(np.full((71, hidden), np.nan, np.float32))
+        ops.embed(batch, embedding, out=outputs[-1])
+        assert_allclose(outputs[-1], want, rtol=1e-5, atol=1e-6)
+    assert_array_equal(*outputs)

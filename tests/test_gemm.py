@@ -1,0 +1,197 @@
+"""Packed matrix products of every ISA: out = activation(x W^T + bias) + residual, computed in float32, bfloat16 and int8."""
+
+import backends
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from scipy import special
+
+import fastinfer
+from fastinfer.checkpoint import Tensor
+
+UNIT = 2.0**-24  # the relative error of one rounding to float32
+TOKENS = (0, 1, 2, 5, 6, 7, 11, 12, 13, 25, 100)  # around the rows of a tile: 6 or 12
+SHAPES = [(1, 1), (3, 17), (17, 3), (33, 33), (16, 64), (31, 130), (100, 63), (129, 257)]  # outputs, inputs
+ACTIVATIONS = {None: np.array, "gelu": lambda v: v * special.ndtr(v), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
+
+each_device = pytest.mark.parametrize("device", backends.COMPILED)
+each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
+each_stored = pytest.mark.parametrize("stored", backends.DTYPES)
+
+
+def case(outputs, inputs, tokens):
+    """x, weight, bias, residual; sums of order 1."""
+    rng = np.random.default_rng([outputs, inputs])
+    shapes = (tokens, inputs), (outputs, inputs), (outputs,), (tokens, outputs)
+    x, weight, bias, residual = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    return x, weight / np.float32(inputs**0.5), bias, residual
+
+
+def product(ops, x, matrix, bias=None, activation=None, residual=None, out=None):
+    out = np.full((len(x), ops.outputs(matrix)), np.nan, np.float32) if out is None else out
+    ops.linear(np.ascontiguousarray(x), matrix, bias=bias, activation=activation, residual=residual, out=out)
+    return out
+
+
+def bfloat16(x):
+    """Rounded to the nearest bfloat16, ties to even: worked out with floats, not with bits."""
+    _, exponent = np.frexp(x.astype(np.float64))
+    unit = np.ldexp(1.0, np.maximum(exponent - 8, -133))
+    return np.rint(x / unit) * unit
+
+
+def int8(x):
+    """Integers and each row's scale, absmax / 127; a row of next to nothing is zeros."""
+    most = np.abs(x).max(-1, initial=0)
+    tiny = most < 1e-30
+    inverse = np.float32(127) / np.where(tiny, np.float32(1), most)
+    return np.where(tiny[:, None], 0, np.rint(x * inverse[:, None])).astype(np.int64), np.where(tiny, 0, most / np.float32(127))
+
+
+def int8_sums(x, weight):
+    """(exact sums (T, N), what to multiply them by) for int8 products with rows as stored."""
+    q, scale = int8(x)
+    w, w_scale = (weight.data.astype(np.int64), weight.scale) if weight.dtype == "int8" else int8(weight.float32())
+    return q @ w.T, scale[:, None] * w_scale
+
+
+def in_float64(dtype, x, weight):
+    """x W^T of the factors as the dtype rounds them, and the error that float32 sums over them may have."""
+    if dtype == "int8":
+        sums, scale = int8_sums(x, weight)
+        exact = sums * scale.astype(np.float64)
+        return exact, 4 * UNIT * np.abs(exact)
+    a, b = x.astype(np.float64), weight.float32().astype(np.float64)
+    if dtype == "bfloat16":
+        a, b = bfloat16(a), bfloat16(b)
+    # Two roundings a term where there is no FMA.
+    return a @ b.T, 2 * x.shape[1] * UNIT * (np.abs(a) @ np.abs(b).T)
+
+
+@each_device
+@each_dtype
+@each_stored
+def test_against_float64(device, dtype, stored):
+    ops = fastinfer.backends.get(device, dtype=dtype, threads=2)
+    for outputs, inputs in SHAPES:
+        x, weight, bias, residual = case(outputs, inputs, max(TOKENS))
+        rows = Tensor(weight, "float32").to(stored)
+        matrix = ops.matrix(rows)
+        assert ops.outputs(matrix) == outputs
+        exact, slack = in_float64(dtype, x, rows)
+        for tokens in TOKENS:
+            part = np.s_[:tokens]
+            for b in (None, bias):
+                for activation, function in ACTIVATIONS.items():
+                    for r in (None, residual):
+                        out = None if r is None else r[part].copy()  # a residual may be the output
+                        got = product(ops, x[part], matrix, b, activation, out, out)
+                        before = exact[part] + (0 if b is None else b)
+                        want = function(before) + (0 if r is None else r[part])
+                        # An activation's slope is at most 1.13, its own error 5 ulp or 1e-7 of its input.
+                        allowed = 1.2 * slack[part] + 8 * UNIT * (np.abs(before) + np.abs(want)) + 1e-7 * (activation in ("gelu", "tanh"))
+                        assert (np.abs(got - want) <= allowed).all(), (outputs, inputs, tokens, b is not None, activation, r is not None)
+
+
+@each_device
+@each_stored
+def test_int8_is_exact_in_integers(device, stored):
+    ops = fastinfer.backends.get(device, dtype="int8")
+    for outputs, inputs in SHAPES:
+        x, weight, _, _ = case(outputs, inputs, 29)
+        rows = Tensor(weight, "float32").to(stored)
+        sums, scale = int8_sums(x, rows)
+        assert np.abs(sums).max() < 2**24
+        assert_array_equal(product(ops, x, ops.matrix(rows)), sums.astype(np.float32) * scale)
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sums_are_taken_in_the_written_order(device, dtype):
+    """One FMA for each input, ascending, from zero, then the bias: the exact bits. (In float64 a product is exact; an FMA rounds once.)"""
+    if dtype == "bfloat16" and device == "cpu:avx512_bf16":
+        pytest.skip("VDPBF16PS takes inputs in pairs, in an order of its own")
+    x, weight, bias, _ = case(50, 65, 17)
+    a, b = (bfloat16(m.astype(np.float64)) if dtype == "bfloat16" else m.astype(np.float64) for m in (x, weight))
+    want = np.zeros((17, 50), np.float32)
+    for k in range(65):
+        term = a[:, k, None] * b[:, k]
+        want = (want + (term.astype(np.float32) if device == "cpu:portable" else term)).astype(np.float32)
+    ops = fastinfer.backends.get(device, dtype=dtype)
+    assert_array_equal(product(ops, x, ops.matrix(Tensor(weight, "float32")), bias), want + bias)
+
+
+@each_device
+def test_bfloat16_rounds_to_nearest_even(device):
+    rng = np.random.default_rng(5)
+    bits = np.concatenate([
+        rng.integers(0, 2**32, 3000, np.uint32),
+        rng.integers(0, 2**16, 1000, np.uint32) << 16 | 0x8000,  # ties
+        rng.integers(0, 2**16, 1000, np.uint32) << 16 | np.array([[0x7FFF], [0x8001]], np.uint32)[rng.integers(0, 2, 1000), 0],
+    ])  # fmt: skip
+    values = bits.view(np.float32)
+    values = values[(np.abs(values) > 1e-37) & (np.abs(values) < 1e38)]
+    ops = fastinfer.backends.get(device, dtype="bfloat16")
+    one = np.ones((1, 1), np.float32)
+    assert_array_equal(product(ops, values[:, None], ops.matrix(Tensor(one, "float32")))[:, 0], bfloat16(values.astype(np.float64)))
+    assert_array_equal(product(ops, one, ops.matrix(Tensor(values[:, None].copy(), "float32")))[0], bfloat16(values.astype(np.float64)))
+
+
+@each_device
+def test_int8_rounds_to_nearest_even(device):
+    # A scale of exactly 1, and weights that pick the second input out.
+    values = np.arange(-127, 127.25, 0.25, dtype=np.float32)
+    x = np.stack([np.full_like(values, 127), values], 1)
+    ops = fastinfer.backends.get(device, dtype="int8")
+    matrix = ops.matrix(Tensor(np.array([[0, 1]], np.int8), "int8", np.ones(1, np.float32)))
+    assert_array_equal(product(ops, x, matrix)[:, 0], np.rint(values))
+
+
+@each_device
+def test_the_largest_int8_sums(device):
+    rows = Tensor(np.full((33, 1024), -128, np.int8), "int8", np.ones(33, np.float32))
+    ops = fastinfer.backends.get(device, dtype="int8")
+    got = product(ops, np.full((3, 1024), -1, np.float32), ops.matrix(rows))
+    assert_array_equal(got, np.full((3, 33), np.float32(127 * 128 * 1024) * (np.float32(1) / np.float32(127))))
+
+
+@each_device
+@each_dtype
+def test_a_token_is_bitwise_the_same_in_any_batch_place_and_team(device, dtype):
+    rng = np.random.default_rng(6)
+    for outputs, inputs in [*SHAPES, (800, 96), (40, 1531)]:
+        x, weight, bias, residual = case(outputs, inputs, 150)
+        ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 2, 3)]
+        matrices = [each.matrix(Tensor(weight, "float32")) for each in ops]  # packed by teams of every size
+        whole = product(ops[0], x, matrices[0], bias, "gelu", residual)
+        for tokens in (1, 2, 3, 5, 6, 7, 12, 13, 23, 48, 71, 150):
+            pick = rng.permutation(150)[:tokens]
+            for each, matrix in zip(ops, matrices, strict=True):
+                assert_array_equal(product(each, x[pick], matrix, bias, "gelu", residual[pick]), whole[pick])
+
+
+@each_device
+@each_dtype
+@pytest.mark.parametrize("tokens", [1, 5, 13])
+def test_what_is_no_number_stays_with_its_token(device, dtype, tokens):
+    x, weight, bias, _ = case(40, 37, tokens + 4)
+    ops = fastinfer.backends.get(device, dtype=dtype)
+    matrix = ops.matrix(Tensor(weight, "float32"))
+    want = product(ops, x, matrix, bias)
+    x[0, 36], x[1, 3], x[2, 0], x[3] = np.nan, -np.nan, np.inf, 0
+    got = product(ops, x, matrix, bias)
+    assert np.isnan(got[:2]).all()
+    assert not np.isfinite(got[2]).any()
+    assert_array_equal(got[3], bias)
+    assert_array_equal(got[4:], want[4:])
+
+
+@each_device
+@each_dtype
+def test_tokens_of_any_magnitude(device, dtype):
+    x, weight, _, _ = case(40, 37, 4)
+    x *= np.array([[1e-28], [1e-3], [1e3], [1e30]], np.float32)
+    ops = fastinfer.backends.get(device, dtype=dtype)
+    exact, slack = in_float64(dtype, x, Tensor(weight, "float32"))
+    got = product(ops, x, ops.matrix(Tensor(weight, "float32")))
+    assert (np.abs(got - exact) <= slack + UNIT * np.abs(exact)).all()

@@ -1,0 +1,104 @@
+"""The answer for a text does not depend on the batch it is in, its order or the number of threads: bitwise, per ISA and dtype."""
+
+import functools
+import itertools
+
+import backends
+import builders
+import numpy as np
+import pytest
+
+import fastinfer
+from fastinfer import PackedBatch
+from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Tag, Tasks
+
+LENGTHS = (1, 2, 7, 40, 3, 16, 61, 5, 33, 12, 1, 25)
+FEEDFORWARDS = {
+    "dense": (Dense(200), Dense(75)),
+    "fff": (FFF(1, 9), FFF(2, 5)),
+    "wide": (FFF(40, 2), FFF(70, 0)),
+    "heads of 12": (FFF(1, 5),),
+    "mixed": (FFF(3, 4, dense=40, bias_out=True), Dense(50), FFF(2, 6, children=True, nodes=60)),
+}
+PRE = {"norm": Norm("pre", 1e-6), "final_norm": True, "positions": Positions("scaled-sinusoidal", 64)}
+POST = {"norm": Norm("post", 1e-12), "final_norm": False, "positions": Positions("learned", 64)}
+TASKS = Tasks(
+    Embed("mean", True), FillMask(True), Classify(("a", "b", "c"), "softmax", "lse", (HeadLayer(40, "tanh"),)), Tag(("O", "B-x", "I-x"))
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """make(kind) -> a folder with a random model whose feedforwards are of that kind."""
+
+    @functools.cache
+    def make(kind):
+        layers = FEEDFORWARDS[kind]
+        config = builders.tiny(
+            hidden=48,
+            heads=4 if kind == "heads of 12" else 2,  # of 24: a multiple of 8, not of a vector's 16
+            layers=len(layers),
+            ffn=layers,
+            vocabulary=70,
+            max_tokens=64,
+            token_types=2,
+            tasks=TASKS,
+            **(PRE if kind in ("fff", "mixed") else POST),
+        )
+        folder = tmp_path_factory.mktemp(kind)
+        builders.save(folder, config)
+        return folder
+
+    return make
+
+
+def texts():
+    """Ids and token types."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, 70, length).tolist() for length in LENGTHS], [rng.integers(0, 2, length).tolist() for length in LENGTHS]
+
+
+def batches():
+    """(texts' numbers, threads): in order, turned round, shuffled, some twice; and each alone."""
+    everything = list(range(len(LENGTHS)))
+    shuffled = np.random.default_rng(1).permutation(everything).tolist()
+    yield from itertools.product([everything, everything[::-1], shuffled, [3, 3, 6, 0, 3]], (1, 2, 3))
+    yield from (([i], 3) for i in everything)
+
+
+# What is asked of a model: per text an array, a tuple of arrays or a list of (label, score).
+ASKS = {
+    "final states": lambda model, batch, **on: model.hidden_states(batch, **on),
+    "hidden states": lambda model, batch, **on: model.hidden_states(batch, layers=(*range(len(model.config.ffn) + 1), -1), **on),
+    "embedding": lambda model, batch, **on: model.embed(batch, **on),
+    "class logits": lambda model, batch, **on: model.logits(batch, task="classify", **on),
+    "classes": lambda model, batch, **on: model.classify(batch, **on),
+    "tag logits": lambda model, batch, **on: model.logits(batch, task="tag", **on),
+    "mask logits": lambda model, batch, **on: model.logits(batch, task="fill_mask", positions="all", **on),
+}
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("device", backends.COMPILED)
+@pytest.mark.parametrize("dtype", backends.DTYPES)
+@pytest.mark.parametrize("kind", FEEDFORWARDS)
+def test_a_text_is_bitwise_the_same_in_any_batch_order_and_team(folders, kind, device, dtype):
+    model = fastinfer.load(folders(kind), device=device, dtype=dtype)
+    rows, types = texts()
+
+    def batch(which):
+        return PackedBatch.from_ids([rows[i] for i in which], [types[i] for i in which])
+
+    different = set()
+    for what, ask in ASKS.items():
+        alone = [ask(model, batch([i]), threads=1)[0] for i in range(len(rows))]
+        for which, threads in batches():
+            for i, got in zip(which, ask(model, batch(which), threads=threads), strict=True):
+                if not same(got, alone[i]):
+                    different.add((what, f"text {i} in {which} with {threads} threads"))
+    assert not different
+    final, tapped = (ASKS[what](model, batch(range(len(rows)))) for what in ("final states", "hidden states"))
+    assert all(same(a, b[-1]) for a, b in zip(final, tapped, strict=True)), "to be asked for the layers between changes nothing"

@@ -1,0 +1,30 @@
+"""The C sources: no compiler warnings; and for the CPUs that no machine here has, that they compile."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[1] / "src" / "cpu"
+WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+
+
+def compile_with(compiler, *arguments):
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"{compiler} is not on PATH")
+    done = subprocess.run([path, *WARNINGS, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("source", sorted(p.name for p in SOURCES.glob("*.c") if p.name != "_cpu.c"))
+def test_no_warnings(source):
+    compile_with("gcc", "-fsyntax-only", SOURCES / source)
+
+
+@pytest.mark.parametrize("source", ["isa_neon.c", "isa_portable.c", "dispatch.c", "team.c"])
+def test_compiles_for_aarch64(source, tmp_path):
+    # With code generation: operands that must be constants are checked only there.
+    compile_with("aarch64-linux-gnu-gcc", "-O1", "-c", SOURCES / source, "-o", tmp_path / "out.o")
+    assert (tmp_path / "out.o").stat().st_size > 500
