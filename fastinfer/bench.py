@@ -227,18 +227,15 @@ class Roofline:
         return self._reads[size]
 
     def fff_seconds(self, case: FFFCase, itemsize: int, distinct: int) -> tuple[float, str]:
-        """(the least time, what bounds it): the largest of the multiply-adds at the FMA rate; the loads (x and both rows
-        of every visited node) at L1's rate; distinct rows, x and y at the rate of the level that a set so large lies in.
+        """(the least time, what bounds it): the largest of the multiply-adds at the FMA rate; of one tree, the loads of x
+        and both rows of every visited node at L1's rate (with more trees, register tiles share loads); distinct rows, x
+        and y at the rate of the level that a set so large lies in.
         """
         visited = case.tokens * case.trees * (case.depth + 1)
-        flops = 4.0 * visited * case.hidden
-        loads = visited * case.hidden * (4 + 2 * itemsize)
         once = (2 * itemsize * distinct + 8 * case.tokens) * case.hidden
-        bounds = {
-            "FMA": flops / self.flops,
-            "L1 loads": loads / self.read(16 << 10),
-            f"{once / 1e6:.1f} MB once": once / self.read(once),
-        }
+        bounds = {"FMA": 4.0 * visited * case.hidden / self.flops, f"{once / 1e6:.1f} MB once": once / self.read(once)}
+        if case.trees == 1:
+            bounds["L1 loads"] = visited * case.hidden * (4 + 2 * itemsize) / self.read(16 << 10)
         name = max(bounds, key=lambda k: bounds[k])
         return bounds[name], name
 
