@@ -215,7 +215,7 @@ class Roofline:
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops
-        self.flops = max(ops.kernels.probe_fma(1 << 20, ops.threads) for _ in range(5))
+        self.flops = max(ops.kernels.probe_fma(1 << 22, ops.threads) for _ in range(5))
         self._reads: dict[int, float] = {}
 
     def read(self, nbytes: float) -> float:
@@ -223,7 +223,7 @@ class Roofline:
         size = 1 << max(15, int(np.ceil(np.log2(max(nbytes, 1)))))
         if size not in self._reads:
             data = np.ones(size // 4, np.float32)
-            self._reads[size] = max(self._ops.kernels.probe_read(data, max(1, (64 << 20) // size), self._ops.threads) for _ in range(3))
+            self._reads[size] = max(self._ops.kernels.probe_read(data, max(1, (1 << 29) // size), self._ops.threads) for _ in range(3))
         return self._reads[size]
 
     def fff_seconds(self, case: FFFCase, itemsize: int, distinct: int) -> tuple[float, str]:

@@ -116,7 +116,8 @@ class FFF:
         self.trees, self.depth, self.hidden = trees, int(depth), hidden
         self.dtype, self.device = dtype, ops.device
         layer = Group()
-        layer.trees = ops.trees(Tensor(np.stack([w_in, w_out], axis=2), "float32"), None if b_in is None else b_in.copy(), None, self.depth)
+        nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
+        layer.trees = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
         layer.b_out = None if b_out is None else b_out.copy()
         layer.dense_in = None
         if dense is not None:

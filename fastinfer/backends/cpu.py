@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..checkpoint import Tensor
 from ..errors import BackendError
 from ..model import Workspace
 from .reference import Reference
+
+HUGE_PAGE = 2 << 20
 
 
 class CPU(Reference):
@@ -32,7 +35,7 @@ class CPU(Reference):
         return f"cpu:{self.isa}"
 
     def using(self, threads: int | None) -> CPU:
-        return self if threads is None else CPU(self.isa, threads, self.dtype, self.kernels)
+        return self if threads is None or threads == self.threads else CPU(self.isa, threads, self.dtype, self.kernels)
 
     def _computes_in(self, stored: Tensor) -> str:
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
@@ -98,6 +101,19 @@ class CPU(Reference):
         else:
             dtype = "float32" if self.dtype in (None, "float32") else "bfloat16"
             self.kernels.attention(qkv, cu_seqlens, heads, out, dtype, self.threads)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """A copy in huge pages, where the system gives them: rows visited at random in 4 KB pages miss the TLB (10 to 18% of a call)."""
+        rows = rows.to(self._computes_in(rows))
+        if rows.data.nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return rows
+        memory = mmap.mmap(-1, rows.data.nbytes + HUGE_PAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(memory, np.uint8)
+        start = -whole.ctypes.data % HUGE_PAGE
+        data = whole[start : start + rows.data.nbytes].view(rows.data.dtype).reshape(rows.data.shape)
+        data[...] = rows.data
+        return Tensor(data, rows.dtype, rows.scale)
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
         nodes = nodes.to(self._computes_in(nodes))

@@ -89,6 +89,10 @@ class Reference(Forward):
         """The word embedding (V, D) as `embed` wants it."""
         return rows.float32()
 
+    def own(self, rows: Tensor) -> Tensor:
+        """A tensor that no file holds, in memory that suits `trees` best."""
+        return rows
+
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
         """The trees of a layer as `fff` wants them, with a `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
