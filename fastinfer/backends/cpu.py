@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,16 @@ from ..model import Workspace
 from .reference import Reference
 
 HUGE_PAGE = 2 << 20
+
+
+class Roots(NamedTuple):
+    """Trees of depth 0: what is no choice is a dense layer, two packed matrix products. `trees` serves routes."""
+
+    trees: Any
+    first: Any
+    second: Any
+    b_in: np.ndarray | None
+    depth: int
 
 
 class CPU(Reference):
@@ -117,7 +127,11 @@ class CPU(Reference):
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
         nodes = nodes.to(self._computes_in(nodes))
-        return _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth)
+        made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth)
+        if depth or nodes.dtype != "float32":  # the products round x to bfloat16 or int8, which trees do not
+            return made
+        roots = [Tensor(np.ascontiguousarray(rows), nodes.dtype) for rows in (nodes.data[:, 0, 0], nodes.data[:, 0, 1].T)]
+        return Roots(made, self.matrix(roots[0]), self.matrix(roots[1]), None if b_in is None else np.ascontiguousarray(b_in[:, 0]), depth)
 
     def fff(
         self,
@@ -130,6 +144,13 @@ class CPU(Reference):
         nodes: np.ndarray | None = None,
         z: np.ndarray | None = None,
     ) -> None:
+        if isinstance(trees, Roots):
+            if nodes is None and z is None:
+                middle = np.empty((len(x), trees.first.outputs), np.float32)
+                self.linear(x, trees.first, bias=trees.b_in, activation="gelu", out=middle)
+                self.linear(middle, trees.second, bias=bias, residual=residual, out=out)
+                return
+            trees = trees.trees
         self.kernels.fff(x, trees, bias, residual, out, nodes, z, self.threads)
 
 
