@@ -543,7 +543,7 @@ def plot_cmm(rows: list[dict], path: str) -> None:
         )
     axes.set(xscale="log", yscale="log", xlabel="tokens in the batch", ylabel="times faster than numpy's two float32 products (3072 wide)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

@@ -174,7 +174,9 @@ cdef class Trees:
     cdef fi_trees c
     cdef object _keep
 
-    def __init__(self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth):
+    def __init__(
+        self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth
+    ):
         cdef const unsigned char[::1] raw = nodes.reshape(-1).view("u1")
         self._keep = (nodes, scale, b_in, children)
         self.c.nodes = &raw[0]
@@ -340,7 +342,8 @@ cdef class Kernels:
         return matrix
 
     def gemm(
-        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, float[:, ::1] out, int threads
+        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, float[:, ::1] out,
+        int threads,
     ):
         """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M)."""
         cdef Step step
@@ -451,7 +454,9 @@ cdef class Kernels:
             fi_run(run_probe, &probe, threads)
         return 4.0 * part * threads * times / (time.perf_counter() - start)
 
-    def ladder(self, str rung, const float[:, ::1] x, const float[:, ::1] w_in, const float[::1] b_in, const float[:, ::1] w_out, float[:, ::1] out):
+    def ladder(
+        self, str rung, const float[:, ::1] x, const float[:, ::1] w_in, const float[::1] b_in, const float[:, ::1] w_out, float[:, ::1] out
+    ):
         """The paper's levels through scipy's BLAS, a token at a time: dense1, dense2, fff1, fff2 (heap order, to the leaves)."""
         from scipy.linalg import cython_blas
 

@@ -7,7 +7,8 @@
 /* BLAS, as Fortran calls it. */
 typedef float (*fi_sdot)(int *n, float *x, int *incx, float *y, int *incy);
 typedef void (*fi_saxpy)(int *n, float *a, float *x, int *incx, float *y, int *incy);
-typedef void (*fi_sgemv)(char *trans, int *m, int *n, float *alpha, float *a, int *lda, float *x, int *incx, float *beta, float *y, int *incy);
+typedef void (*fi_sgemv)(char *trans, int *m, int *n, float *alpha, float *a, int *lda, float *x, int *incx, float *beta, float *y,
+                         int *incy);
 typedef void (*fi_gelu)(const float *x, float *out, size_t count);
 
 typedef struct {

@@ -109,7 +109,6 @@ static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one 
     const vf r = vi_as_vf(vi_and(_mm256_add_epi32(b, up), vi_set1(-65536)));
     return _mm256_blendv_ps(r, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
-#define VREGS 16
 static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }

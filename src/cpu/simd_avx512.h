@@ -109,18 +109,20 @@ static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one 
     return _mm512_mask_mov_ps(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf("")));
 }
 #endif
-#define VREGS 32
 static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four, by the same tree */
     const __m512 ab_lo = _mm512_shuffle_f32x4(a[0], a[1], 0x44), ab_hi = _mm512_shuffle_f32x4(a[0], a[1], 0xee);
     const __m512 cd_lo = _mm512_shuffle_f32x4(a[2], a[3], 0x44), cd_hi = _mm512_shuffle_f32x4(a[2], a[3], 0xee);
     const __m512 ab = _mm512_add_ps(ab_hi, ab_lo), cd = _mm512_add_ps(cd_hi, cd_lo); /* 128-bit parts: a a b b, c c d d */
     const __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0xdd), _mm512_shuffle_f32x4(ab, cd, 0x88));
     const __m512 t = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)), u = _mm512_add_ps(t, _mm512_permute_ps(t, 0xb1));
-    _mm_storeu_ps(sum, _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), u)));
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(sum, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, u)));
 }
-static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) { /* one load; each shuffle moves 16 words to where floats have their upper halves */
+/* One load; each shuffle moves 16 words to where floats have their upper halves. */
+static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
     const __m512i w = _mm512_loadu_si512(p);
-    const __m512i lo = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i lo = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0,
+                                        6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
     *a = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, lo, w));
     *b = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_add_epi16(lo, _mm512_set1_epi16(16)), w));
 }

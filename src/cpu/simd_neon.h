@@ -104,7 +104,6 @@ static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one 
     const vf r = vreinterpretq_f32_u32(vandq_u32(vaddq_u32(b, up), vdupq_n_u32(0xffff0000u)));
     return vbslq_f32(vceqq_f32(x, x), r, vdupq_n_f32(__builtin_nanf("")));
 }
-#define VREGS 32
 static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }

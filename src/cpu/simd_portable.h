@@ -109,7 +109,6 @@ static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one 
     const vi r = (vi)((b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u), ok = (vi)(x == x);
     return vf_bits_((r & ok) | (vf_bits(vf_set1(__builtin_nanf(""))) & ~ok));
 }
-#define VREGS 16
 static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }
