@@ -51,8 +51,13 @@ def int8(x):
 def int8_sums(x, weight):
     """(exact sums (T, N), what to multiply them by) for int8 products with rows as stored."""
     q, scale = int8(x)
-    w, w_scale = (weight.data.astype(np.int64), weight.scale) if weight.dtype == "int8" else int8(weight.float32())
-    return q @ w.T, scale[:, None] * w_scale
+    if weight.dtype == "int8":
+        return q @ weight.data.astype(np.int64).T, scale[:, None] * weight.scale
+    # Weights are rounded as the format stores them: to the nearest multiple of absmax / 127 of their row.
+    rows = weight.float32()
+    w_scale = np.abs(rows).max(1) / np.float32(127)
+    w_scale[w_scale == 0] = 1
+    return q @ np.rint(rows / w_scale[:, None]).astype(np.int64).T, scale[:, None] * w_scale
 
 
 def in_float64(dtype, x, weight):
