@@ -571,7 +571,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shapes",
         type=listed(shape),
         metavar="PxD,...",
-        help="cmm: trees x depth (default 1x11,16x7,64x5,128x4,512x2; 'paper' shapes fit too)",
+        help="cmm: trees x depth (default 1x11,16x7,64x5,128x4,512x2)",
     )
     parser.add_argument("--tokens", type=listed(int), metavar="T,...", help="tokens per call")
     parser.add_argument("--dtypes", type=listed(str), metavar="DTYPE,...", help="float32, bfloat16, int8 (default: all)")

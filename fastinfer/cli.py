@@ -395,7 +395,7 @@ def _shown(text: str | tuple[str, str]) -> str:
 def _table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
     """Names and values in two columns; what is nested stands indented under its name."""
     for name, value in found.items():
-        label = f"{indent}{name.replace('_', ' ')}"
+        label = indent + (name if ":" in name else name.replace("_", " "))  # a device keeps its name
         if isinstance(value, dict):
             yield label
             yield from _table(value, indent + "  ")
@@ -404,7 +404,7 @@ def _table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
             value = "yes" if value else "no"
         elif isinstance(value, (list, tuple)):
             value = ", ".join(value)
-        yield f"{label:<16}{value:,}" if isinstance(value, int) else f"{label:<16}{value or 'none'}"
+        yield f"{label:<18}{value:,}" if isinstance(value, int) else f"{label:<18}{value or 'none'}"
 
 
 # --- arguments -------------------------------------------------------------------------------------

@@ -219,10 +219,6 @@ class Config:
     stored: Stored = field(default_factory=Stored)
     format_version: int = FORMAT_VERSION
 
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
-
     def __post_init__(self) -> None:
         for name, kind in _hints(Config).items():
             object.__setattr__(self, name, _read(kind, getattr(self, name), name))

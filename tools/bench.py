@@ -1,6 +1,8 @@
-"""The benchmarks of `fastinfer bench`, with the rivals that are not dependencies beside it: PyTorch (oneDNN) and onnxruntime.
+"""The benchmarks of `fastinfer bench`, with the rivals that are not dependencies beside it: PyTorch, onnxruntime and, for whole
+models, OpenVINO, CTranslate2 and sentence-transformers.
 
     pip install -r tools/requirements.txt onnx onnxruntime
+    pip install transformers onnxscript openvino nncf ctranslate2 sentence-transformers   # for: model
     python tools/bench.py cmm --tokens 1,128,4096
 
 Options are those of `fastinfer bench`; what is not installed is left out, and the header says so.

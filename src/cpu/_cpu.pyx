@@ -203,10 +203,6 @@ cdef class Matrix:
     def outputs(self):
         return self.c.outputs
 
-    @property
-    def nbytes(self):
-        return self._packed.size
-
 
 # One kernel with its arguments.
 cdef union AnyCall:
