@@ -1,0 +1,257 @@
+"""tools/fff_torch.py against the package, and its hand-written gradients against autograd of the plain definition."""
+
+import dataclasses
+
+import builders
+import numpy as np
+import pytest
+from models import load_tool
+
+import fastinfer
+from fastinfer import checkpoint
+from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Stored, Tag, Tasks
+
+torch = pytest.importorskip("torch", reason="tools/fff_torch.py needs PyTorch")
+fff_torch = load_tool("fff_torch")
+
+HEADS = Tasks(
+    Embed("mean", True),
+    FillMask(True),
+    Classify(("a", "b", "c"), "softmax", "cls", (HeadLayer(7, "tanh"),)),
+    Tag(("O", "B-x", "I-x")),
+    Answer(),
+)
+CONFIGS = {
+    "post, trees and always on": builders.tiny(
+        layers=2, ffn=(FFF(3, 4, 5, bias_out=True), FFF(1, 6)), norm=Norm("post", 1e-12), tasks=HEADS
+    ),
+    "pre, sines, final norm": builders.tiny(
+        ffn=(FFF(2, 3, bias_in=False),), positions=Positions("scaled-sinusoidal", 8), final_norm=True, attention_bias=False, tasks=HEADS
+    ),
+    "dense, token types": builders.tiny(ffn=(Dense(9),), token_types=2, embedding_norm=False, tasks=HEADS),
+    "depth 0, untied, bare heads": builders.tiny(
+        ffn=(FFF(6, 0, 3),), tasks=dataclasses.replace(HEADS, embed=Embed("lse", False), fill_mask=FillMask(False, False, False))
+    ),
+    "max pooling, wide": builders.tiny(ffn=(FFF(7, 2),), tasks=Tasks(Embed("max", True), classify=Classify(("x",), "identity", "mean"))),
+}
+
+
+def walk(x, nodes, b_in):
+    """The plain definition: y (T, D) and the visited nodes (T, P, depth + 1), token by token; autograd follows the gathers."""
+    depth = (nodes.shape[1] + 1).bit_length() - 2
+    rows, paths = [], []
+    for token in x:
+        y, path = torch.zeros_like(token), []
+        for tree, bias in zip(nodes, b_in, strict=True):
+            n, at = 0, []
+            for _ in range(depth + 1):
+                z = token @ tree[n, 0] + bias[n]
+                y = y + torch.nn.functional.gelu(z) * tree[n, 1]
+                at.append(n)
+                n = 2 * n + 1 + int(z > 0)
+            path.append(at)
+        rows.append(y)
+        paths.append(path)
+    return torch.stack(rows), torch.tensor(paths)
+
+
+@pytest.mark.parametrize(("trees", "depth"), [(1, 5), (3, 2), (4, 0), (2, 1)])
+def test_masked_form_agrees_with_the_walk(trees, depth):
+    torch.manual_seed(trees * 10 + depth)
+    config = builders.tiny(ffn=(FFF(trees, depth),))
+    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    with torch.no_grad():
+        for p in (layer.nodes, layer.b_in):
+            p.normal_()
+    x = torch.randn(40, config.hidden, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(40, config.hidden, dtype=torch.float64)
+
+    seen = []
+    y = layer(x, seen)
+    (y * weight).sum().backward()
+    got = [t.grad.clone() for t in (x, layer.nodes, layer.b_in)]
+    for t in (x, layer.nodes, layer.b_in):
+        t.grad = None
+    want, paths = walk(x, layer.nodes, layer.b_in)
+    (want * weight).sum().backward()
+
+    torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen[0][1].long() - 1, paths[..., -1])
+    for mine, t in zip(got, (x, layer.nodes, layer.b_in), strict=True):
+        torch.testing.assert_close(mine, t.grad, rtol=1e-12, atol=1e-12)
+    assert got[1].abs().sum(-1).gt(0).any(-1).sum() > depth  # several nodes learn
+
+
+def test_gradients_pass_gradcheck_away_from_ties():
+    torch.manual_seed(3)
+    config = builders.tiny(hidden=4, heads=1, ffn=(FFF(2, 2),))
+    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    below = layer.below
+    x, w_in, w_out = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (2, 8, 4), (2, 8, 4)))
+    b_in = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
+    logits = fff_torch.MaskedTrees.apply(x, w_in, b_in, w_out, below)[1]
+    assert logits.abs().min() > 1e-4, "a tie: choose another seed"
+    assert torch.autograd.gradcheck(lambda *a: fff_torch.MaskedTrees.apply(*a, below)[:2], (x, w_in, b_in, w_out))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_forward_agrees_with_the_engine(config, tmp_path):
+    torch.manual_seed(0)
+    encoder = fff_torch.Encoder(config)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    fff_torch.save(encoder, tmp_path)
+    model = fastinfer.load(tmp_path, device="numpy")
+    rows = builders.rows(config, seed=1)
+    batch = fastinfer.PackedBatch.from_ids(rows)
+    ids, mask = torch.zeros(len(rows), config.max_tokens, dtype=torch.long), torch.zeros(len(rows), config.max_tokens, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    with torch.no_grad():
+        states = encoder.eval()(ids, mask)
+        last = states[-1]
+        want = {"embed": encoder.embed(last, mask)}
+        if config.tasks.classify:
+            want["classify"] = encoder.classify(last, mask)
+        if config.tasks.tag:
+            want["tag"], want["answer"], want["fill_mask"] = encoder.tag(last), encoder.answer(last), encoder.fill_mask(last)
+
+    layers = (*range(config.layers), -1)
+    hidden = model.hidden_states(batch, layers=layers)
+    for text in range(len(rows)):
+        for layer in layers:
+            mine = states[layer][text][mask[text]].numpy()
+            np.testing.assert_allclose(mine, hidden[text][layers.index(layer)], atol=2e-5)
+    np.testing.assert_allclose(want["embed"], model.embed(batch), atol=2e-5)
+    # heads: the reference ops over the final states of the engine
+    if config.tasks.classify:
+        only = dataclasses.replace(config.tasks, embed=None, fill_mask=None, tag=None, answer=None)
+        np.testing.assert_allclose(want["classify"], logits(encoder, only, tmp_path, batch), atol=2e-5)
+    for task in ("tag", "fill_mask"):
+        if getattr(config.tasks, task):
+            only = Tasks(**{task: getattr(config.tasks, task)})
+            found = logits(encoder, only, tmp_path, batch, positions="all")
+            for text in range(len(rows)):
+                np.testing.assert_allclose(want[task][text][mask[text]], found[text], atol=5e-5)
+
+
+def logits(encoder, tasks, folder, batch, **options):
+    """The engine's logits from a checkpoint that has only `tasks`."""
+    config, weights = fff_torch.to_weights(encoder)
+    config = dataclasses.replace(config, tasks=tasks)
+    checkpoint.save(folder, config, {n: t for n, t in weights.items() if n in checkpoint.tensors(config)})
+    return fastinfer.load(folder, device="numpy").logits(batch, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_checkpoints_round_trip(tmp_path, dtype):
+    config = builders.tiny(stored=Stored(dtype, dtype, dtype))
+    written = builders.save(tmp_path / "a", config)
+    encoder = fff_torch.load(tmp_path / "a")
+    assert {n: tuple(p.shape) for n, p in encoder.named_parameters()} == {n: s.shape for n, s in checkpoint.tensors(encoder.config).items()}
+    fff_torch.save(encoder, tmp_path / "b", stored=dtype)
+    _, found = checkpoint.load(tmp_path / "b")
+    for name, tensor in written.items():  # rounding what is rounded changes nothing
+        np.testing.assert_allclose(found[name].float32(), tensor.float32(), rtol=1e-6)
+
+
+def test_state_names_are_the_formats():
+    for config in CONFIGS.values():
+        encoder = fff_torch.Encoder(config)
+        spec = checkpoint.tensors(encoder.config)
+        assert {n: tuple(p.shape) for n, p in encoder.state_dict().items()} == {n: s.shape for n, s in spec.items()}
+
+
+def test_autocast_follows_its_own_route_in_bfloat16():
+    torch.manual_seed(0)
+    config = builders.tiny(ffn=(FFF(2, 5),))
+    layer = fff_torch.Feedforward(config, config.ffn[0])
+    with torch.no_grad():
+        layer.nodes.normal_()
+        layer.b_in.normal_()
+    x = torch.randn(64, config.hidden, requires_grad=True)
+    exact, seen = [], []
+    y32 = layer(x, exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x, seen)
+    y.float().sum().backward()
+    assert y.dtype == seen[0][0].dtype == torch.bfloat16
+    assert layer.nodes.grad.dtype == x.grad.dtype == torch.float32
+    same = (exact[0][1] == seen[0][1]).all(1)
+    assert same.float().mean() > 0.8
+    torch.testing.assert_close(y[same].float(), y32[same], atol=0.5, rtol=0.05)
+
+
+def test_balance_measures_and_mends_a_one_sided_tree():
+    torch.manual_seed(0)
+    config = builders.tiny(ffn=(FFF(1, 3),))
+    layer = fff_torch.Feedforward(config, config.ffn[0])
+    with torch.no_grad():
+        layer.nodes.normal_(std=0.1)
+        layer.b_in.fill_(2.0)  # everything goes right
+    x = torch.randn(512, config.hidden)
+    mask = torch.arange(512) < 400
+
+    def measure():
+        seen = []
+        layer(x, seen)
+        return layer.balance(*seen[0], mask), fff_torch.usage(fff_torch.leaf_counts(seen[0][1], 8, mask))
+
+    before, used_before = measure()
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        measure()[0].backward()
+        optimizer.step()
+    after, used_after = measure()
+    assert before > 0.2
+    assert after < 0.02
+    assert used_before.dead > 0.5
+    assert used_after.dead == 0
+    assert used_before.effective < 0.3 < 0.7 < used_after.effective
+
+
+def test_usage_counts_what_the_engine_routes(tmp_path):
+    config = builders.tiny(ffn=(FFF(3, 3),))
+    builders.save(tmp_path, config)
+    encoder, model = fff_torch.load(tmp_path), fastinfer.load(tmp_path, device="numpy")
+    rows = builders.rows(config, seed=5, texts=12)
+    counts = torch.zeros(3, 8, dtype=torch.long)
+    for row in rows:
+        seen = []
+        encoder(torch.tensor([row]), seen=seen)
+        counts += fff_torch.leaf_counts(seen[0][1], 8)
+    routes = np.concatenate([layers[0][0] for layers in model.routes(fastinfer.PackedBatch.from_ids(rows))])
+    for tree in range(3):
+        np.testing.assert_array_equal(counts[tree], np.bincount(routes[:, tree, -1] - 7, minlength=8))
+
+
+def test_usage_of_known_spreads():
+    even, one = fff_torch.usage(torch.full((2, 8), 5)), fff_torch.usage(torch.tensor([[7, 0, 0, 0]]))
+    assert (even.effective, even.dead) == (pytest.approx(1), 0)
+    assert (one.effective, one.dead) == (pytest.approx(0.25), 0.75)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, on import of its compiler
+def test_compiled_form_agrees_with_the_eager_one():
+    torch.manual_seed(0)
+    config = builders.tiny(ffn=(FFF(2, 4, 3),), tasks=Tasks(Embed("mean", True)))
+    encoder = fff_torch.Encoder(config)
+    ids, mask = torch.randint(0, config.vocabulary, (5, 8)), torch.arange(8) < torch.tensor([[8], [3], [1], [8], [5]])
+    plain = encoder.embed(encoder(ids, mask)[-1], mask)
+    plain.sum().backward()
+    want = {n: p.grad.clone() for n, p in encoder.named_parameters()}
+    encoder.zero_grad()
+
+    compiled = torch.compile(lambda i, m: encoder.embed(encoder(i, m)[-1], m))
+    found = compiled(ids, mask)
+    found.sum().backward()
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    for name, p in encoder.named_parameters():
+        torch.testing.assert_close(p.grad, want[name], atol=1e-5, rtol=1e-4)
+
+
+def test_pruned_trees_cannot_be_trained():
+    with pytest.raises(fastinfer.ConfigError, match="pruned"):
+        fff_torch.Encoder(builders.tiny(ffn=(FFF(2, 3, children=True, nodes=9),)))
