@@ -111,13 +111,15 @@ class Tokenizer:
                     f"{path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, but max_tokens is {config.max_tokens}"
                 )
 
-    def encode(self, texts: Sequence[Any]) -> list[Any]:
+    def encode(self, texts: Sequence[Any], *, words: bool = False) -> list[Any]:
         """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).
 
         Texts over the model's limit are cut (of a pair, the longer one first), with one TruncationWarning per call.
+
+        words  each text is a list of words: word_ids and offsets are of these
         """
         limit = self._config.max_tokens
-        encodings = self.raw.encode_batch(texts)
+        encodings = self.raw.encode_batch(texts, is_pretokenized=words)
         long = [i for i, e in enumerate(encodings) if len(e) > limit]
         if long:
             longest = max(len(encodings[i]) for i in long)
