@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import lzma
 import math
 import re
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import text
 
 from fastinfer.errors import InputError, short
 
@@ -168,10 +168,9 @@ def find(data: str | Path, name: str) -> Path:
     raise InputError(f"{data} has no file {name}, nor has a folder in it: put the data set there as it is published")
 
 
-TITLE = re.compile(r"= ([^=].*) =")
-# A full stop after an initial or an abbreviation ends no sentence, as far as its last letters tell.
+# Stricter than text.sentences: a full stop after a capital, which may be an initial, ends nothing. A query should be a whole sentence.
 SENTENCE_END = re.compile(r"""(?:(?<=[a-z0-9)"'][.!?])|(?<=[a-z0-9][.!?]["')]))\s+(?=[A-Z"(])""")
-SENTENCE, PARAGRAPH = 40, (200, 1200)  # characters
+SENTENCE, REST, LONGEST = 40, 160, 1200  # characters of the first sentence, of the rest, of both
 PASSAGES, MASKED = 5000, 200
 
 
@@ -271,28 +270,17 @@ def _read_tagged(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 def _read_articles(path: Path, *, whole: bool) -> Iterator[tuple[str, Any, None]]:
     """Paragraphs of the articles that are kept out of training, as (first sentence, the rest); or 200 first sentences alone.
 
-    The file has a paragraph a line, and `= Title =` above each article. The choice looks random and is always the same:
-    the paragraphs with the lowest checksums among those of two sentences or more and of reasonable length.
+    The choice looks random and is always the same: the paragraphs with the lowest checksums, of those that have two
+    sentences or more and a reasonable length.
     """
-    from text import held_out
-
     found = {}
-    chosen = False
-    try:
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                line = line.strip()
-                if title := TITLE.fullmatch(line):
-                    chosen = held_out(title[1])
-                elif chosen and PARAGRAPH[0] <= len(line) <= PARAGRAPH[1]:
-                    first, _, rest = SENTENCE_END.sub("\n", line, count=1).partition("\n")
-                    if len(first) >= SENTENCE and len(rest) >= PARAGRAPH[0] - SENTENCE:
-                        found[line] = (first, rest)
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be unpacked as text: {error}") from None
-    best = sorted(found, key=lambda line: (zlib.crc32(line.encode()), line))[: PASSAGES if whole else MASKED]
-    for line in best:
-        yield f"{path}, {short(line)}", found[line] if whole else found[line][0], None
+    for title, paragraphs in text.articles([path]):
+        for paragraph in paragraphs if title is not None and text.held_out(title) else ():
+            first, _, rest = SENTENCE_END.sub("\n", paragraph, count=1).partition("\n")
+            if len(paragraph) <= LONGEST and len(first) >= SENTENCE and len(rest) >= REST:
+                found[paragraph] = (first, rest)
+    for paragraph in sorted(found, key=lambda p: (zlib.crc32(p.encode()), p))[: PASSAGES if whole else MASKED]:
+        yield f"{path}, {short(paragraph)}", found[paragraph] if whole else found[paragraph][0], None
 
 
 def _number(text: str, where: str) -> float:
