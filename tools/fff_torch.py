@@ -98,16 +98,15 @@ class Feedforward(nn.Module):
             self.register_buffer("below", below, persistent=False)
 
     def forward(self, x: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """(..., D) -> (..., D), T rows. Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it."""
+        """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = 0
         if self.nodes is not None:
             nodes = F.pad(self.nodes.to(dtype), (0, 0, 0, 0, 1, 0))
             b_in = nodes.new_zeros(nodes.shape[:2]) if self.b_in is None else F.pad(self.b_in.to(dtype), (1, 0))
-            y, logits, leaf = MaskedTrees.apply(x.to(dtype).flatten(0, -2), nodes[:, :, 0], b_in, nodes[:, :, 1], self.below)
+            y, logits, leaf = MaskedTrees.apply(x.to(dtype), nodes[:, :, 0], b_in, nodes[:, :, 1], self.below)
             if seen is not None:
                 seen.append((logits, leaf))
-            y = y.view_as(x)
         if self.dense_in is not None:
             y = y + self.dense_out(F.gelu(self.dense_in(x)))
         return y if self.b_out is None else y + self.b_out.to(y.dtype)
@@ -157,8 +156,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, dropout: float, seen: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        for block, option in ((self.attention, mask), (self.ffn, seen)):
-            y = block(block.norm(x) if self.pre_norm else x, option)
+        for block in (self.attention, self.ffn):
+            y = block.norm(x) if self.pre_norm else x
+            # a feedforward sees T tokens whatever their arrangement: compiled, it is compiled once
+            y = block(y, mask) if block is self.attention else block(y.flatten(0, 1), seen).view_as(x)
             x = x + F.dropout(y, dropout, self.training)
             if not self.pre_norm:
                 x = block.norm(x)

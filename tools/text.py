@@ -6,7 +6,6 @@ begins an article. Articles that held_out() names are kept out of training, so t
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import itertools
 import json
@@ -203,8 +202,7 @@ def tokenize(paragraphs: Iterable[str], tokenizer: tokenizers.Tokenizer, *, prog
         ids.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype, sum(map(len, encoded))))
         bar.update(len(ids[-1]))
     bar.close()
-    starts = (np.concatenate([[0], np.cumsum(n, dtype=np.int64)]) for n in (clause_tokens, sentence_clauses, paragraph_sentences))
-    return Corpus(np.concatenate(ids), *starts)
+    return Corpus(np.concatenate(ids), *map(_starts, (clause_tokens, sentence_clauses, paragraph_sentences)))
 
 
 def read(
@@ -212,23 +210,35 @@ def read(
 ) -> tuple[Corpus, Corpus]:
     """The files' paragraphs as (to train on, to validate with).
 
-    cache  a .npz file to keep them in for the next call with the same file names, sizes and tokenizer
+    cache  a .npz file to keep them in for the next call with the same file names, sizes and tokenizer; without `paths`, it is all
 
     Raises InputError as lines() does, and where too little text is left to train on.
     """
     files = [[Path(p).name, Path(p).stat().st_size] for p in paths]
     key = json.dumps([files, zlib.crc32(tokenizer.to_str().encode())])
-    fields = [f.name for f in dataclasses.fields(Corpus)]
     if cache is not None and cache.exists():
         with np.load(cache) as stored:
-            if str(stored["key"]) == key:
-                return tuple(Corpus(*(stored[f"{name}{i}"] for name in fields)) for i in range(2))
+            if str(stored["key"]) == key or not paths:
+                parts = ([stored[f"{name}{i}"] for name in ("ids", "clauses", "sentences", "paragraphs")] for i in range(2))
+                return tuple(Corpus(ids, *map(_starts, sizes)) for ids, *sizes in parts)
+    if not paths:
+        raise InputError("there is no text to train on: name files, or a cache that holds some")
     corpora = tuple(tokenize(paragraphs(paths, validation=v), tokenizer, progress=progress) for v in (False, True))
     if not len(corpora[0].ids):
         raise InputError(f"{', '.join(map(str, paths))}: all paragraphs are held out, so none is left to train on: add text")
     if cache is not None:
+        arrays = {}
+        for i, corpus in enumerate(corpora):
+            arrays[f"ids{i}"] = corpus.ids
+            for name in ("clauses", "sentences", "paragraphs"):
+                arrays[f"{name}{i}"] = np.diff(getattr(corpus, name)).astype(np.uint32)
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(".partial.npz")
-        np.savez(partial, key=key, **{f"{name}{i}": getattr(c, name) for i, c in enumerate(corpora) for name in fields})
+        np.savez(partial, key=key, **arrays)
         partial.replace(cache)
     return corpora
+
+
+def _starts(sizes: Sequence[int]) -> np.ndarray:
+    """Where each of the parts of these sizes begins, and where the last one ends: int64."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)

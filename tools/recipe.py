@@ -1,0 +1,86 @@
+"""Recipes: the settings of a run, a frozen dataclass filled from a TOML file and from flags, which override it.
+
+A field is declared with option(default, help); its name is the key in the file, and with dashes the flag. Types are int, float,
+str, bool, tuple[str, ...], and any of them or None.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastinfer.errors import InputError, short
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Recipe = TypeVar("Recipe")
+NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", tuple: "a list of texts"}
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
+    """A field of a recipe; without a default, it must be given."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _kinds(recipe: type) -> dict[str, type]:
+    """{field: int, float, str, bool or tuple}."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(recipe).items():
+        plain = [a for a in typing.get_args(hint) if a is not type(None)] if type(None) in typing.get_args(hint) else [hint]
+        kinds[name] = typing.get_origin(plain[0]) or plain[0]
+    return kinds
+
+
+def add_flags(parser: argparse.ArgumentParser, recipe: type) -> None:
+    """The recipe's file as an optional argument, and a flag for each of its fields."""
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="file of settings; flags override it")
+    kinds = _kinds(recipe)
+    for field in dataclasses.fields(recipe):
+        kind = kinds[field.name]
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"nargs": "+"} if kind is tuple else {"type": kind}
+        if kind is not bool:
+            how["metavar"] = {int: "N", float: "X", str: "TEXT", tuple: "TEXT"}[kind]
+        shown = "" if field.default in (dataclasses.MISSING, None, ()) else f" (default: {field.default})"
+        text = (field.metadata["help"] + shown).replace("%", "%%")
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
+
+
+def from_options(recipe: type[Recipe], options: argparse.Namespace) -> Recipe:
+    """The recipe that the parsed flags and their file say. Raises InputError for an unknown key, a wrong type and what is missing."""
+    return make(recipe, options.recipe, {k: v for k, v in vars(options).items() if k in _kinds(recipe)})
+
+
+def make(recipe: type[Recipe], file: Path | None, given: dict[str, Any]) -> Recipe:
+    """A recipe from a TOML file (None: no file) and `given` values, which override it."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is no TOML: {error}") from None
+    kinds, where = _kinds(recipe), file or "the flags"
+    unknown = values.keys() - kinds.keys()
+    if unknown:
+        raise InputError(f"{where}: unknown key {', '.join(sorted(unknown))}; known here: {', '.join(kinds)}")
+    values |= given
+    for name, value in values.items():
+        kind = kinds[name]
+        if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            value = tuple(value)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{where}: {name} is {short(value)}, expected {NAMES[kind]}")
+        values[name] = value
+    missing = [f.name for f in dataclasses.fields(recipe) if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise InputError(f"{where}: missing {', '.join(missing)}: set it in the recipe, or give {flags}")
+    return recipe(**values)
