@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
-from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, interval, own_task, score
+from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, own_task, score
 
 import fastinfer
 from fastinfer import PackedBatch
@@ -121,7 +121,7 @@ def by_tags(meter: Meter, examples: Examples) -> list[list[str]]:
     answers = []
     for words, encoding, rows in zip(examples.inputs, encodings, logits, strict=True):
         tags = ["O"] * len(words)
-        for word, row in reversed([(word, row) for row, word in enumerate(encoding.word_ids) if word is not None]):
+        for word, row in first_rows(encoding.word_ids).items():
             tags[word] = labels[int(rows[row].argmax())]
         answers.append(tags)
     return answers

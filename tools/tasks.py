@@ -21,7 +21,7 @@ import text
 
 from fastinfer.errors import InputError, short
 
-__all__ = ["GLUE", "NOT_HAD", "TASKS", "Examples", "Task", "find", "interval", "own_task", "score"]
+__all__ = ["GLUE", "NOT_HAD", "TASKS", "Examples", "Task", "find", "first_rows", "interval", "own_task", "score"]
 
 Kind = Literal["classes", "score", "tags", "pairs", "masks"]
 RESAMPLES = 1000
@@ -166,6 +166,15 @@ def find(data: str | Path, name: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"{data} has no file {name}, nor has a folder in it: put the data set there as it is published")
+
+
+def first_rows(word_ids: Sequence[int | None]) -> dict[int, int]:
+    """{word: row of its first token}, which carries the word's tag; a word that was cut off, or has no token, is not there."""
+    first: dict[int, int] = {}
+    for row, word in enumerate(word_ids):
+        if word is not None:
+            first.setdefault(word, row)
+    return first
 
 
 # Stricter than text.sentences: a full stop after a capital, which may be an initial, ends nothing. A query should be a whole sentence.
