@@ -95,9 +95,9 @@ class Rows:
     words: list[dict[int, int]] | None = None
 
     def take(self, rows: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """ids, mask, types (B, length) of some rows."""
+        """ids, mask, types (B, length) of some rows; narrower where no text of all is so long."""
         ids = self.ids[rows, :length].long()
-        mask = torch.arange(length, device=ids.device) < self.sizes[rows, None]
+        mask = torch.arange(ids.shape[1], device=ids.device) < self.sizes[rows, None]
         return ids, mask, None if self.types is None else self.types[rows, :length].long()
 
     @functools.cached_property
@@ -402,7 +402,7 @@ _SPLITS: dict[tuple, tuple[Split, Split]] = {}
 
 def _splits(settings: Finetune, task: Task, config: Config, tokenizer: Tokenizer, device: torch.device) -> tuple[Split, Split]:
     """(to train on, to be scored), kept for other models of the same tokenizer."""
-    key = (task.name, tokenizer.raw.to_str(), config.max_tokens, config.token_types)
+    key = (settings, task.name, tokenizer.raw.to_str(), config.max_tokens, config.token_types)
     if key not in _SPLITS:
         train = task.read(settings.data, "train")
         scored = task.read(settings.data, task.scored, train.labels)
