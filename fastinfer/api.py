@@ -13,13 +13,15 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError
+from .errors import CheckpointError, InputError, ShapeError, TaskError, short
 from .model import Workspace
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text
 
 __all__ = ["Model", "load"]
 
+# A folder per model that ships inside the package.
+MODELS = Path(__file__).with_name("models")
 # Tokens per packed batch: activations stay in cache and weights are still read for many tokens at a time.
 BATCH_TOKENS = 8192
 # Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
@@ -37,24 +39,46 @@ def load(
 ) -> Model:
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
-    device     "auto" (the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "numpy"
-    dtype      what to compute in: None (what is stored suggests), "float32", "bfloat16" or "int8"; sums are float32
-    threads    most threads per call; None: the CPUs that this process may use
-    max_depth  walk trees at most this many decisions deep; None: to their leaves
-    validate   scan the weights for NaN and infinity; None: when the files are small
+    path_or_name  the folder, or the name of a model that ships inside the package; None: the first of these
+    device        "auto" (the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "numpy"
+    dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16" or "int8"; sums are float32
+    threads       most threads per call; None: the CPUs that this process may use
+    max_depth     walk trees at most this many decisions deep; None: to their leaves
+    validate      scan the weights for NaN and infinity; None: when the files are small
 
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
-    if path_or_name is None:
-        raise CheckpointError("no model is named, and this release ships none: name a checkpoint folder")
+    folder = _folder(path_or_name)
     if max_depth is not None and (isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 0):
         raise InputError(f"max_depth is {max_depth!r}, expected None or an integer of at least 0")
     ops = backends.get(device, dtype=dtype, threads=threads)
-    config, stored = checkpoint.load(path_or_name, validate=validate)
-    folder = Path(path_or_name)
+    config, stored = checkpoint.load(folder, validate=validate)
     tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
     nbytes = sum(t.nbytes for t in stored.values())
     return Model(config, ops, ops.prepare(config, stored, max_depth), tokenizer, str(folder), nbytes)
+
+
+def inside() -> list[str]:
+    """Names of the models that ship inside the package, the default first."""
+    return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
+
+
+def _folder(path_or_name: str | os.PathLike | None) -> Path:
+    """The folder that load() opens. Raises CheckpointError for None without a model inside, and for what is neither path nor name."""
+    if path_or_name is None:
+        if not inside():
+            raise CheckpointError("no model is named, and none is inside this installation: name a checkpoint folder")
+        return MODELS / inside()[0]
+    if not isinstance(path_or_name, (str, os.PathLike)):
+        raise InputError(f"path_or_name is {short(path_or_name)}, expected the name of a checkpoint folder or of a model inside fastinfer")
+    if os.path.exists(path_or_name):
+        return Path(path_or_name)
+    if path_or_name in inside():
+        return MODELS / path_or_name
+    raise CheckpointError(
+        f"{os.fspath(path_or_name)} is no checkpoint folder; expected one with config.json and model.safetensors, "
+        f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
+    )
 
 
 class Model:

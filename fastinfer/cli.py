@@ -450,9 +450,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what, description=description, epilog=f"example:\n  {example}", formatter_class=formatter)
         sub.set_defaults(command=run, parser=sub, takes=takes, pairs=False)
         group = sub.add_argument_group("model")
-        group.add_argument(
-            "-m", "--model", metavar="FOLDER", required=run is not _info, help="checkpoint folder (config.json, *.safetensors)"
-        )
+        default = "" if run is _info else " (default: the one inside)"
+        group.add_argument("-m", "--model", metavar="MODEL", help=f"checkpoint folder, or the name of a model inside fastinfer{default}")
         group.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA or numpy; fastinfer info lists what runs here")
         group.add_argument("--dtype", help="what to compute in (default: what the checkpoint suggests)")
         group.add_argument("--threads", type=_at_least(1), metavar="N", help="most threads (default: the CPUs this process may use)")
@@ -476,15 +475,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-k", "--top-k", type=_at_least(1), metavar="N", help=what)
 
     either = INPUT_HELP + PAIRS_HELP
-    sub = command(
-        _embed, "embed", "turn texts into vectors", either, "fastinfer embed -m MODEL -i texts.txt -o vectors.npy", takes="either"
-    )
+    sub = command(_embed, "embed", "turn texts into vectors", either, "fastinfer embed -i texts.txt -o vectors.npy", takes="either")
     texts(sub, "TEXT", pairs=True)
     sub.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
     )
 
-    example = 'fastinfer rank -m MODEL "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
+    example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
     sub = command(_rank, "rank", "order documents by how well they match a query", INPUT_HELP, example)
     sub.add_argument("query", metavar="QUERY", help="what to look for")
     texts(sub, "DOCUMENT")

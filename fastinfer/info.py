@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from . import backends
+from .api import inside
 
 __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """version; isas: compiled, usable here, chosen by default; threads; devices: {name: None or why it cannot run}."""
-    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "threads": None}
+    """version; devices: {name: None or why it cannot run}; isas: compiled, usable here, chosen by default; threads; models inside."""
+    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "threads": None, "models": inside()}
     if found["devices"]["cpu"] is None:
         from . import _cpu
         from .backends import cpu

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,9 +187,24 @@ def test_a_task_without_a_head_names_the_heads(readable_model):
         model.rank("ada", ["paris"])
 
 
-def test_no_model_is_named():
-    with pytest.raises(CheckpointError, match="no model is named"):
+def test_models_inside(monkeypatch, tmp_path, readable_model):
+    """None is the first by name; a name is no path; what exists as a path is taken as one."""
+    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no model is named, and none is inside this installation: name a checkpoint folder"):
         fastinfer.load()
+    with pytest.raises(CheckpointError, match=r"few is no checkpoint folder; .* model inside fastinfer \(there is none\)$"):
+        fastinfer.load("few")
+    for name, limit in (("two", 7), ("one", 6)):
+        shutil.copytree(readable_model(max_tokens=limit), tmp_path / "models" / name)
+    assert fastinfer.info()["models"] == ["one", "two"]
+    assert [fastinfer.load(name).config.max_tokens for name in (None, "one", "two")] == [6, 6, 7]
+    with pytest.raises(CheckpointError, match=r"three is no checkpoint folder; .* model inside fastinfer \(one, two\)$"):
+        fastinfer.load("three")
+    with pytest.raises(CheckpointError, match="one is no checkpoint folder"):
+        fastinfer.load(Path("one"))
+    shutil.copytree(readable_model(max_tokens=8), "one")
+    assert fastinfer.load("one").config.max_tokens == 8
 
 
 # --- classify ---

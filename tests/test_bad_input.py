@@ -83,9 +83,9 @@ def test_no_weights(weights):
     refuses(weights.parent, "has neither model.safetensors nor model.safetensors.index.json")
 
 
-@pytest.mark.parametrize("path", [5, None, [], b"a"], ids=repr)
+@pytest.mark.parametrize("path", [5, [], b"a"], ids=repr)
 def test_no_path(path):
-    with pytest.raises((fastinfer.InputError, ERROR), match=r"expected the name of a checkpoint folder|no model is named"):
+    with pytest.raises(fastinfer.InputError, match=r"expected the name of a checkpoint folder or of a model inside fastinfer"):
         fastinfer.load(path)
 
 

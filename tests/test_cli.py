@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def test_help_has_an_example_that_parses(run, command):
     example = out.split("example:\n")[1]
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
     assert words[:2] == ["fastinfer", command]
-    assert cli._parse(words[1:]).model == "MODEL"
+    # the model inside is an embedder, which the first examples use; others name a model
+    assert cli._parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,6 @@ def test_help_has_an_example_that_parses(run, command):
     [
         ([], "required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
-        (["embed", "ada"], "required: -m/--model"),
         (["rank", "-m", "M"], "required: QUERY"),
         (["embed", "-m", "M", "ada", "--depth", "3"], "unrecognized arguments: --depth"),
         (["info", "-m", "M", "ada"], "unrecognized arguments: ada"),
@@ -388,6 +389,28 @@ def test_info(run, random_model):
     assert (found["layers"], found["hidden"], found["max_tokens"], found["bytes"]) == (1, 32, 32, model.nbytes)
     assert found["parameters"] * 4 == model.nbytes
     assert found["tasks"] == list(model.tasks)
+
+
+@pytest.fixture
+def inside(monkeypatch, tmp_path, random_model):
+    """As if the random model were the one inside, by the name of "tiny"."""
+    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path / "models")
+    shutil.copytree(random_model, tmp_path / "models" / "tiny")
+
+
+def test_the_model_inside_is_the_default(run, inside, random_model):
+    for arguments in (["embed", "ada", "in london", "--json"], ["rank", "ada", "in london", "ada"], ["classify", "ada"]):
+        status, out, err = run(*arguments)
+        assert (status, err) == (0, "")
+        assert out == run(*arguments, "-m", random_model)[1] == run(*arguments, "-m", "tiny")[1]
+    assert "or the name of a model inside fastinfer (tiny)" in error_of(run("embed", "-m", "teeny", "ada"))
+    assert re.search("^models +tiny$", run("info")[1], re.MULTILINE)
+
+
+def test_no_model_inside(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path)
+    assert "no model is named, and none is inside" in error_of(run("embed", "ada"))
+    assert re.search("^models +none$", run("info")[1], re.MULTILINE)
 
 
 # --- output files ---
