@@ -124,6 +124,20 @@ def test_articles_kept_out_of_training(tmp_path):
     assert sorted(tasks.TASKS["fill-mask"].read(tmp_path, "test").inputs) == sorted(first for first, _ in found.inputs)
 
 
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["models/fast"], ["fast"]),
+        (["runs/64x5/model", "runs/1x11/model"], ["64x5", "1x11"]),
+        (["a/x", "b/y/x"], ["a", "b/y"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (["model", "x/model"], ["model", "x/model"]),
+    ],
+)
+def test_short_names_of_folders(folders, names):
+    assert list(tasks.short_names(folders).values()) == names
+
+
 # --- what is refused ---
 
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
-from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, own_task, score
+from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, own_task, score, short_names
 
 import fastinfer
 from fastinfer import PackedBatch
@@ -236,7 +236,8 @@ def evaluate(model: fastinfer.Model, task: Task, data: Path, name: str, dtype: s
 def table(results: Sequence[Result]) -> str:
     """Models side by side, a block of rows per task."""
     columns = list(dict.fromkeys((r.model, r.dtype) for r in results))
-    rows = [["", *(f"{Path(model).name} {dtype or ''}".strip() for model, dtype in columns)]]
+    names = short_names([model for model, _ in columns])
+    rows = [["", *(f"{names[model]} {dtype or ''}".strip() for model, dtype in columns)]]
     for name, group in itertools.groupby(
         sorted(results, key=lambda r: list(TASKS).index(r.task) if r.task in TASKS else -1), lambda r: r.task
     ):

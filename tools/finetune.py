@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from fff_torch import Encoder
 from loop import Workers, make_optimizer
 from recipe import option
-from tasks import GLUE, METRICS_OF, NOT_HAD, TASKS, Examples, Kind, Task, first_rows, own_task, score
+from tasks import GLUE, METRICS_OF, NOT_HAD, TASKS, Examples, Kind, Task, first_rows, own_task, score, short_names
 from torch import Tensor
 from tqdm import tqdm
 
@@ -326,7 +326,7 @@ def results(settings: Finetune, resume: bool = False) -> list[dict[str, Any]]:
             file.write(json.dumps(line) + "\n")
             file.flush()
             metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in line["metrics"].items())
-            bar.set_postfix_str(f"{Path(line['model']).name}, {line['task']}: {metrics}", refresh=False)
+            bar.set_postfix_str(f"{short_names(settings.models)[line['model']]}, {line['task']}: {metrics}", refresh=False)
             bar.update()
     return [done[job] for job in jobs]
 
@@ -381,7 +381,8 @@ def _one(settings: Finetune, job: Job) -> dict[str, Any]:
     predictions = predict(encoder, scored, task.kind)
     if settings.keep:
         several = (len(settings.models) > 1, len(tasks_of(settings)) > 1, settings.seeds > 1)
-        parts = [part for part, differs in zip((Path(job.model).name, job.task, f"seed-{job.seed}"), several, strict=True) if differs]
+        name = short_names(settings.models)[job.model]
+        parts = [part for part, differs in zip((name, job.task, f"seed-{job.seed}"), several, strict=True) if differs]
         fff_torch.save(encoder, Path(settings.out, *parts), stored=settings.stored, tokenizer=Path(job.model) / "tokenizer.json")
     metrics = {metric: round(value, 3) for metric, value in score(task, predictions, scored.examples.targets).items()}
     line = job._asdict() | {"metrics": metrics, "loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1)}
@@ -437,7 +438,7 @@ def table(settings: Finetune, lines: Sequence[dict[str, Any]]) -> str:
         cells = [f"{medians[t]:.1f}{spread[t]}" for t in named]
         cells += [f"{np.mean([medians[t] for t in some]):.1f}" for some in averages.values()]
         cells += [kept.get((model, name), "") for name in averages if kept]
-        rows.append([Path(model).name, *cells])
+        rows.append([short_names(settings.models)[model], *cells])
     note = f"\n\nMedian of {settings.seeds} seeds (lowest..highest)." if settings.seeds > 1 else "\n\nOne seed."
     note += f" Of GLUE, {NOT_HAD}." if named.keys() & GLUE.keys() else ""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + note

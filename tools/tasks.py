@@ -21,7 +21,7 @@ import text
 
 from fastinfer.errors import InputError, short
 
-__all__ = ["GLUE", "NOT_HAD", "TASKS", "Examples", "Task", "find", "first_rows", "interval", "own_task", "score"]
+__all__ = ["GLUE", "NOT_HAD", "TASKS", "Examples", "Task", "find", "first_rows", "interval", "own_task", "score", "short_names"]
 
 Kind = Literal["classes", "score", "tags", "pairs", "masks"]
 RESAMPLES = 1000
@@ -310,6 +310,18 @@ def _tag_order(label: str) -> tuple:
 def _some(names: Iterable[str]) -> str:
     names = [short(name) for name in names]
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def short_names(folders: Sequence[str | Path]) -> dict[str, str]:
+    """{folder: what tells it apart}: its path without what all begin and end with; of one folder alone, its last part."""
+    parts = {str(folder): list(Path(folder).parts) for folder in folders}
+    if len(parts) == 1:
+        return {folder: Path(folder).name for folder in parts}
+    for end in (0, -1):
+        while len({tuple(p[end:][:1]) for p in parts.values()}) == 1 and all(len(p) > 1 for p in parts.values()):
+            for p in parts.values():
+                p.pop(end)
+    return {folder: "/".join(p) for folder, p in parts.items()}
 
 
 # --- metrics ---------------------------------------------------------------------------------------
