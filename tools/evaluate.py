@@ -38,6 +38,7 @@ from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, ow
 
 import fastinfer
 from fastinfer import PackedBatch
+from fastinfer.config import Classify, Tag
 from fastinfer.errors import FastinferError, InputError, TaskError
 from fastinfer.progress import Progress
 from fastinfer.tokenizer import TruncationWarning
@@ -152,12 +153,11 @@ def by_guess(meter: Meter, examples: Examples) -> np.ndarray:
 
 
 class Way(NamedTuple):
-    """How a model can be scored on a task. fits: the head that is used has just the task's labels."""
+    """How a model can be scored on a task."""
 
     how: str
     predict: Callable[[Meter], Any]
     examples: Examples
-    fits: bool = True
 
 
 @functools.cache
@@ -166,15 +166,14 @@ def read(task: Task, data: Path, split: str, labels: tuple[str, ...] | None = No
 
 
 def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
-    """None where the model has no head for the task. Raises InputError for data that cannot be read."""
-    heads = model.config.tasks
-    head = heads.tag if task.kind == "tags" else heads.classify if task.kind in ("classes", "score") else None
-    if head is not None and (task.kind == "score") == (len(head.labels) == 1):
-        labels = set(read(task, data, task.scored).labels)
-        if task.kind == "score" or not heads.embed or labels <= set(head.labels):
-            examples = read(task, data, task.scored, None if task.kind == "score" else head.labels)
+    """None where the model has no head for the task. Raises InputError for data that cannot be read or does not fit the head."""
+    heads, head = model.config.tasks, labelled(model, task)
+    if head is not None:
+        found = read(task, data, task.scored)
+        if task.kind == "score" or not heads.embed or set(found.labels) <= set(head.labels):
+            examples = found if task.kind == "score" else read(task, data, task.scored, head.labels)
             predict = by_tags if task.kind == "tags" else by_head
-            return Way("head", lambda meter: predict(meter, examples), examples, labels == set(head.labels))
+            return Way("head", lambda meter: predict(meter, examples), examples)
     if heads.embed and task.kind == "classes":
         train = read(task, data, "train")
         examples = read(task, data, task.scored, train.labels)
@@ -189,22 +188,33 @@ def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
     return None
 
 
+def labelled(model: fastinfer.Model, task: Task) -> Classify | Tag | None:
+    """The model's head for a task of this kind, whatever its labels: a score is one label, classes are more."""
+    heads = model.config.tasks
+    if task.kind == "tags":
+        return heads.tag
+    head = heads.classify if task.kind in ("classes", "score") else None
+    return head if head is not None and (task.kind == "score") == (len(head.labels) == 1) else None
+
+
 def fitting(model: fastinfer.Model, data: Path) -> list[Task]:
-    """The tasks of TASKS that fit the model's heads and whose data is there."""
-    found, heads = [], []
+    """The tasks that the model is scored on where none is named: those of embedders and of fill_mask, and the one whose labels it has."""
+    heads = model.config.tasks
+    same = []
     for task in TASKS.values():
-        if not (model.config.tasks.classify or task.kind == "tags" or task.kind == "masks" or task.name in OF_EMBEDDERS):
-            continue
+        head, labels = labelled(model, task), (task.target,) if task.kind == "score" else (task.labels or {}).values()
+        if head is not None and set(labels) == set(head.labels) and not (heads.embed and task.name in OF_EMBEDDERS):
+            same.append(task)
+    if len(same) > 1:
+        raise InputError(f"the labels of {model!r} are those of {', '.join(task.name for task in same)}: name one with --tasks")
+    usual = [task for task in TASKS.values() if (heads.embed and task.name in OF_EMBEDDERS) or (heads.fill_mask and task.kind == "masks")]
+    found = []
+    for task in same + usual:
         try:
-            chosen = way(model, task, data)
+            way(model, task, data)
+            found.append(task)
         except InputError as error:
             _say(f"{task.name} left out: {error}")
-            continue
-        if chosen and chosen.fits:
-            found.append(task)
-            heads += [task.name] * (chosen.how == "head")
-    if len(heads) > 1:
-        raise InputError(f"the labels of {model!r} are those of several data sets: name one with --tasks: {', '.join(heads)}")
     if not found:
         raise InputError(f"nothing in {data} fits the heads of {model!r}: name data sets with --tasks, or a file with --file")
     return found

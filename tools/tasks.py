@@ -137,6 +137,7 @@ GLUE = {
         _glue("QNLI", "accuracy", _ENTAILMENT, train=False, text="question", pair="sentence"),
     )
 }
+_ENTITIES = ("corporation", "creative-work", "group", "location", "person", "product")
 TASKS = GLUE | {
     # 150 intents; the splits of queries that are out of scope are left out
     "CLINC150": Task("CLINC150", "classes", ("accuracy",), dict.fromkeys(("train", "val", "test"), "CLINC150/data_full.json"), "test"),
@@ -146,6 +147,7 @@ TASKS = GLUE | {
         ("span_f1",),
         {"train": "WNUT17/wnut17train.conll", "dev": "WNUT17/emerging.dev.conll", "test": "WNUT17/emerging.test.annotated"},
         "test",
+        labels={tag: tag for tag in ("O", *(f"{at}-{name}" for name in _ENTITIES for at in "BI"))},
     ),
     "retrieval": Task("retrieval", "pairs", ("recall@1",), {"test": "wikipedia-good-2019.txt.xz"}, "test"),
     "fill-mask": Task("fill-mask", "masks", ("mask_accuracy", "pseudo_perplexity"), {"test": "wikipedia-good-2019.txt.xz"}, "test"),

@@ -1,0 +1,202 @@
+"""tools/evaluate.py: tiny models whose scores are known by hand, through the command, in seconds."""
+
+import json
+import lzma
+import math
+import zlib
+
+import numpy as np
+import pytest
+from conftest import LABELS, WORDS
+from models import load_tool
+
+import fastinfer
+from fastinfer.config import Classify, Embed, FillMask, Tag, Tasks
+
+pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
+evaluate, tasks = load_tool("evaluate"), load_tool("tasks")
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, newline="")
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*arguments) -> (status, what was printed, as records where it is JSON, errors)."""
+
+    def run(*arguments):
+        try:
+            status = evaluate.main(list(map(str, arguments)))
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, [json.loads(line) for line in out.splitlines()] if "--json" in arguments else out, err
+
+    return run
+
+
+def one(result):
+    """The only record of a run that went well."""
+    status, (record,), err = result
+    assert (status, err) == (0, "")
+    assert record["texts_per_second"] > 0
+    assert record["tokens_per_second"] > 3 * record["texts_per_second"]
+    return record
+
+
+# --- heads whose answers are known: tests/conftest.py says what a word's hidden state is -----------
+
+
+def test_a_classify_head_on_glue(run, readable_model, tmp_path):
+    """It says positive where there is "friend"; three of four rows agree. The order of labels is the model's own."""
+    pytest.importorskip("sklearn", reason="the metrics are of scikit-learn")
+    table = {"classify": {"friend": [9, 0], "[CLS]": [0, 1]}}
+    folder = readable_model(table, tasks=Tasks(classify=Classify(("positive", "negative"), "softmax", "mean")))
+    write(tmp_path / "glue" / "SST-2" / "dev.tsv", "sentence\tlabel\nfriend\t1\nada\t0\nparis\t0\nfriend paris\t0\n")
+    record = one(run(folder, "--data", tmp_path, "--json"))
+    assert (record["task"], record["how"], record["examples"], record["metrics"]) == ("SST-2", "head", 4, {"accuracy": 75})
+    low, high = record["intervals"]["accuracy"]
+    assert 0 <= low < 75 < high <= 100
+    out = run(folder, "--data", tmp_path, "--tasks", "sst-2")[1]
+    assert "accuracy  75.00 [" in out
+    assert "MNLI and QQP could not be had, nor QNLI's training data" in out
+
+
+def test_a_regression_head(run, readable_model, tmp_path):
+    """The score is the share of "paris": of order 1/4, 0, 1/2 among the tokens."""
+    table = {"classify": {"paris": [1]}}
+    folder = readable_model(table, tasks=Tasks(classify=Classify(("score",), "identity", "mean")))
+    write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\nparis\tada\t1\nada\tada\t0\nparis\tparis\t5\n")
+    record = one(run(folder, "--data", tmp_path, "--json"))
+    assert record["how"] == "head"
+    said = np.array([1 / 5, 0, 2 / 5])  # [CLS] one [SEP] two [SEP]
+    assert record["metrics"] == pytest.approx({"pearson": 100 * np.corrcoef(said, [1, 0, 5])[0, 1], "spearman": 100})
+
+
+def test_a_tag_head(run, readable_model, tmp_path):
+    """Of "ada", B-PER, and "lovelace", I-PER, both right; "paris" is missed; "friendly" goes by its first token, "un" is wrong."""
+    pytest.importorskip("seqeval", reason="the metric is of seqeval")
+    table = {
+        "tag": {word: 9.0 * np.eye(5)[LABELS.index(label)] for word, label in (("ada", "B-PER"), ("lovelace", "I-PER"), ("un", "B-LOC"))}
+    }
+    folder = readable_model(table, tasks=Tasks(tag=Tag(LABELS)))
+    path = write(tmp_path / "own.conll", "ada\tB-PER\nlovelace\tI-PER\n\u200b\tO\nparis\tB-LOC\n\nfriendly\tO\nunfriendly\tO\n")
+    record = one(run(folder, "--file", path, "--kind", "tags", "--json"))
+    assert record["metrics"] == pytest.approx({"span_f1": 100 * 2 * 1 / (2 + 2)})
+    long = write(tmp_path / "long.conll", "the\tO\n" * 40 + "ada\tB-PER\n")
+    assert one(run(folder, "--file", long, "--kind", "tags", "--json"))["metrics"] == {"span_f1": 0}  # cut at 32 tokens
+
+
+ARTICLE = "Paris is the capital of France in all of these words. "
+REST = "Ada lived in London and she was a friend of the capital in Paris. " * 3
+
+
+def articles(folder):
+    """Three short articles that are kept out of training, with a passage each."""
+    kept = [f"Title {i}" for i in range(60) if zlib.crc32(f"Title {i}".encode()) % 5 == 0][:3]
+    found = [f"The {word} {ARTICLE}{word.title()} {REST}".strip() for word in ("ada", "london", "friend")]
+    text = "".join(f"= {title} =\n{passage}\n" for title, passage in zip(kept, found, strict=True))
+    (folder / "wikipedia-good-2019.txt.xz").write_bytes(lzma.compress(text.encode()))
+
+
+def test_a_fill_mask_head(run, readable_model, tmp_path):
+    """Whatever is masked, it says "the" with a probability of 1/2 and shares the rest evenly."""
+    articles(tmp_path)
+    table = {"fill_mask": {"[MASK]": np.where(np.array(WORDS) == "the", math.log(len(WORDS) - 1), 0.0)}}
+    folder = readable_model(table, tasks=Tasks(fill_mask=FillMask(False, tied=False, bias=False)))
+    record = one(run(folder, "--data", tmp_path, "--json", "--dtype", "float32"))
+    model = fastinfer.load(folder)
+    first = [f"The {word} {ARTICLE}".strip() for word in ("ada", "london", "friend")]
+    tokens = [WORDS[i] for encoding in model.tokenizer.encode(first) for i in encoding.ids[1:-1]]
+    right = tokens.count("the")
+    assert len(tokens) > right > 3
+    other = len(tokens) - right
+    assert record["metrics"] == pytest.approx(
+        {
+            "mask_accuracy": 100 * right / len(tokens),
+            "pseudo_perplexity": math.exp((right * math.log(2) + other * math.log(2 * (len(WORDS) - 1))) / len(tokens)),
+        },
+        rel=1e-5,
+    )
+
+
+@pytest.fixture
+def bag_of_words(readable_model):
+    """An embedder whose vector of a text is the mean of its tokens' one-hot vectors."""
+    return readable_model(tasks=Tasks(embed=Embed("mean", True)))
+
+
+def test_an_embedder(run, bag_of_words, tmp_path):
+    write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\nada\tada\t5\nada in london\tada\t3\nada\tparis\t0\nis\tthe\t1\n")
+    splits = {
+        "train": [["ada", "one"], ["ada ada in", "one"], ["paris", "two"]],
+        "test": [["in", "one"], ["paris in", "two"], ["paris", "one"]],
+    }
+    write(tmp_path / "CLINC150" / "data_full.json", json.dumps(splits))
+    articles(tmp_path)
+    status, records, err = run(bag_of_words, "--data", tmp_path, "--json")
+    assert (status, err) == (0, "")
+    sts, clinc, retrieval = records
+    assert [r["how"] for r in records] == ["cosine", "nearest centroid", "nearest"]
+    said = [1, 3 / math.sqrt(3 * 5), 2 / 3, 2 / 3]  # [CLS] and [SEP] are shared
+    assert sts["metrics"]["pearson"] == pytest.approx(100 * np.corrcoef(said, [5, 3, 0, 1])[0, 1], abs=1e-3)
+    assert clinc["metrics"] == {"accuracy": pytest.approx(200 / 3)}
+    assert (retrieval["examples"], retrieval["metrics"]) == (3, {"recall@1": 100})
+
+
+def test_a_model_with_every_head_and_two_dtypes(run, random_model, tmp_path):
+    """Columns of the table are models and dtypes; what has no data is left out with a word about it."""
+    rows = [f"{a}\t{b}\t{len(a)}\n" for a, b in zip(WORDS[:-3], WORDS[3:], strict=True)]
+    write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\n" + "".join(rows))
+    articles(tmp_path)
+    status, out, err = run(random_model, "--data", tmp_path, "--dtype", "float32,int8")
+    assert status == 0
+    assert err.count("left out") == err.count("evaluate: CLINC150 left out") == 2
+    header, *rows = out.splitlines()
+    assert header.split() == ["random0", "float32", "random0", "int8"]
+    assert [row for row in rows if not row.startswith(" ")] == [
+        "STS-B: cosine, 19 examples",
+        "retrieval: nearest, 3 examples",
+        "fill-mask: each token masked, 3 examples",
+    ]
+    model = fastinfer.load(random_model, dtype="float32")
+    first, second = (model.embed(words) for words in (WORDS[:-3], WORDS[3:]))
+    pearson = 100 * np.corrcoef((first * second).sum(1), [len(a) for a in WORDS[:-3]])[0, 1]
+    assert next(row for row in rows if "pearson" in row).split()[1] == f"{pearson:.2f}"
+
+
+def test_files_of_ones_own(run, bag_of_words, tmp_path):
+    path = write(tmp_path / "own.csv", "query,found,points\nada,ada paris,3\nparis,in,2\nlondon,london,9\n")
+    pairs = one(run(bag_of_words, "--file", path, "--kind", "pairs", "--text", "query", "--pair", "found", "--json"))
+    assert pairs["metrics"] == {"recall@1": pytest.approx(200 / 3)}  # "paris" finds "ada paris"
+    scored = run(bag_of_words, "--file", path, "--kind", "score", "--text", "query", "--pair", "found", "--target", "points")
+    assert scored[0] == 0
+    assert "spearman  100.00" in scored[1]
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
+    def error(*arguments, status=1):
+        got, out, err = run(*arguments)
+        assert (got, out) == (status, "")
+        return err.strip().splitlines()[-1]
+
+    assert "is no checkpoint folder" in error(tmp_path / "none")
+    assert "expected some of SST-2, CoLA" in error(bag_of_words, "--tasks", "MNLI", status=2)
+    assert "required: MODEL" in error(status=2)
+    assert "nothing in" in error(bag_of_words, "--data", tmp_path)
+    assert "has no file STS-B/dev.tsv" in error(bag_of_words, "--data", tmp_path, "--tasks", "STS-B")
+    assert "QNLI has no split 'train', only dev" in error(bag_of_words, "--data", tmp_path, "--tasks", "QNLI")
+    assert "has no head for fill-mask: it has embed" in error(bag_of_words, "--data", tmp_path, "--tasks", "fill-mask")
+    write(tmp_path / "SST-2" / "dev.tsv", "sentence\tlabel\nfriend\t1\n")
+    other = readable_model(tasks=Tasks(classify=Classify(("yes", "no"), "softmax")))
+    assert "label 'positive' is none of those that fit: 'yes', 'no'" in error(other, "--data", tmp_path, "--tasks", "SST-2")
+    for name, columns in (("RTE", "sentence1\tsentence2\tlabel"), ("QNLI", "question\tsentence\tlabel")):
+        write(tmp_path / name / "dev.tsv", f"{columns}\nada\tparis\tentailment\n")
+    two = readable_model(tasks=Tasks(classify=Classify(("entailment", "not_entailment"), "softmax")))
+    assert "are those of RTE, QNLI: name one with --tasks" in error(two, "--data", tmp_path)
