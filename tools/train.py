@@ -74,6 +74,7 @@ class Distill(_OnText):
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings; of embedders")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch; of embedders")
+    copy: bool = option(False, "start the always-on neurons as the teacher's strongest")
     sts: str | None = option(None, "folder with STS-B's dev.tsv, scored at each validation; of embedders")
 
 
@@ -213,7 +214,7 @@ class Distillation(Objective):
         with torch.no_grad():
             wanted = self.teacher(ids, mask)
         states = self.encoder(ids, mask, seen=seen)
-        tokens = mask.sum().float()
+        tokens = mean_of_processes(mask.sum().float())  # so that the mean of the processes' losses is the loss of the whole batch
         weight = mask[..., None] / tokens
         losses = {"hidden": sum(relative_error(s, t, weight) for s, t in zip(states[1:], wanted[1:], strict=True))}
         loss = settings.hidden_weight * losses["hidden"]
@@ -231,6 +232,14 @@ def relative_error(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """The sum over tokens of weight · |student - teacher|² / |teacher|². Tensors (B, L, D), weight (B, L, 1)."""
     student, teacher = student.float(), teacher.float()
     return (((student - teacher) ** 2).sum(-1, keepdim=True) / (teacher**2).sum(-1, keepdim=True) * weight).sum()
+
+
+def mean_of_processes(x: Tensor) -> Tensor:
+    """A number's mean over the processes, as a constant."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x
 
 
 def every_row(x: Tensor) -> Tensor:
@@ -311,12 +320,25 @@ def make_student(teacher: Encoder, settings: Distill, longest: int) -> Encoder:
     student = Encoder(dataclasses.replace(config, ffn=(parse_shape(settings.shape),) * config.layers, tasks=tasks, max_tokens=longest))
     known = {n: w for n, w in teacher.state_dict().items() if (".ffn." not in n or ".ffn.norm." in n) and not n.startswith("tasks.")}
     student.load_state_dict(student.state_dict() | known)
+    if settings.copy:
+        for mine, theirs in zip(student.layers, teacher.layers, strict=True):
+            copy_strongest(mine.ffn, theirs.ffn)
     for name, weight in student.embedding.named_parameters():
         weight.requires_grad_(False)
         if "norm" not in name and name != "position_scale":
             rounded = checkpoint.Tensor(weight.numpy(), "float32").to(settings.stored).float32()
             weight.copy_(torch.from_numpy(rounded))
     return student
+
+
+@torch.no_grad()
+def copy_strongest(mine: fff_torch.Feedforward, theirs: fff_torch.Feedforward) -> None:
+    """Fill always-on neurons with the teacher's whose in-row and out-row are longest, by the product of the lengths."""
+    strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
+    best = strength.topk(len(mine.dense_in.weight)).indices
+    mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
+    mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
+    mine.dense_out.weight.copy_(theirs.dense_out.weight[:, best])
 
 
 def sts_scorer(settings: Distill, tokenizer: Any, config: Config) -> Callable[[Encoder], dict[str, float]]:
