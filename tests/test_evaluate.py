@@ -165,7 +165,20 @@ def test_a_model_with_every_head_and_two_dtypes(run, random_model, tmp_path):
     model = fastinfer.load(random_model, dtype="float32")
     first, second = (model.embed(words) for words in (WORDS[:-3], WORDS[3:]))
     pearson = 100 * np.corrcoef((first * second).sum(1), [len(a) for a in WORDS[:-3]])[0, 1]
-    assert next(row for row in rows if "pearson" in row).split()[1] == f"{pearson:.2f}"
+    at = next(i for i, row in enumerate(rows) if "pearson" in row)
+    _, exact, low, high, rough, *_ = rows[at].replace("[", "").replace("]", "").replace(",", "").split()
+    assert exact == f"{pearson:.2f}"
+    assert float(low) < pearson < float(high)
+    assert float(rows[at + 1].split()[3]) == pytest.approx(float(rough) - float(exact), abs=0.011)
+
+
+def test_the_difference_to_the_first_model(run, bag_of_words, tmp_path):
+    """Of the same model: nothing at all, on whatever set."""
+    write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\nada\tada\t5\nada in\tada\t3\nada\tparis\t0\nis\tthe\t1\n")
+    status, records, _ = run(bag_of_words, bag_of_words, "--data", tmp_path, "--tasks", "STS-B", "--json")
+    assert status == 0
+    assert records[0]["differences"] == {}
+    assert records[1]["differences"] == {"pearson": [0, 0], "spearman": [0, 0]}
 
 
 def test_files_of_ones_own(run, bag_of_words, tmp_path):
@@ -191,7 +204,7 @@ def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
     assert "required: MODEL" in error(status=2)
     assert "nothing in" in error(bag_of_words, "--data", tmp_path)
     assert "has no file STS-B/dev.tsv" in error(bag_of_words, "--data", tmp_path, "--tasks", "STS-B")
-    assert "QNLI has no split 'train', only dev" in error(bag_of_words, "--data", tmp_path, "--tasks", "QNLI")
+    assert "QNLI has no training texts, whose centroids" in error(bag_of_words, "--data", tmp_path, "--tasks", "QNLI")
     assert "has no head for fill-mask: it has embed" in error(bag_of_words, "--data", tmp_path, "--tasks", "fill-mask")
     write(tmp_path / "SST-2" / "dev.tsv", "sentence\tlabel\nfriend\t1\n")
     other = readable_model(tasks=Tasks(classify=Classify(("yes", "no"), "softmax")))

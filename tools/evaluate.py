@@ -14,7 +14,8 @@ A MODEL is a checkpoint folder, or the name of a model inside fastinfer. Its hea
     fill_mask  each token of 200 sentences of these articles masked in turn: accuracy and pseudo-perplexity
 
 FOLDER holds the data sets as they are published, each in a folder of its own: SST-2/dev.tsv, CLINC150/data_full.json, ...
-Brackets hold 95% bootstrap intervals. Speed counts from text in to answer out.
+Brackets hold 95% bootstrap intervals; of a difference to the first model, from the same resampled examples. Speed counts from text in
+to answer out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
-from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, own_task, score, short_names
+from tasks import GLUE, NOT_HAD, TASKS, Examples, Task, first_rows, interval, own_task, resampled, score, short_names
 
 import fastinfer
 from fastinfer import PackedBatch
@@ -48,7 +49,11 @@ OF_EMBEDDERS = ("STS-B", "CLINC150", "retrieval")
 
 @dataclass(frozen=True)
 class Result:
-    """A model's score on a task. intervals: metric -> [low, high], 95%."""
+    """A model's score on a task.
+
+    intervals    metric -> [low, high], 95%
+    differences  metric -> [low, high] of the score less the first model's, both on the same resampled sets; of the first itself, none
+    """
 
     model: str
     dtype: str | None
@@ -57,6 +62,7 @@ class Result:
     examples: int
     metrics: dict[str, float]
     intervals: dict[str, list[float]]
+    differences: dict[str, list[float]]
     texts_per_second: float
     tokens_per_second: float
 
@@ -175,6 +181,8 @@ def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
             predict = by_tags if task.kind == "tags" else by_head
             return Way("head", lambda meter: predict(meter, examples), examples)
     if heads.embed and task.kind == "classes":
+        if "train" not in task.files:
+            raise InputError(f"{task.name} has no training texts, whose centroids an embedder needs to tell classes apart")
         train = read(task, data, "train")
         examples = read(task, data, task.scored, train.labels)
         return Way("nearest centroid", lambda meter: by_centroid(meter, examples, train), examples)
@@ -220,13 +228,22 @@ def fitting(model: fastinfer.Model, data: Path) -> list[Task]:
     return found
 
 
-def evaluate(model: fastinfer.Model, task: Task, data: Path, name: str, dtype: str | None) -> Result:
-    """Score `model` on `task`. Raises TaskError where it has no head for it."""
+def evaluate(
+    model: fastinfer.Model, task: Task, data: Path, name: str, dtype: str | None, first: dict[str, dict[str, np.ndarray]] | None = None
+) -> Result:
+    """Score `model` on `task`. Raises TaskError where it has no head for it.
+
+    first  {task: resampled metrics} of the first model; filled in where it lacks the task
+    """
     chosen = way(model, task, data)
     if chosen is None:
         raise TaskError(f"{name} has no head for {task.name}: it has {', '.join(model.tasks) or 'none'}")
     meter = Meter(model)
     predictions, targets = chosen.predict(meter), chosen.examples.targets
+    draws = resampled(task, predictions, targets)
+    base = (first or {}).get(task.name)
+    if first is not None and base is None:
+        first[task.name] = draws
     return Result(
         name,
         dtype,
@@ -234,7 +251,8 @@ def evaluate(model: fastinfer.Model, task: Task, data: Path, name: str, dtype: s
         chosen.how,
         len(chosen.examples),
         score(task, predictions, targets),
-        interval(task, predictions, targets),
+        {metric: interval(values) for metric, values in draws.items()},
+        {metric: interval(values - base[metric]) for metric, values in draws.items()} if base else {},
         meter.texts / meter.seconds,
         meter.tokens / meter.seconds,
     )
@@ -256,8 +274,11 @@ def table(results: Sequence[Result]) -> str:
         rows.append([f"{name}: {first.how}, {first.examples:,} examples"])
         for metric in first.metrics:
             cells = (by_column.get(column) for column in columns)
-            shown = ("" if r is None else f"{r.metrics[metric]:.2f} [{', '.join(f'{v:.2f}' for v in r.intervals[metric])}]" for r in cells)
-            rows.append([f"  {metric}", *shown])
+            rows.append([f"  {metric}", *("" if r is None else f"{r.metrics[metric]:.2f} {_range(r.intervals[metric])}" for r in cells)])
+            if any(r.differences for r in by_column.values()):
+                cells = (by_column.get(column) for column in columns)
+                less = ("" if r is None or not r.differences else _less(r, first, metric) for r in cells)
+                rows.append(["    less the first's", *less])
         for unit in ("texts", "tokens"):
             cells = (by_column.get(column) for column in columns)
             rows.append([f"  {unit}/s", *("" if r is None else f"{getattr(r, f'{unit}_per_second'):,.0f}" for r in cells)])
@@ -268,11 +289,19 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _less(result: Result, first: Result, metric: str) -> str:
+    return f"{result.metrics[metric] - first.metrics[metric]:+.2f} {_range(result.differences[metric])}"
+
+
+def _range(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed; wrong usage exits with 2."""
     args = _parser().parse_args(argv)
     warnings.simplefilter("ignore", TruncationWarning)  # that long texts are cut is a part of what is scored
-    results = []
+    results, first = [], {}
     try:
         own = args.file and own_task(args.kind, {"dev": args.file}, text=args.text, pair=args.pair, target=args.target)
         for name in args.models:
@@ -282,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
                 for task in chosen:
                     if _visible():
                         _say(f"{name} {dtype or ''} on {task.name} ...")
-                    results.append(evaluate(model, task, args.data, name, dtype))
+                    results.append(evaluate(model, task, args.data, name, dtype, first))
                     if args.json:
                         print(json.dumps(dataclasses.asdict(results[-1])), flush=True)
     except (FastinferError, OSError) as error:

@@ -21,7 +21,20 @@ import text
 
 from fastinfer.errors import InputError, short
 
-__all__ = ["GLUE", "NOT_HAD", "TASKS", "Examples", "Task", "find", "first_rows", "interval", "own_task", "score", "short_names"]
+__all__ = [
+    "GLUE",
+    "NOT_HAD",
+    "TASKS",
+    "Examples",
+    "Task",
+    "find",
+    "first_rows",
+    "interval",
+    "own_task",
+    "resampled",
+    "score",
+    "short_names",
+]
 
 Kind = Literal["classes", "score", "tags", "pairs", "masks"]
 RESAMPLES = 1000
@@ -415,12 +428,14 @@ def score(task: Task, predictions: Sequence, targets: Sequence) -> dict[str, flo
     return {metric: float(METRICS[metric](*arrays)) for metric in task.metrics}
 
 
-def interval(task: Task, predictions: Sequence, targets: Sequence, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, list[float]]:
-    """{metric: [low, high]}: the middle 95% of the metric over sets drawn from the examples with replacement (bootstrap)."""
+def resampled(task: Task, predictions: Sequence, targets: Sequence, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+    """{metric: (resamples,)} of sets drawn from the examples with replacement (bootstrap), the same sets for all predictions of a task."""
     arrays = _arrays(task, predictions, targets)
     count = len(arrays[0])
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    return {
-        metric: np.percentile([METRICS[metric](*(a[draw] for a in arrays)) for draw in draws], [2.5, 97.5]).tolist()
-        for metric in task.metrics
-    }
+    return {metric: np.array([METRICS[metric](*(a[draw] for a in arrays)) for draw in draws]) for metric in task.metrics}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """[low, high]: the middle 95% of resampled values, or of differences between two models' values."""
+    return np.percentile(values, [2.5, 97.5]).tolist()
