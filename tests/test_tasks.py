@@ -132,6 +132,7 @@ def test_articles_kept_out_of_training(tmp_path):
         (["a/x", "b/y/x"], ["a", "b/y"]),
         (["a", "a/b"], ["a", "a/b"]),
         (["model", "x/model"], ["model", "x/model"]),
+        (["/x/a", "b"], ["/x/a", "b"]),
     ],
 )
 def test_short_names_of_folders(folders, names):

@@ -336,7 +336,7 @@ def short_names(folders: Sequence[str | Path]) -> dict[str, str]:
         while len({tuple(p[end:][:1]) for p in parts.values()}) == 1 and all(len(p) > 1 for p in parts.values()):
             for p in parts.values():
                 p.pop(end)
-    return {folder: "/".join(p) for folder, p in parts.items()}
+    return {folder: str(Path(*p)) for folder, p in parts.items()}
 
 
 # --- metrics ---------------------------------------------------------------------------------------
