@@ -105,21 +105,20 @@ class Rows:
         return torch.from_numpy(self.lengths).to(self.ids.device)
 
 
-def encode(texts: Sequence[Any], tokenizer: Tokenizer, config: Config, device: torch.device, *, words: bool = False) -> Rows:
+def encode(texts: Sequence[Any], tokenizer: Tokenizer, device: torch.device, *, words: bool = False) -> Rows:
     """The engine's tokens of the texts: its tokenizer, its limit, its way to cut."""
     encodings = tokenizer.encode(texts, words=words)
-    lengths = np.array([len(e.ids) for e in encodings])
-    width = -(-int(lengths.max()) // MULTIPLE) * MULTIPLE
+    packed = tokenizer.batch(encodings)
+    lengths = packed.lengths
+    there = np.arange(_width(lengths)) < lengths[:, None]
 
-    def padded(name: str) -> Tensor:
-        made = np.zeros((len(encodings), width), np.int32)
-        for row, encoding in zip(made, encodings, strict=True):
-            values = getattr(encoding, name)
-            row[: len(values)] = values
+    def padded(values: np.ndarray) -> Tensor:
+        made = np.zeros(there.shape, np.int32)
+        made[there] = values
         return torch.from_numpy(made).to(device)
 
-    types = padded("type_ids") if config.token_types > 1 else None
-    return Rows(padded("ids"), types, lengths, [first_rows(e.word_ids) for e in encodings] if words else None)
+    types = None if packed.token_types is None else padded(packed.token_types)
+    return Rows(padded(packed.ids), types, lengths, [first_rows(e.word_ids) for e in encodings] if words else None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,11 +130,11 @@ class Split:
     examples: Examples
 
     @classmethod
-    def make(cls, examples: Examples, kind: Kind, tokenizer: Tokenizer, config: Config, device: torch.device) -> Split:
+    def make(cls, examples: Examples, kind: Kind, tokenizer: Tokenizer, device: torch.device) -> Split:
         if kind == "pairs":
-            sides = tuple(encode(side, tokenizer, config, device) for side in zip(*examples.inputs, strict=True))
+            sides = tuple(encode(side, tokenizer, device) for side in zip(*examples.inputs, strict=True))
             return cls(sides, torch.arange(len(examples), device=device), examples)
-        rows = encode(examples.inputs, tokenizer, config, device, words=kind == "tags")
+        rows = encode(examples.inputs, tokenizer, device, words=kind == "tags")
         if kind != "tags":
             return cls((rows,), torch.tensor(examples.targets, device=device), examples)
         index = {label: i for i, label in enumerate(examples.labels)}
@@ -255,7 +254,7 @@ def _embed(encoder: Encoder, side: Rows, rows: Tensor, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(encoder: Encoder, split: Split, kind: Kind, *, size: int = 256) -> list:
+def predict(encoder: Encoder, split: Split, kind: Kind, *, size: int = 64) -> list:
     """The encoder's answers in float32, as tasks.score wants them."""
     lengths, answers = split.lengths, [None] * len(split.examples)
     device = split.targets.device
@@ -407,7 +406,7 @@ def _splits(settings: Finetune, task: Task, config: Config, tokenizer: Tokenizer
     if key not in _SPLITS:
         train = task.read(settings.data, "train")
         scored = task.read(settings.data, task.scored, train.labels)
-        _SPLITS[key] = tuple(Split.make(examples, task.kind, tokenizer, config, device) for examples in (train, scored))
+        _SPLITS[key] = tuple(Split.make(examples, task.kind, tokenizer, device) for examples in (train, scored))
     return _SPLITS[key]
 
 
