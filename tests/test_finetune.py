@@ -163,6 +163,22 @@ def glue(tmp_path):
     return FAST | {"data": str(tmp_path), "tasks": ("SST-2", "CoLA"), "seeds": 2, "max_steps": 40, "keep": False}
 
 
+def test_the_command(glue, tmp_path, random_model, capsys):
+    train = load_tool("train")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'tasks = ["SST-2"]\nmodels = ["{random_model}"]\ndata = "{tmp_path}"\nmax_steps = 3\nbatch = 16\n')
+    arguments = ["finetune", str(recipe), "--out", str(tmp_path / "out"), "--stored", "int8"]
+    assert train.main(arguments) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("| model | SST-2 |")
+    model = fastinfer.load(tmp_path / "out")
+    assert (model.tasks, model.config.stored.trees) == (("classify",), "int8")
+    assert {label for label, _ in model.classify("ada")[0]} == {"negative", "positive"}
+    assert train.main(arguments) == 1
+    assert "holds results already" in capsys.readouterr().err
+    assert train.main([*arguments, "--resume"]) == 0
+
+
 def without_time(lines):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 

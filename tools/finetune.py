@@ -331,7 +331,7 @@ def results(settings: Finetune, resume: bool = False) -> list[dict[str, Any]]:
 
 
 def tasks_of(settings: Finetune) -> dict[str, Task]:
-    """{name: task} of a settings: the named data sets, or the files of one's own. Raises InputError."""
+    """{name: task} of the settings: the named data sets, or the files of one's own. Raises InputError."""
     if bool(settings.tasks) == bool(settings.train):
         raise InputError("name tasks, or a file to train on (train): one of the two")
     if settings.train:
