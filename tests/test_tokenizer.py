@@ -53,6 +53,17 @@ def test_text_without_words_is_a_text(tmp_path, text):
     assert words(make(tmp_path).encode([text])[0]) == "[CLS] [SEP]"
 
 
+def test_words_that_are_given(tmp_path):
+    """Each token knows the word that it is of, a word of two tokens and a word of none included; the limit holds here, too."""
+    tokenizer = make(tmp_path, max_tokens=8)
+    (encoding,) = tokenizer.encode([["Ada", "friendly", "\u200b", "in.", "london"]], words=True)
+    assert words(encoding) == "[CLS] ada friend ##ly in . london [SEP]"
+    assert encoding.word_ids == [None, 0, 1, 1, 3, 3, 4, None]
+    with pytest.warns(TruncationWarning):
+        (cut,) = tokenizer.encode([["ada"] * 9], words=True)
+    assert cut.word_ids == [None, 0, 1, 2, 3, 4, 5, None]
+
+
 def test_text_without_any_token_becomes_one_token(tmp_path):
     raw = make_tokenizer()
     raw.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
