@@ -7,6 +7,7 @@ typedef __m256 vf;
 
 static inline vf vf_set1(float s) { return _mm256_set1_ps(s); }
 static inline vf vf_zero(void) { return _mm256_setzero_ps(); }
+#define vf_keep(v) __asm__("" : "+x"(v)) /* it stays in a register */
 static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
 static inline __m256i vf_mask_(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }

@@ -6,6 +6,7 @@ typedef __m512 vf;
 
 static inline vf vf_set1(float s) { return _mm512_set1_ps(s); }
 static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+#define vf_keep(v) __asm__("" : "+v"(v)) /* it stays in a register */
 static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 static inline __mmask16 vf_mask_(int n) { return (__mmask16)((1u << n) - 1); }

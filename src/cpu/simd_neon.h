@@ -7,6 +7,7 @@ typedef float32x4_t vf;
 
 static inline vf vf_set1(float s) { return vdupq_n_f32(s); }
 static inline vf vf_zero(void) { return vdupq_n_f32(0.0f); }
+#define vf_keep(v) __asm__("" : "+w"(v)) /* it stays in a register */
 static inline vf vf_load(const float *p) { return vld1q_f32(p); }
 static inline void vf_store(float *p, vf a) { vst1q_f32(p, a); }
 static inline vf vf_load_n(const float *p, int n) {

@@ -8,6 +8,7 @@ typedef uint32_t vu_ __attribute__((vector_size(16)));
 
 static inline vf vf_set1(float s) { return (vf){s, s, s, s}; }
 static inline vf vf_zero(void) { return vf_set1(0.0f); }
+#define vf_keep(v) ((void)0)
 static inline vf vf_load(const float *p) { return *(const vf *)p; }
 static inline void vf_store(float *p, vf a) { *(vf *)p = a; }
 static inline vf vf_load_n(const float *p, int n) {
