@@ -308,15 +308,17 @@ def bench_start(engine: Engine, repeats: int = 3) -> dict:
     for large in range(repeats - 1, -1, -1):
         code = PROBE.format(source=source, name=engine.load.__name__, arguments=json.dumps(engine.arguments), large=not large)
         start = time.perf_counter()
-        with subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as child:
+        with (
+            tempfile.TemporaryFile("w+") as complaint,
+            subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=complaint, text=True) as child,
+        ):
             while (said := child.stdout.readline()) not in ("answered\n", ""):  # type: ignore[union-attr]
                 pass
             first = time.perf_counter() - start
-            rest, complaint = child.communicate()
-        if not said or child.returncode:
-            raise BackendError(f"{engine} fails in a fresh process: {(complaint.strip().splitlines() or ['no message'])[-1]}")
+            rest = child.stdout.read()  # type: ignore[union-attr]
+            if child.wait() or not said:
+                complaint.seek(0)
+                raise BackendError(f"{engine} fails in a fresh process: {(complaint.read().strip().splitlines() or ['no message'])[-1]}")
         runs.append(json.loads(rest.splitlines()[-1]) | {"first_answer_s": first})
     row = {key: float(np.median([r[key] for r in runs])) for key in runs[0]} | {"peak_mb": runs[-1]["peak_mb"]}
     stored = sum(f.stat().st_size for f in Path(engine.arguments[0]).rglob("*.safetensors")) / 1e6 if engine.own else None

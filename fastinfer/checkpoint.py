@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +59,21 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def release(self) -> None:
+        """Let the system take back the memory of a mapped file's pages that hold this; whoever touches them again reads them again."""
+        base: Any = self.data
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        whole = np.frombuffer(base, np.uint8)
+        if whole.flags.writeable:  # no file that could give the pages back
+            return
+        begin = self.data.ctypes.data - whole.ctypes.data
+        first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + self.data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            base.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def float32(self) -> np.ndarray:
         """The values, float32; the stored memory itself where it is float32 already."""

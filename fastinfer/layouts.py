@@ -152,7 +152,10 @@ def _stack(parts: Iterable[Tensor]) -> Tensor:
         return parts[0]  # misshapen: the format's own check names it
     if len({t.dtype for t in parts}) > 1:
         parts = [t.to("float32") for t in parts]
-    return Tensor(np.concatenate([t.data for t in parts]), parts[0].dtype)
+    stacked = Tensor(np.concatenate([t.data for t in parts]), parts[0].dtype)
+    for part in parts:
+        part.release()
+    return stacked
 
 
 def _stored(made: dict[str, Tensor]) -> Stored:

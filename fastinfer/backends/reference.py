@@ -67,8 +67,10 @@ class Reference(Forward):
             elif family != "table" and not name.endswith(".ffn.b_in"):
                 prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else Tensor.float32
                 prepared[name] = prepare(stored[name])
+            stored[name].release()  # what was packed is not read again; what is used where it lies comes back page by page
         if config.tasks.fill_mask and config.tasks.fill_mask.tied:
             prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
+            stored["embedding.word"].release()
         weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":
             weights.embedding.position = weights.embedding.position_scale * sinusoids(config.positions.max, config.hidden)

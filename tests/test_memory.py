@@ -1,0 +1,77 @@
+"""Memory of a process that loads a model: no second copy of the weights, nothing kept of large batches, trees shared between processes."""
+
+import os
+import subprocess
+import sys
+
+import builders
+import pytest
+
+from fastinfer.config import FFF, Dense, Embed, Positions, Stored, Tasks
+
+if not os.path.exists("/proc/self/smaps_rollup"):
+    pytest.skip("no /proc/self/smaps_rollup on this system", allow_module_level=True)
+
+START = """
+import re, sys
+import numpy as np
+import fastinfer
+from fastinfer import PackedBatch
+def pss(): return int(re.search(r"Pss:\\s+(\\d+)", open("/proc/self/smaps_rollup").read())[1]) / 1e3
+before = pss()
+model = fastinfer.load(sys.argv[1], device=sys.argv[2], threads=2)
+rng = np.random.default_rng(0)
+def texts(count, length): return PackedBatch.from_ids(rng.integers(0, model.config.vocabulary, (count, length)).tolist())
+"""
+
+
+def process(code: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", START + code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def numbers(code: str, *arguments: str) -> list[float]:
+    with process(code, *arguments) as child:
+        said, _ = child.communicate(timeout=120)
+    assert child.returncode == 0
+    return [float(word) for word in said.split()]
+
+
+def save(folder, **changes) -> float:
+    """A model with about 60 MB of weights in float32; returns the megabytes stored."""
+    options = {"hidden": 512, "heads": 8, "layers": 4, "vocabulary": 2000, "max_tokens": 128, "positions": Positions("learned", 128)}
+    config = builders.tiny(**options | {"ffn": (Dense(2560),) * 4, "tasks": Tasks(Embed("mean", True))} | changes)
+    builders.save(folder, config)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+def test_loading_keeps_one_copy_of_the_weights(tmp_path, stored):
+    megabytes = save(tmp_path, stored=Stored(stored, stored, stored))
+    (grown,) = numbers("model.embed(texts(1, 16)); print(pss() - before)", str(tmp_path), "cpu")
+    # 8 MB: the compiled module, scipy's loaded parts, thread stacks
+    assert grown < 1.1 * megabytes + 8
+
+
+def test_memory_comes_back_after_large_batches(tmp_path):
+    save(tmp_path)
+    code = "model.embed(texts(4, 16)); small = pss(); model.embed(texts(3000, 100)); print(small, pss())"
+    small, after = numbers(code, str(tmp_path), "cpu")
+    assert after < 1.1 * small
+
+
+def test_processes_share_the_trees_of_a_mapped_file(tmp_path):
+    megabytes = save(tmp_path, ffn=(FFF(4, 10),) * 4)
+    trees = 4 * 4 * 2047 * 2 * 512 * 4 / 1e6
+    code = "model.embed(texts(200, 64)); print(pss() - before, flush=True); input(); print(pss() - before)"
+    with process(code, str(tmp_path), "cpu") as first:
+        alone = float(first.stdout.readline())
+        with process(code, str(tmp_path), "cpu") as second:
+            second.stdout.readline()
+            shared = float(first.communicate("\n", timeout=120)[0])
+            second.communicate("\n", timeout=120)
+    assert first.returncode == second.returncode == 0
+    assert trees > 0.8 * megabytes
+    assert alone > 0.9 * trees, "the texts were too few to visit the trees"
+    assert shared < alone - 0.4 * trees
