@@ -26,9 +26,7 @@ def texts(count, length): return PackedBatch.from_ids(rng.integers(0, model.conf
 
 
 def process(code: str, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", START + code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", START + code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def numbers(code: str, *arguments: str) -> list[float]:
