@@ -42,7 +42,7 @@ class Forward:
     def attention_block(self, x: np.ndarray, attention: Any, cu_seqlens: np.ndarray, weights: Any, work: Workspace) -> None:
         """x (T, D) in place: x + attention(norm(x)), or norm(x + attention(x)) where norms come after."""
         h = work.take("h", *x.shape)
-        qkv = work.take("qkv", len(x), 3 * x.shape[1])
+        qkv = work.take("qkv", len(x), 3 * x.shape[1], dtype=self.qkv_dtype(x.shape[1] // weights.heads))
         if weights.pre_norm:
             self.norm(x, attention.norm, weights.eps, out=h)
         self.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
@@ -63,15 +63,15 @@ class Forward:
 
 
 class Workspace:
-    """Named float32 buffers that grow to the largest batch of one call and go when it ends."""
+    """Named buffers that grow to the largest batch of one call and go when it ends."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
 
-    def take(self, name: str, *shape: int) -> np.ndarray:
-        """The buffer `name` as an uninitialised array of `shape`; the same memory at each call."""
+    def take(self, name: str, *shape: int, dtype: Any = np.float32) -> np.ndarray:
+        """The buffer `name` as an uninitialised array of `shape`; the same memory at each call that asks for the same dtype."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size:
-            buffer = self._buffers[name] = np.empty(size, np.float32)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            buffer = self._buffers[name] = np.empty(size, dtype)
         return buffer[:size].reshape(shape)

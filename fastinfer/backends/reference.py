@@ -142,6 +142,10 @@ class Reference(Forward):
         np.multiply(centred, norm.weight, out=out)
         out += norm.bias
 
+    def qkv_dtype(self, head_size: int) -> Any:
+        """The dtype in which `linear` hands q, k and v to `attention`."""
+        return np.float32
+
     def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
         """Multi-head self-attention inside each text: softmax(q k^T / sqrt(D / H)) v.
 

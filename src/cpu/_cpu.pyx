@@ -11,7 +11,7 @@ import time
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint16_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
@@ -53,9 +53,9 @@ cdef extern from "kernels.h" nogil:
         const float *x
         const float *bias
         const float *residual
-        float *out
+        void *out
         Py_ssize_t x_stride, residual_stride, out_stride
-        int tokens, activation
+        int tokens, activation, half
     ctypedef struct fi_norm_call:
         const float *x
         const float *residual
@@ -78,12 +78,13 @@ cdef extern from "kernels.h" nogil:
         float eps
         int tokens, hidden
     ctypedef struct fi_attention_call:
-        const float *qkv
+        const void *qkv
         float *out
         const int32_t *cu_seqlens
         Py_ssize_t qkv_stride, out_stride
         int texts, heads, head_size
         float scale
+        int half
         int dtype
     ctypedef struct fi_isa:
         const char *name
@@ -104,7 +105,7 @@ cdef extern from "kernels.h" nogil:
         array_kernel gelu, tanh, erf, exp
         float (*probe_fma)(size_t) noexcept nogil
         float (*probe_read)(const float *, size_t, size_t) noexcept nogil
-        int lanes
+        int lanes, half
     const fi_isa *fi_isas[]
     ctypedef void (*fi_task)(void *, fi_team) noexcept nogil
     void fi_run(fi_task, void *, int)
@@ -290,6 +291,11 @@ cdef class Kernels:
             found = Memory(size)
         return found
 
+    @property
+    def half(self):
+        """Whether a product can write, and attention in bfloat16 read, bfloat16."""
+        return bool(self.isa.half)
+
     cdef _run(self, const Step *steps, int count, int size, size_t workspace_bytes):
         cdef Memory workspace = self._take(workspace_bytes)
         cdef Job job = Job(self.isa, steps, count, workspace.data)
@@ -338,12 +344,14 @@ cdef class Kernels:
         return matrix
 
     def gemm(
-        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, float[:, ::1] out,
+        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, out,
         int threads,
     ):
-        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M)."""
+        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M); out float32, or uint16 for bfloat16 where half."""
         cdef Step step
         cdef fi_gemm_call *call = &step.call.gemm
+        cdef uint16_t[:, ::1] halves
+        cdef float[:, ::1] floats
         call.tokens = <int>x.shape[0]
         if call.tokens == 0:
             return
@@ -352,7 +360,14 @@ cdef class Kernels:
         call.residual, call.residual_stride = NULL, 0
         if residual is not None:
             call.residual, call.residual_stride = &residual[0, 0], residual.shape[1]
-        call.out, call.out_stride = &out[0, 0], out.shape[1]
+        call.half = self.half and out.itemsize == 2
+        if call.half:
+            halves = out
+            call.out = &halves[0, 0]
+        else:
+            floats = out
+            call.out = &floats[0, 0]
+        call.out_stride = matrix.c.outputs
         call.activation = ACTIVATIONS[activation]
         step.run, step.weights = run_gemm, &matrix.c
         step.size = self.isa.gemm_team(&matrix.c, call.tokens, threads)
@@ -400,13 +415,25 @@ cdef class Kernels:
         step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
         self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
-    def attention(self, const float[:, ::1] qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, str dtype, int threads):
-        """out (T, D) = multi-head attention inside each text over qkv (T, 3 D); D / heads is a multiple of 8."""
+    def attention(self, qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, str dtype, int threads):
+        """out (T, D) = multi-head attention inside each text over qkv (T, 3 D), float32, or uint16 for bfloat16 where half.
+
+        D / heads is a multiple of 8.
+        """
         cdef Step step
         cdef fi_attention_call *call = &step.call.attention
+        cdef const uint16_t[:, ::1] halves
+        cdef const float[:, ::1] floats
         if out.shape[0] == 0:
             return
-        call.qkv, call.qkv_stride = &qkv[0, 0], qkv.shape[1]
+        call.half = self.half and dtype == "bfloat16" and qkv.itemsize == 2
+        if call.half:
+            halves = qkv
+            call.qkv = &halves[0, 0]
+        else:
+            floats = qkv
+            call.qkv = &floats[0, 0]
+        call.qkv_stride = 3 * out.shape[1]
         call.out, call.out_stride = &out[0, 0], out.shape[1]
         call.cu_seqlens, call.texts = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1
         call.heads, call.head_size = heads, <int>out.shape[1] // heads

@@ -71,14 +71,14 @@ typedef struct {
 
 enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3 };
 
-/* out = activation(x W^T + bias) + residual. Strides: floats from a row to the next. */
+/* out = activation(x W^T + bias) + residual. Strides: values from a row to the next. */
 typedef struct {
     const float *x;        /* (T, K) */
     const float *bias;     /* (N,) or NULL */
     const float *residual; /* (T, N) or NULL; may be out itself */
-    float *out;            /* (T, N), overwritten; apart from x */
+    void *out;             /* (T, N) float32, or bfloat16 (half), overwritten; apart from x */
     ptrdiff_t x_stride, residual_stride, out_stride;
-    int tokens, activation;
+    int tokens, activation, half;
 } fi_gemm_call;
 
 /* out = norm(x + residual) * gamma + beta, over rows. */
@@ -106,12 +106,13 @@ typedef struct {
 
 /* Per text and head: out = softmax(scale * q k^T) v. */
 typedef struct {
-    const float *qkv;          /* (T, 3 heads * head_size): q of all heads, k, v */
+    const void *qkv;           /* (T, 3 heads * head_size) float32, or bfloat16 (half, with FI_BF16 alone): q of all heads, k, v */
     float *out;                /* (T, heads * head_size), apart from qkv */
     const int32_t *cu_seqlens; /* (texts + 1,) from 0 to T */
     ptrdiff_t qkv_stride, out_stride;
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */
+    int half;
     int dtype;                   /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
 } fi_attention_call;
 
@@ -119,6 +120,7 @@ typedef struct fi_isa {
     const char *name;
     int (*usable)(void); /* does this CPU (and OS) have it? */
     int lanes; /* floats in a vector */
+    int half;  /* does it write and read bfloat16 q, k and v? That is what attention in bfloat16 rounds them to, in half the memory */
     int (*fff_team)(const fi_trees *, int tokens, int most); /* how many threads of `most` are worth it */
     size_t (*fff_workspace)(const fi_trees *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
     void (*fff)(const fi_trees *, const fi_fff_call *, void *workspace, fi_team);

@@ -90,6 +90,13 @@ static inline vi vi_zip_bf16(vf a, vf b) {                                      
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
+static inline vi vi_zip_half(const uint16_t *p, const uint16_t *q, int n, int m) { /* p0 q0 p1 q1 ..., zeros past n of p, m of q */
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask_(n), p));
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask_(m), q)), 16));
+}
+static inline void vf_store_half(uint16_t *p, vf a, int n) { /* n of VL, rounded to nearest even bf16 */
+    _mm256_mask_storeu_epi16(p, vf_mask_(n), (__m256i)_mm512_cvtneps_pbh(a));
+}
 static inline vi vi_pairs_bf16(const float *p) { return vi_join_bf16(vf_load(p), vf_load(p + VL)); } /* 2 VL floats */
 #else
 #define BF16_STEPS 2
