@@ -82,6 +82,26 @@ def test_masked_form_agrees_with_the_walk(trees, depth):
     assert got[1].abs().sum(-1).gt(0).any(-1).sum() > depth  # several nodes learn
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
+    torch.manual_seed(1)
+    config = builders.tiny(ffn=(FFF(2, 8, 3, bias),))
+    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    x = torch.randn(50, config.hidden, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        for p in (layer.nodes, *([layer.b_in] if bias else [])):
+            p.normal_()
+    found, gathered = [], fff_torch.gathered
+    calls = []
+    monkeypatch.setattr(fff_torch, "gathered", lambda *a: calls.append(1) or gathered(*a))
+    for seen in (None, []):  # deep trees are gathered on a CPU, unless their logits are asked for
+        y = layer(x, seen)
+        found.append([y, *torch.autograd.grad(y.pow(2).sum(), [x, *layer.dense_in.parameters(), layer.nodes])])
+    assert len(calls) == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_gradients_pass_gradcheck_away_from_ties():
     torch.manual_seed(3)
     config = builders.tiny(hidden=4, heads=1, ffn=(FFF(2, 2),))
@@ -233,7 +253,7 @@ def test_usage_of_known_spreads():
     assert (one.effective, one.dead) == (pytest.approx(0.25), 0.75)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, on import of its compiler
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own: its compiler is imported, and looks at gradients
 def test_compiled_form_agrees_with_the_eager_one():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(2, 4, 3),), tasks=Tasks(Embed("mean", True)))
@@ -244,8 +264,9 @@ def test_compiled_form_agrees_with_the_eager_one():
     want = {n: p.grad.clone() for n, p in encoder.named_parameters()}
     encoder.zero_grad()
 
-    compiled = torch.compile(lambda i, m: encoder.embed(encoder(i, m)[-1], m))
-    found = compiled(ids, mask)
+    for layer in encoder.layers:
+        layer.ffn.compile(dynamic=False)
+    found = encoder.embed(encoder(ids, mask)[-1], mask)
     found.sum().backward()
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
     for name, p in encoder.named_parameters():

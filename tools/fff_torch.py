@@ -32,6 +32,7 @@ from fastinfer.config import FFF, Classify, Config, Dense, FillMask, Pooling, St
 from fastinfer.errors import ConfigError
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
+GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes
 DECIDED = 0.3  # the balance loss takes a logit of this size for a clear decision
 
 
@@ -72,6 +73,26 @@ class MaskedTrees(torch.autograd.Function):
         return grad_z.flatten(1) @ w_in.flatten(0, 1), grad_w_in, grad_z.sum(0), grad_w_out, None
 
 
+def gathered(x: Tensor, nodes: Tensor, b_in: Tensor | None) -> Tensor:
+    """P trees over T tokens by gathering the rows of each token's path: x (T, D), nodes (P, N, 2, D), b_in (P, N) -> (T, D).
+
+    What MaskedTrees computes, in float32 and with T·P·(depth + 1)·D multiply-adds in place of T·P·N·D: the better form where products
+    are not nearly free, as on a CPU.
+    """
+    trees, count = nodes.shape[:2]
+    table = nodes.view(trees * count, -1)
+    roots = count * torch.arange(trees, device=x.device)
+    at, y = torch.zeros(len(x), trees, dtype=torch.int64, device=x.device), 0
+    for _ in range((count + 1).bit_length() - 1):
+        into, out = F.embedding(roots + at, table).unflatten(2, (2, -1)).unbind(2)
+        z = (x[:, None] * into).sum(-1)
+        if b_in is not None:
+            z = z + b_in.flatten()[roots + at]
+        y = y + (F.gelu(z)[..., None] * out).sum(1)
+        at = 2 * at + 1 + (z > 0)
+    return y
+
+
 def visited(leaf: Tensor, below: Tensor) -> Tensor:
     """Which rows lie on the path to a leaf: leaf (T, P), below (M,) -> (T, P, M) bool."""
     rows = torch.arange(len(below), dtype=leaf.dtype, device=leaf.device)
@@ -101,7 +122,9 @@ class Feedforward(nn.Module):
         """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = 0
-        if self.nodes is not None:
+        if self.nodes is not None and seen is None and x.device.type == "cpu" and self.below[1] * GATHERED < self.nodes.shape[1]:
+            y = gathered(x.to(self.nodes.dtype), self.nodes, self.b_in)
+        elif self.nodes is not None:
             nodes = F.pad(self.nodes.to(dtype), (0, 0, 0, 0, 1, 0))
             b_in = nodes.new_zeros(nodes.shape[:2]) if self.b_in is None else F.pad(self.b_in.to(dtype), (1, 0))
             y, logits, leaf = MaskedTrees.apply(x.to(dtype), nodes[:, :, 0], b_in, nodes[:, :, 1], self.below)
@@ -115,7 +138,8 @@ class Feedforward(nn.Module):
         """How far the decisions are from sending half of a node's tokens each way: 0, balanced, to 1/4.
 
         The mean over trees of the sum over nodes of share · (p - 1/2)², where share is the part of the tokens that visits the node and
-        p the mean over them of sigmoid(z / DECIDED), so that nodes with few tokens count for little. mask (T,) bool or None.
+        p the mean over them of sigmoid(z / DECIDED), so that nodes with few tokens count for little. mask (T,) bool or None. Processes
+        that train together each balance their own tokens.
         """
         half = len(self.below) // 2  # the rows that decide
         on = visited(leaf, self.below)[..., :half]

@@ -43,16 +43,16 @@ results() {
 }
 
 case ${1:-} in
-candidates) # shapes of at most 5% of the neurons used, side by side, for the same few steps
+candidates) # shapes of at most 5% of the neurons used, side by side, for the same few steps; and the start that copies neurons
     names=()
     for shape in "1x11 + 192" "2x10 + 160" "4x9 + 96" "4x9 + 160" "16x7 + 64"; do
         name=candidate-${shape// + /-}
         names+=("$name")
-        apart distill "$name" embedder --shape "$shape" --steps 300 --warmup 60 --validate-every 1000 "${@:2}"
+        apart distill "$name" embedder --shape "$shape" --no-copy --steps 300 --warmup 60 --batch-tokens 49152 "${@:2}"
     done
     name=candidate-1x11-192-copied
     names+=("$name")
-    apart distill "$name" embedder --steps 300 --warmup 60 --validate-every 1000 --copy "${@:2}"
+    apart distill "$name" embedder --steps 300 --warmup 60 --batch-tokens 49152 "${@:2}"
     wait
     results "${names[@]}"
     ;;

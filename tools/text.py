@@ -25,7 +25,7 @@ from fastinfer.errors import InputError, short
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 TITLE = re.compile(r"= (.*) =")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z0-9])")
+SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)]))\s+(?=["'“‘(]*[A-Z0-9])""")
 CLAUSE_END = re.compile(r"(?<=[,;:—])\s+")
 SHORTEST = 3  # tokens that a piece has at least
 AT_A_TIME = 20_000  # texts given to the tokenizer at once

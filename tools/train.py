@@ -70,7 +70,7 @@ class Distill(_OnText):
     """A sentence embedder, or any BERT, into the same encoder with other feedforwards."""
 
     teacher: str | None = option(None, "folder of the teacher: a checkpoint that fastinfer.load opens")
-    max_tokens: int | None = option(None, "tokens of a text at most (default: as the teacher)")
+    max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings; of embedders")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch; of embedders")
@@ -134,8 +134,8 @@ class Rows:
 
 def pretrain(settings: Pretrain, resume: bool) -> None:
     """Train a masked language model as `settings` say and export it."""
-    run, workers = loop.open_run(settings, resume), Workers.start(settings.device)
-    check_stored(settings)
+    feedforward = parse_shape(settings.shape)
+    run, workers = open_run(settings, resume)
     tokenizer_file = run / "tokenizer.json"
     if workers.rank == 0 and not resume:
         tokenizer = text.read_tokenizer(settings.tokenizer) if settings.tokenizer else train_tokenizer(settings)
@@ -156,7 +156,7 @@ def pretrain(settings: Pretrain, resume: bool) -> None:
         vocabulary=tokenizer.get_vocab_size(),
         norm=Norm("pre", 1e-12),
         positions=Positions("learned", settings.max_tokens),
-        ffn=(parse_shape(settings.shape),) * settings.layers,
+        ffn=(feedforward,) * settings.layers,
         max_tokens=settings.max_tokens,
         tasks=Tasks(Embed("mean", True), FillMask(transform=True)),
         final_norm=True,
@@ -178,7 +178,7 @@ def train_tokenizer(settings: Pretrain) -> Any:
 
 def special_ids(tokenizer: Any, path: Path) -> Ids:
     """The ids of the tokens with a meaning. Raises InputError for a tokenizer that lacks [CLS], [SEP] or [MASK]."""
-    found = {key: next(filter(None.__ne__, map(tokenizer.token_to_id, names)), None) for key, names in SPECIAL_TOKENS.items()}
+    found = {key: next((n for n in map(tokenizer.token_to_id, names) if n is not None), None) for key, names in SPECIAL_TOKENS.items()}
     missing = [SPECIAL_TOKENS[key][0] for key in ("cls", "sep", "mask") if found[key] is None]
     if missing:
         raise InputError(f"{path} has no {', '.join(missing)} token, which masked language modelling needs")
@@ -280,7 +280,7 @@ class Pieces:
         chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)]).to(source.device)
         begin, end = pieces[:, chosen, None]
         at = torch.arange(length, device=source.device)[None]
-        size = end - begin  # row: [CLS], size ids, [SEP], padding
+        size = end - begin  # a row: [CLS], `size` ids, [SEP], padding
         ids = source[begin + (at - 1).clamp(min=0)].long()
         ids = torch.where(at == 0, self.ids.cls, torch.where(at == size + 1, self.ids.sep, ids))
         mask = at < size + 2
@@ -291,8 +291,7 @@ def distill(settings: Distill, resume: bool) -> None:
     """Train a student of the teacher as `settings` say and export it."""
     if settings.teacher is None:
         raise InputError("distillation has no teacher: set teacher to the folder of a dense model, such as tools/get_model.py makes")
-    run, workers = loop.open_run(settings, resume), Workers.start(settings.device)
-    check_stored(settings)
+    run, workers = open_run(settings, resume)
     torch.manual_seed(settings.seed)
     teacher = fff_torch.load(settings.teacher)
     ids, folder = teacher.config.ids, Path(settings.teacher)
@@ -303,21 +302,21 @@ def distill(settings: Distill, resume: bool) -> None:
     tokenizer = text.read_tokenizer(folder / "tokenizer.json")
     if workers.rank == 0:
         tokenizer.save(str(run / "tokenizer.json"))
-    corpora = text.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     longest = settings.max_tokens or teacher.config.max_tokens
     if not 8 <= longest <= teacher.config.positions.max:
         raise InputError(f"max_tokens is {longest}, expected 8 to {teacher.config.positions.max}, the teacher's positions")
-    objective = Distillation(make_student(teacher, settings, longest), teacher, settings)
+    objective = Distillation(make_student(teacher, settings), teacher, settings)
+    corpora = text.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     data = Pieces(corpora, settings, longest, ids, workers)
     loop.fit(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
     finish(run, settings, workers)
 
 
-def make_student(teacher: Encoder, settings: Distill, longest: int) -> Encoder:
+def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     """The teacher with fresh feedforwards. Its embeddings are frozen, rounded as they will be stored."""
     config = teacher.config
     tasks = Tasks(embed=config.tasks.embed or Embed("mean", True))
-    student = Encoder(dataclasses.replace(config, ffn=(parse_shape(settings.shape),) * config.layers, tasks=tasks, max_tokens=longest))
+    student = Encoder(dataclasses.replace(config, ffn=(parse_shape(settings.shape),) * config.layers, tasks=tasks))
     known = {n: w for n, w in teacher.state_dict().items() if (".ffn." not in n or ".ffn.norm." in n) and not n.startswith("tasks.")}
     student.load_state_dict(student.state_dict() | known)
     if settings.copy:
@@ -381,10 +380,11 @@ def parse_shape(shape: str) -> Dense | FFF:
     return Dense(width) if width else FFF(trees, depth, always, bias_out=True)
 
 
-def check_stored(settings: Training) -> None:
-    """Raise InputError for a dtype that does not exist."""
+def open_run(settings: Training, resume: bool) -> tuple[Path, Workers]:
+    """The folder of the run and the processes that share it. Raises InputError for settings out of range, before anything is read."""
     if settings.stored not in STORED:
         raise InputError(f"stored is {settings.stored!r}, expected one of {', '.join(STORED)}")
+    return loop.open_run(settings, resume), Workers.start(settings.device)
 
 
 def finish(run: Path, settings: Training, workers: Workers) -> None:

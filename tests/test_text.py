@@ -1,0 +1,160 @@
+"""tools/text.py: files to paragraphs to ids, what is kept out of training, and what is wrong with a file."""
+
+import gzip
+import json
+import lzma
+import re
+import zlib
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+from models import load_tool
+
+from fastinfer.errors import InputError
+
+pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
+text = load_tool("text")
+
+WIKI = "\n".join(
+    f"= Title {i} =\nParagraph one of {i}. It has two sentences.\n\nParagraph two of {i}, with a comma; and a semicolon." for i in range(60)
+)
+
+
+@pytest.fixture
+def tokenizer():
+    made = make_tokenizer()
+    made.no_padding()
+    made.no_truncation()
+    return made
+
+
+def write(folder, name, content):
+    path = folder / name
+    data = content.encode()
+    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz"])
+def test_lines_of_plain_and_packed_files(tmp_path, name):
+    assert list(text.lines(write(tmp_path, name, "  one \n\ntwö\n"))) == ["one", "twö"]
+
+
+def test_jsonl_gives_the_lines_of_its_texts(tmp_path):
+    rows = [{"text": "one\n\ntwo", "id": 3}, {"text": ""}, {"text": "three"}]
+    path = write(tmp_path, "a.jsonl.gz", "\n".join(map(json.dumps, rows)))
+    assert list(text.lines(path)) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"x", "a.csv is no text file"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}', 'a.jsonl, line 2 is .*expected an object with a "text"'),
+        ("a.jsonl", b"{", "a.jsonl, line 1 is no JSON"),
+        ("a.txt", b"fine\n\xff\xfe", "no UTF-8"),
+        ("a.txt.gz", gzip.compress(b"some text" * 99)[:-20], "the archive is broken"),
+        ("a.txt.xz", lzma.compress(b"some text" * 99)[:-20], "the archive is broken"),
+        ("a.txt.gz", b"no archive", "the archive is broken"),
+        ("a.txt", b"\n \n", "a.txt holds no text"),
+        ("a.txt", b"= Only a title =\n", "a.txt holds no text"),
+    ],
+)
+def test_bad_files_are_named_with_the_reason(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(text.articles([tmp_path / name]))
+
+
+def test_articles_begin_at_titles(tmp_path):
+    path = write(tmp_path, "a.txt", "before\n= A =\none\ntwo\n= Empty =\n= B =\nthree\n")
+    assert list(text.articles([path])) == [(None, ["before"]), ("A", ["one", "two"]), ("B", ["three"])]
+
+
+def test_training_and_validation_leave_held_out_articles_alone(tmp_path):
+    path = write(tmp_path, "a.txt", WIKI)
+    train, validation = (list(text.paragraphs([path], validation=v)) for v in (False, True))
+    assert not set(train) & set(validation)
+    seen = {int(re.search(r" of (\d+)", paragraph)[1]) for paragraph in train + validation}
+    kept_out = {i for i in range(60) if zlib.crc32(f"Title {i}".encode()) % 5 == 0}
+    assert kept_out
+    assert seen == set(range(60)) - kept_out
+    assert [text.held_out(f"Title {i}") for i in range(60)] == [i in kept_out for i in range(60)]
+
+
+def test_sentences_end_where_a_new_one_begins():
+    found = text.sentences('He came. "Who is it?" she asked. (He left.) 3 men stayed, e.g. by mail. Done')
+    assert found == ["He came.", '"Who is it?" she asked.', "(He left.)", "3 men stayed, e.g. by mail.", "Done"]
+    assert text.clauses("One, two; three: four") == ["One,", "two;", "three:", "four"]
+
+
+PARAGRAPHS = [
+    "Ada lived in London. Paris is the capital, of France.",
+    "Friendly.",
+    "The capital. Paris. London is the capital. In France. Ada.",
+]
+
+
+def test_a_corpus_is_the_tokenizers_ids_with_its_parts(tokenizer):
+    corpus = text.tokenize(iter(PARAGRAPHS), tokenizer)
+    assert corpus.ids.dtype == np.uint16
+    starts = corpus.clauses[corpus.sentences[corpus.paragraphs]]
+    for paragraph, begin, end in zip(PARAGRAPHS, starts, starts[1:], strict=False):
+        assert corpus.ids[begin:end].tolist() == tokenizer.encode(paragraph, add_special_tokens=False).ids
+    assert np.diff(corpus.paragraphs).tolist() == [2, 1, 5]
+    assert np.diff(corpus.sentences).tolist() == [1, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_pieces_are_sentences_clauses_pairs_and_passages(tokenizer):
+    corpus = text.tokenize(PARAGRAPHS, tokenizer)
+    begin, end = corpus.pieces(12)
+    found = [tokenizer.decode(corpus.ids[b:e].tolist()).replace(" .", ".") for b, e in zip(begin, end, strict=True)]
+    sentences = [
+        "ada lived in london.",
+        "paris is the capital of france.",
+        "friend ##ly.",
+        "the capital.",
+        "london is the capital.",
+        "in france.",
+    ]
+    assert found[:6] == sentences  # "Paris." and "Ada." are too short
+    assert found[6] == "paris is the capital"  # the first of two clauses; the comma is unknown
+    assert found[7].startswith("ada lived in london. paris is")
+    assert found[8:] == ["the capital. paris.", "london is the capital. in france.", "the capital. paris. london is the capital."]
+    assert (end - begin).max() == 12
+    assert (end - begin).min() >= text.SHORTEST
+
+
+def test_rows_hold_all_ids_in_order(tokenizer):
+    corpus = text.tokenize(PARAGRAPHS, tokenizer)
+    rows = corpus.rows(6, (2, 3))
+    assert (rows[:, 0] == 2).all()
+    assert (rows[:, -1] == 3).all()
+    np.testing.assert_array_equal(rows[:, 1:-1].ravel(), corpus.ids[: rows[:, 1:-1].size])
+    assert len(corpus.ids) - rows[:, 1:-1].size < 4
+
+
+def test_the_cache_is_used_only_for_the_same_files(tmp_path, tokenizer):
+    path, cache = write(tmp_path, "a.txt", WIKI), tmp_path / "cache" / "a.npz"
+    first = text.read([path], tokenizer, cache)
+    stamp = cache.stat().st_mtime_ns
+    for again in (text.read([path], tokenizer, cache), text.read([], tokenizer, cache)):
+        for a, b in zip(first, again, strict=True):
+            for name in ("ids", "clauses", "sentences", "paragraphs"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert cache.stat().st_mtime_ns == stamp
+    title = next(f"T{i}" for i in range(99) if not text.held_out(f"T{i}"))
+    path.write_text(WIKI + f"\n= {title} =\nOne more paragraph, the last.")
+    assert len(text.read([path], tokenizer, cache)[0].ids) > len(first[0].ids)
+    assert cache.stat().st_mtime_ns != stamp
+
+
+def test_no_text_and_nothing_left_are_errors(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="no text to train on"):
+        text.read([], tokenizer)
+    title = next(f"T{i}" for i in range(99) if text.held_out(f"T{i}"))
+    with pytest.raises(InputError, match="all paragraphs are held out"):
+        text.read([write(tmp_path, "a.txt", f"= {title} =\nIts only paragraph.")], tokenizer)
+    with pytest.raises(InputError, match=r"no tokenizer that the tokenizers library can read"):
+        text.read_tokenizer(write(tmp_path, "tokenizer.json", "{}"))

@@ -1,0 +1,376 @@
+"""tools/train.py from text to a model that the engine loads; runs that resume, share their work, break, or are set up wrongly."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+
+import builders
+import numpy as np
+import pytest
+from conftest import WORDS, make_config, make_tokenizer
+from models import TOOLS, load_tool
+
+import fastinfer
+from fastinfer import checkpoint
+from fastinfer.config import FFF, Dense, Embed, Norm, Tasks
+from fastinfer.errors import CheckpointError, InputError
+
+torch = pytest.importorskip("torch", reason="tools/train.py needs PyTorch")
+for name in ("tqdm", "matplotlib", "sklearn"):
+    pytest.importorskip(name, reason=f"tools/train.py needs {name}")
+train, loop, fff_torch, text, recipe = (load_tool(name) for name in ("train", "loop", "fff_torch", "text", "recipe"))
+
+SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
+MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16", "--shape", "2x3 + 4"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A text file: some hundred paragraphs of the tiny tokenizer's words."""
+    rng = random.Random(0)
+    words = [w for w in WORDS if w.isalpha()]
+    sentences = [" ".join(rng.choices(words, k=rng.randint(4, 14))).capitalize() + "." for _ in range(3000)]
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(" ".join(sentences[i : i + 4]) for i in range(0, len(sentences), 4)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A folder: a tiny dense embedder with random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    config = make_config(tasks=Tasks(Embed("mean", True)), ffn=(Dense(24),) * 2, layers=2, norm=Norm("post", 1e-12), embedding_norm=True)
+    checkpoint.save(folder, config, builders.weights(config))
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def run(*arguments):
+    assert train.main([str(a) for a in arguments]) == 0
+
+
+def weights_of(folder):
+    return loop.load_state(folder)["encoder"]
+
+
+# --- from end to end -------------------------------------------------------------------------------
+
+
+def test_distillation_gives_an_embedder_that_the_engine_loads(tmp_path, corpus, teacher, capsys):
+    out = tmp_path / "run"
+    run("distill", "--teacher", teacher, "--text", corpus, "--out", out, "--shape", "1x3 + 8", "--steps", "60", "--stored", "int8", *SMALL)
+    assert "1x3 + 8 always on" in capsys.readouterr().out
+
+    model = fastinfer.load(out / "model")
+    assert model.config.ffn == (FFF(1, 3, 8, bias_out=True),) * 2
+    texts = ["Ada lived in London.", "Paris is the capital of France.", "friend"]
+    wanted = fastinfer.load(teacher).embed(texts)
+    cosines = (model.embed(texts) * wanted).sum(1)
+    fresh = tmp_path / "fresh"
+    run("distill", "--teacher", teacher, "--text", corpus, "--out", fresh, "--shape", "1x3 + 8", "--steps", "1", *SMALL)
+    assert (cosines > (fastinfer.load(fresh / "model").embed(texts) * wanted).sum(1)).all()
+
+    lines = loop.read_metrics(out)
+    assert [line["step"] for line in lines] == [*range(1, 61), 60]
+    assert lines[-2]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["validation_hidden"] > 0
+    assert len(lines[-1]["effective_leaves"]) == len(lines[-1]["dead_leaves"]) == 2
+    assert (out / "plot.svg").read_text().count("<path") > 2
+
+
+def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_path, corpus):
+    out = tmp_path / "run"
+    flags = ["--vocabulary", "60", "--steps", "40", "--lr", "1e-2", "--lr-rest", "1e-2", "--balance", "0.1"]
+    run("pretrain", "--text", corpus, "--out", out, *flags, *MODEL, *SMALL)
+    model = fastinfer.load(out / "model", device="numpy")
+    assert model.tasks == ("embed", "fill_mask")
+    assert len(model.fill_mask("Ada lived in [MASK].", top_k=3)[0][0]) == 3
+    lines = loop.read_metrics(out)
+    assert lines[-2]["loss"] < lines[0]["loss"] - 0.3
+    assert lines[-1]["validation_balance"] < 0.25
+
+    # what was trained is what the engine computes
+    encoder = loop.trained(out).eval()
+    batch = fastinfer.PackedBatch.from_ids([[2, 7, 9, 4, 3], [2, 4, 3]])
+    with torch.no_grad():
+        for row, found in zip(([2, 7, 9, 4, 3], [2, 4, 3]), model.logits(batch, positions="all"), strict=True):
+            np.testing.assert_allclose(encoder.fill_mask(encoder(torch.tensor([row]))[-1][0]), found, atol=1e-4)
+
+
+def test_export_stores_a_run_in_any_dtype(tmp_path, corpus, teacher):
+    out = tmp_path / "run"
+    run("distill", "--teacher", teacher, "--text", corpus, "--out", out, "--shape", "2x2", "--steps", "1", *SMALL)
+    for dtype in ("float32", "float16", "bfloat16", "int8"):
+        run("export", out, tmp_path / dtype, "--stored", dtype)
+        config, found = checkpoint.load(tmp_path / dtype)
+        assert config.stored.trees == dtype
+        np.testing.assert_allclose(found["layers.0.ffn.nodes"].float32(), weights_of(out)["layers.0.ffn.nodes"], atol=3e-3)
+
+
+def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher):
+    run("distill", "--teacher", teacher, "--text", corpus, "--out", tmp_path / "run", "--shape", "2x2", "--seconds", "0.5", *SMALL)
+    rates = [line["lr"] for line in loop.read_metrics(tmp_path / "run") if "lr" in line]
+    assert len(rates) > 2
+    assert rates[-1] < max(rates) / 2
+
+
+# --- the same, whatever happens on the way ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["pretrain", "distill"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, command, monkeypatch):
+    of_command = ["--tokenizer", teacher / "tokenizer.json", *MODEL] if command == "pretrain" else ["--teacher", teacher, "--shape", "2x3"]
+    flags = [command, "--text", corpus, "--steps", "6", "--save-every", "0", *of_command, *SMALL]
+    run(*flags, "--out", tmp_path / "whole")
+
+    objective = train.MaskedLanguageModel if command == "pretrain" else train.Distillation
+    forward, calls = objective.forward, []
+
+    def breaks(self, *batch, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, *batch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objective, "forward", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")])
+    assert loop.load_state(tmp_path / "parts")["step"] == 3
+    run(*flags, "--out", tmp_path / "parts", "--resume")
+
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    of_interest = [
+        [(line["step"], line["tokens"], line.get("loss")) for line in loop.read_metrics(tmp_path / n)] for n in ("whole", "parts")
+    ]
+    assert of_interest[0] == of_interest[1]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "distill"])
+def test_two_processes_equal_one(tmp_path, corpus, teacher, command):
+    of_command = ["--tokenizer", teacher / "tokenizer.json", *MODEL] if command == "pretrain" else ["--teacher", teacher, "--shape", "2x3"]
+    flags = [str(f) for f in (command, "--text", corpus, "--steps", "4", *of_command, *SMALL)]
+    run(*flags, "--out", tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TOOLS / "train.py")]
+    done = subprocess.run(
+        [*launch, *flags, "--out", str(tmp_path / "two")], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in one:  # AdamW makes a whole step of the rounding of gradients that are zero, so a few weights differ more
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+        assert (two[name] - one[name]).abs().mean() < 1e-5
+    first, second = (loop.read_metrics(tmp_path / n) for n in ("one", "two"))
+    assert [line["tokens"] for line in first] == [line["tokens"] for line in second]
+    np.testing.assert_allclose(
+        [line["loss"] for line in first if "loss" in line], [line["loss"] for line in second if "loss" in line], rtol=1e-3
+    )
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path, corpus, teacher, monkeypatch, capsys):
+    out = tmp_path / "run"
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--out", out, "--shape", "2x2", "--save-every", "0", *SMALL]
+    run(*flags, "--steps", "2")
+    before, save, calls = (out / "state.pt").read_bytes(), torch.save, []
+
+    def full(state, file):
+        calls.append(1)
+        file.write(b"half of a sta")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    assert train.main([str(a) for a in (*flags, "--steps", "4", "--resume")]) == 1
+    assert "could not be saved" in (message := capsys.readouterr().err)
+    assert "the state saved before it is as it was" in message
+    assert calls
+    assert (out / "state.pt").read_bytes() == before
+    assert not list(out.glob("*.partial"))
+    monkeypatch.setattr(torch, "save", save)
+    run(*flags, "--steps", "4", "--resume")
+    assert loop.load_state(out)["step"] == 4
+
+
+# --- batches and students --------------------------------------------------------------------------
+
+
+def test_batches_to_guess_from(tmp_path, corpus):
+    tokenizer = make_tokenizer()
+    corpora = text.read([corpus], text.read_tokenizer(save(tokenizer, tmp_path)))
+    rows = tuple(c.rows(16, (2, 3)) for c in corpora)
+    settings = train.Pretrain(out="", steps=1, max_tokens=16, batch_tokens=64 * 16, masked=0.2)
+    ids = train.special_ids(tokenizer, tmp_path)
+    data = train.Rows(rows, settings, ids, len(WORDS), loop.Workers(0, 1, torch.device("cpu")))
+    shown, mask, places, labels = data.batch(5)
+    assert mask is None
+    assert places.shape == labels.shape == (64, 3)
+    assert all(len(set(row)) == 3 for row in places.tolist())
+    assert places.min() >= 1
+    assert places.max() <= 14
+    whole = shown.scatter(1, places, labels).numpy()
+    assert {row.tobytes() for row in whole.astype(np.uint16)} <= {row.tobytes() for row in rows[0]}
+    hidden = shown.gather(1, places)
+    assert 0.7 < (hidden == ids.mask).float().mean() < 0.9
+    assert 0.05 < (hidden == labels).float().mean() < 0.25
+    assert all(torch.equal(a, b) for a, b in zip(data.batch(5)[2:], (places, labels), strict=True))
+    assert not torch.equal(data.batch(6)[3], labels)
+    parts = [train.Rows(rows, settings, ids, len(WORDS), loop.Workers(r, 2, torch.device("cpu"))).batch(5) for r in (0, 1)]
+    assert all(torch.equal(torch.cat([a, b]), c) for a, b, c in zip(parts[0][2:], parts[1][2:], (places, labels), strict=True))
+
+
+def save(tokenizer, folder):
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_batches_of_pieces_are_framed_and_padded(tmp_path, corpus):
+    corpora = text.read([corpus], text.read_tokenizer(save(make_tokenizer(), tmp_path)))
+    settings = train.Distill(out="", steps=1, batch_tokens=480)
+    data = train.Pieces(corpora, settings, 32, make_config().ids, loop.Workers(0, 1, torch.device("cpu")))
+    begin, end = corpora[0].pieces(30)
+    pieces = {tuple(corpora[0].ids[b:e].tolist()) for b, e in zip(begin, end, strict=True)}
+    shapes = set()
+    for step in range(20):
+        ids, mask = data.batch(step)
+        shapes.add(ids.shape)
+        for row, on in zip(ids, mask, strict=True):
+            found = row[on].tolist()
+            assert (found[0], found[-1]) == (2, 3)
+            assert tuple(found[1:-1]) in pieces
+            assert not row[~on].any()
+    assert shapes == {(30, 16), (15, 32)}
+
+
+def test_a_student_keeps_what_is_no_feedforward(teacher):
+    dense = fff_torch.load(teacher)
+    student = train.make_student(dense, train.Distill(out="", shape="2x3 + 5", copy=True, stored="int8"))
+    state, known = student.state_dict(), dense.state_dict()
+    assert torch.equal(state["layers.1.attention.qkv.weight"], known["layers.1.attention.qkv.weight"])
+    word = checkpoint.Tensor(known["embedding.word"].numpy(), "float32").to("int8").float32()
+    np.testing.assert_array_equal(state["embedding.word"], word)
+    assert not student.embedding.word.requires_grad
+    mine, theirs = student.layers[0].ffn, dense.layers[0].ffn
+    strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
+    for row, bias, out in zip(mine.dense_in.weight, mine.dense_in.bias, mine.dense_out.weight.T, strict=True):
+        (at,) = (theirs.dense_in.weight == row).all(1).nonzero()[0].tolist()
+        assert strength[at] >= strength.sort().values[-5]
+        assert bias == theirs.dense_in.bias[at]
+        assert torch.equal(out, theirs.dense_out.weight[:, at])
+
+
+# --- what is wrong with a run ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"--steps": None}, "neither steps nor seconds"),
+        ({"--shape": "11"}, "shape is '11', expected trees x depth"),
+        ({"--shape": "1x99"}, "depth is 99, expected 0 to 15"),
+        ({"--stored": "int4"}, "stored is 'int4', expected one of"),
+        ({"--device": "tpu"}, "device is 'tpu', expected cpu, cuda or auto"),
+        ({"--teacher": None}, "distillation has no teacher"),
+        ({"--teacher": "nowhere"}, "nowhere is no checkpoint folder"),
+        ({"--text": None}, "there is no text to train on"),
+        ({"--text": "missing.txt"}, "missing.txt"),
+        ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(tmp_path, corpus, teacher, flags, message, capsys):
+    given = {"--teacher": teacher, "--text": corpus, "--out": tmp_path / "run", "--steps": "1"} | flags
+    arguments = ["distill", *(str(part) for flag, value in given.items() if value is not None for part in (flag, value))]
+    assert train.main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("train: ")
+    assert message in error
+
+
+def test_a_teacher_that_is_no_bert(tmp_path, corpus, teacher, capsys):
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    (folder / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
+    assert train.main(["distill", "--teacher", str(folder), "--text", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]) == 1
+    assert "model_type 'gpt2' is not recognised" in capsys.readouterr().err
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((teacher / name).read_bytes())
+    assert train.main(["distill", "--teacher", str(folder), "--text", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]) == 1
+    assert "it is no BERT to learn from" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(tmp_path, corpus, teacher, capsys):
+    flags = [
+        "distill",
+        "--teacher",
+        str(teacher),
+        "--text",
+        str(corpus),
+        "--out",
+        str(tmp_path / "run"),
+        "--shape",
+        "1x1",
+        "--steps",
+        "1",
+        *SMALL,
+    ]
+    run(*flags)
+    assert train.main(flags) == 1
+    assert "holds a run already: go on with it by --resume" in capsys.readouterr().err
+    assert train.main([*flags[: -len(SMALL)], "--out", str(tmp_path / "other"), "--resume"]) == 1
+    assert "holds no state.pt" in capsys.readouterr().err
+    (tmp_path / "run" / "state.pt").write_bytes(b"no state")
+    assert train.main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 1
+    assert "is no state of a training run" in capsys.readouterr().err
+
+
+def test_rows_that_processes_cannot_share():
+    with pytest.raises(InputError, match="7 rows, expected a multiple of the 2 processes"):
+        loop.Workers(0, 2, torch.device("cpu")).rows(7)
+    assert loop.Workers(1, 2, torch.device("cpu")).rows(8) == slice(4, 8)
+
+
+def test_recipes_come_from_a_file_and_flags_override_it(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('text = ["a.txt"]\nlr = 1\nsteps = 3\nout = "there"\nbfloat16 = true\n')
+    made = recipe.make(train.Distill, file, {"steps": 5})
+    assert (made.text, made.lr, made.steps, made.out, made.bfloat16, made.seed) == (("a.txt",), 1.0, 5, "there", True, 0)
+    assert dataclasses.replace(made, steps=3) == recipe.make(train.Distill, file, {})
+    assert json.loads(json.dumps(dataclasses.asdict(made)))["text"] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("out = 'x'\nsteeps = 3", "unknown key steeps; known here: out, steps"),
+        ("out = 'x'\nsteps = 'three'", "steps is 'three', expected an integer"),
+        ("out = 'x'\nsteps = true", "steps is True, expected an integer"),
+        ("out = 'x'\ntext = 'a.txt'", "text is 'a.txt', expected a list of texts"),
+        ("out = 'x'\nlr = '1'", "lr is '1', expected a number"),
+        ("steps = 3", "missing out: set it in the recipe, or give --out"),
+        ("steps = ", "is no TOML"),
+    ],
+)
+def test_recipes_that_do_not_fit(tmp_path, content, message):
+    file = tmp_path / "a.toml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        recipe.make(train.Distill, file, {})
+
+
+def test_the_projects_recipes_are_read():
+    kinds = {"embedder": train.Distill, "shapes": train.Distill, "mlm": train.Pretrain, "glue": load_tool("finetune").Finetune}
+    files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
+    assert files.keys() == kinds.keys()
+    for stem, file in files.items():
+        given = {"out": "x"} | ({"models": ("x",)} if stem == "glue" else {})
+        assert recipe.make(kinds[stem], file, given).out == "x"
+
+
+def test_states_that_are_none(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no state\.pt"):
+        loop.load_state(tmp_path)
