@@ -71,6 +71,32 @@ def test_attention_keeps_what_is_no_number_to_its_text_and_head(device, dtype):
 
 
 @each_device
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 40), (2, 64)])
+def test_bfloat16_between_projection_and_attention_changes_no_bit(device, dtype, heads, size):
+    """Attention in bfloat16 rounds q, k and v itself: it may be given them rounded, by the product that makes them."""
+    hidden, lengths = heads * size, [1, 2, 33, 70, 16]
+    rng = np.random.default_rng(size)
+    ops = fastinfer.backends.get(device, dtype=dtype, threads=2)
+    if ops.qkv_dtype(size) != np.uint16:
+        pytest.skip(f"{device} has no bfloat16 dot product, so attention computes float32")
+    x = rng.standard_normal((sum(lengths), hidden), np.float32)
+    weight, bias = (
+        ops.matrix(Tensor(rng.standard_normal((3 * hidden, hidden), np.float32), "float32")),
+        rng.standard_normal(3 * hidden, np.float32),
+    )
+    whole, half = np.empty((len(x), 3 * hidden), np.float32), np.empty((len(x), 3 * hidden), np.uint16)
+    ops.linear(x, weight, bias=bias, out=whole)
+    ops.linear(x, weight, bias=bias, out=half)
+    assert_array_equal(half, Tensor(whole, "float32").to("bfloat16").data)
+    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+    outputs = [np.full_like(x, np.nan) for _ in range(2)]
+    for qkv, out in zip((whole, half), outputs, strict=True):
+        ops.attention(qkv, cu_seqlens, heads, out=out)
+    assert_array_equal(*outputs)
+
+
+@each_device
 @pytest.mark.parametrize("hidden", [1, 3, 8, 17, 64, 100, 384, 770])
 def test_norm(device, hidden):
     rng = np.random.default_rng(hidden)
