@@ -158,3 +158,19 @@ def test_no_text_and_nothing_left_are_errors(tmp_path, tokenizer):
         text.read([write(tmp_path, "a.txt", f"= {title} =\nIts only paragraph.")], tokenizer)
     with pytest.raises(InputError, match=r"no tokenizer that the tokenizers library can read"):
         text.read_tokenizer(write(tmp_path, "tokenizer.json", "{}"))
+
+
+def test_articles_and_novels_become_text(tmp_path, capsys):
+    get_text = load_tool("get_text")
+    (tmp_path / "src" / "AA").mkdir(parents=True)
+    long = "A line that is long enough to be a paragraph of an article, " * 4
+    article = f'<doc id="1" title="Salt &amp; Pepper">\nSalt &amp; Pepper\n\n<b>{long}</b>\nHeading.\nBULLET::::- {long}\n</doc>\n'
+    stub = '<doc title="Stub">\nStub\n</doc>\n'
+    (tmp_path / "src" / "AA" / "wiki_00").write_text(article + stub)
+    (tmp_path / "src" / "b.xml").write_text(
+        f"<TEI><p>{long}</p><body><p>It was\n   &lt;<hi>the</hi>&gt; best of times.</p><p>No.</p></body></TEI>"
+    )
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src")]) == 0
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "nowhere")]) == 1
+    assert "has no files wiki_*" in capsys.readouterr().err

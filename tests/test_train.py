@@ -53,6 +53,10 @@ def run(*arguments):
     assert train.main([str(a) for a in arguments]) == 0
 
 
+def metrics(folder):
+    return loop.read_metrics(folder / loop.METRICS)
+
+
 def weights_of(folder):
     return loop.load_state(folder)["encoder"]
 
@@ -74,12 +78,14 @@ def test_distillation_gives_an_embedder_that_the_engine_loads(tmp_path, corpus, 
     run("distill", "--teacher", teacher, "--text", corpus, "--out", fresh, "--shape", "1x3 + 8", "--steps", "1", *SMALL)
     assert (cosines > (fastinfer.load(fresh / "model").embed(texts) * wanted).sum(1)).all()
 
-    lines = loop.read_metrics(out)
+    lines = metrics(out)
     assert [line["step"] for line in lines] == [*range(1, 61), 60]
     assert lines[-2]["loss"] < 0.5 * lines[0]["loss"]
     assert lines[-1]["validation_hidden"] > 0
     assert len(lines[-1]["effective_leaves"]) == len(lines[-1]["dead_leaves"]) == 2
     assert (out / "plot.svg").read_text().count("<path") > 2
+    assert load_tool("plot_runs").main([str(tmp_path / "both.svg"), str(out / "metrics.jsonl"), str(fresh / "metrics.jsonl")]) == 0
+    assert "both.svg" in os.listdir(tmp_path)
 
 
 def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_path, corpus):
@@ -89,7 +95,7 @@ def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_pat
     model = fastinfer.load(out / "model", device="numpy")
     assert model.tasks == ("embed", "fill_mask")
     assert len(model.fill_mask("Ada lived in [MASK].", top_k=3)[0][0]) == 3
-    lines = loop.read_metrics(out)
+    lines = metrics(out)
     assert lines[-2]["loss"] < lines[0]["loss"] - 0.3
     assert lines[-1]["validation_balance"] < 0.25
 
@@ -113,7 +119,7 @@ def test_export_stores_a_run_in_any_dtype(tmp_path, corpus, teacher):
 
 def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher):
     run("distill", "--teacher", teacher, "--text", corpus, "--out", tmp_path / "run", "--shape", "2x2", "--seconds", "0.5", *SMALL)
-    rates = [line["lr"] for line in loop.read_metrics(tmp_path / "run") if "lr" in line]
+    rates = [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line]
     assert len(rates) > 2
     assert rates[-1] < max(rates) / 2
 
@@ -145,9 +151,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, co
 
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    of_interest = [
-        [(line["step"], line["tokens"], line.get("loss")) for line in loop.read_metrics(tmp_path / n)] for n in ("whole", "parts")
-    ]
+    of_interest = [[(line["step"], line["tokens"], line.get("loss")) for line in metrics(tmp_path / n)] for n in ("whole", "parts")]
     assert of_interest[0] == of_interest[1]
 
 
@@ -165,7 +169,7 @@ def test_two_processes_equal_one(tmp_path, corpus, teacher, command):
     for name in one:  # AdamW makes a whole step of the rounding of gradients that are zero, so a few weights differ more
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
         assert (two[name] - one[name]).abs().mean() < 1e-5
-    first, second = (loop.read_metrics(tmp_path / n) for n in ("one", "two"))
+    first, second = (metrics(tmp_path / n) for n in ("one", "two"))
     assert [line["tokens"] for line in first] == [line["tokens"] for line in second]
     np.testing.assert_allclose(
         [line["loss"] for line in first if "loss" in line], [line["loss"] for line in second if "loss" in line], rtol=1e-3

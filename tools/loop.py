@@ -335,7 +335,7 @@ class _Report:
         self.last: dict[str, Any] = {}
         self.path = run / METRICS
         if self.show:
-            kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.progress = tqdm(total=1000, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}", disable=not self.show)
 
@@ -367,9 +367,9 @@ class _Report:
         self.progress.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics."""
-    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of metrics."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def plot(run: Path) -> None:
@@ -379,7 +379,7 @@ def plot(run: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    lines = read_metrics(run)
+    lines = read_metrics(run / METRICS)
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for key, label in (("loss", "training"), ("validation_loss", "validation")):
         points = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
