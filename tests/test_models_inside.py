@@ -1,0 +1,72 @@
+"""The model that ships inside the package."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import load_tool
+from scipy.stats import spearmanr
+
+import fastinfer
+from fastinfer import api
+
+STS = Path(__file__).parents[2] / "shared" / "data" / "glue"
+TEXTS = [
+    "Boil the grains for twelve minutes, then drain them.",
+    "",
+    "My cat sleeps all day.",
+    "The central bank raised its rate again. " * 30,
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fastinfer.load()
+
+
+def test_it_is_one_small_folder(model):
+    """Files that setuptools takes along: those just inside the model's folder."""
+    (name,) = fastinfer.info()["models"]
+    files = [path for path in api.MODELS.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {api.MODELS / name}
+    assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 36e6  # as a wheel holds them
+    assert (model.tasks, model.config.max_tokens, model.config.stored.trees) == (("embed",), 256, "int8")
+
+
+def test_it_uses_few_of_its_neurons(model):
+    used, stored = (sum(getattr(ffn, what) for ffn in model.config.ffn) for what in ("used", "total"))
+    assert used <= 0.05 * stored
+
+
+def test_it_ranks_by_meaning(model):
+    documents = [
+        "The central bank raised its rate again.",
+        "Boil the grains for twelve minutes, then drain them.",
+        "My cat sleeps all day.",
+    ]
+    assert [model.rank(query, documents)[0][0] for query in ("How do I cook rice?", "pets", "inflation")] == [1, 2, 0]
+
+
+def test_training_and_engine_agree(model):
+    """PyTorch's forward pass of the stored weights, text by text, along its own routes; almost no token is a near-tie."""
+    torch = pytest.importorskip("torch", reason="the trainable encoder needs PyTorch")
+    fff_torch = load_tool("fff_torch")
+    folder = api.MODELS / fastinfer.info()["models"][0]
+    encoder = fff_torch.load(folder).eval()
+    engine = fastinfer.load(folder, device="numpy", dtype="float32")
+    with torch.inference_mode():
+        for text, vector in zip(TEXTS, engine.embed(TEXTS), strict=True):
+            ids = torch.tensor([engine.tokenizer.encode([text])[0].ids])
+            assert np.abs(encoder.embed(encoder(ids)[-1])[0].numpy() - vector).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_its_quality(dtype):
+    pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
+    if not (STS / "STS-B" / "dev.tsv").exists():
+        pytest.skip("the STS-B development set is not beside the repository, at ../shared/data/glue/STS-B/dev.tsv")
+    examples = load_tool("tasks").TASKS["STS-B"].read(STS, "dev")
+    first, second = (fastinfer.load(dtype=dtype).embed(list(side)) for side in zip(*examples.inputs, strict=True))
+    assert 100 * spearmanr((first * second).sum(1), examples.targets).statistic >= 86.0
