@@ -83,3 +83,547 @@ __device__ __forceinline__ float warp_sum(float v) {
     for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(FULL, v, step);
     return v;
 }
+
+// ---- rows: one warp holds a row of D values, or a few rows ------------------------------------------------------------------------------
+// Lane l has the values of columns (v * 32 + l) * VECTOR ... + VECTOR for each v: 16-byte loads that neighbours continue. D is a multiple of VECTOR.
+
+#ifdef ACT_FLOAT
+#define VECTOR 4
+#else
+#define VECTOR 8
+#endif
+#define VECTORS ((HIDDEN + 32 * VECTOR - 1) / (32 * VECTOR))
+#define VALUES (VECTORS * VECTOR)
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x & 31; }
+__device__ __forceinline__ int column(int v) { return (v * 32 + lane_id()) * VECTOR; }
+__device__ __forceinline__ bool inside(int v) { return HIDDEN % (32 * VECTOR) == 0 || column(v) < HIDDEN; }
+
+__device__ __forceinline__ void unpack(uint4 word, float (&f)[VECTOR]) {
+#ifdef ACT_FLOAT
+    f[0] = __uint_as_float(word.x), f[1] = __uint_as_float(word.y), f[2] = __uint_as_float(word.z), f[3] = __uint_as_float(word.w);
+#else
+    const u32 pairs[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 pair = unpack2(pairs[i]);
+        f[2 * i] = pair.x, f[2 * i + 1] = pair.y;
+    }
+#endif
+}
+
+__device__ __forceinline__ uint4 pack(const float* f) {
+#ifdef ACT_FLOAT
+    return make_uint4(__float_as_uint(f[0]), __float_as_uint(f[1]), __float_as_uint(f[2]), __float_as_uint(f[3]));
+#else
+    return make_uint4(pack2(f[0], f[1]), pack2(f[2], f[3]), pack2(f[4], f[5]), pack2(f[6], f[7]));
+#endif
+}
+
+#ifdef ROW_INT8
+typedef signed char row;
+typedef uint2 word;
+
+// A byte placed behind the exponent of 2^23 is 2^23 + byte; two cheap instructions instead of a conversion at a quarter of the rate.
+__device__ __forceinline__ void unpack(uint2 bytes, float (&f)[VECTOR]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        u32 shifted = (i < 4 ? bytes.x : bytes.y) ^ 0x80808080u;
+        f[i] = __uint_as_float(__byte_perm(shifted, 0x4b000000u, 0x7650u + (i & 3))) - 8388736.f;
+    }
+}
+#else
+typedef act row;
+typedef uint4 word;
+#endif
+
+struct Row { word words[VECTORS]; };
+
+// Rows of trees and norms: kept in L1, which holds the top of a tree.
+template <typename Word, typename T> __device__ __forceinline__ Word load(const T* from) { return __ldg(reinterpret_cast<const Word*>(from)); }
+
+__device__ __forceinline__ void load_row(Row& r, const row* from) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) r.words[v] = inside(v) ? load<word>(from + column(v)) : word();
+}
+
+// Tokens pass through once: L1 is kept for the trees.
+__device__ __forceinline__ void load_token(float (&x)[VALUES], const act* from) {
+    uint4 words[VECTORS];
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        words[v] = make_uint4(0, 0, 0, 0);
+        if (inside(v))
+            asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(words[v].x), "=r"(words[v].y), "=r"(words[v].z), "=r"(words[v].w) : "l"(from + column(v)));
+    }
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) unpack(words[v], reinterpret_cast<float(&)[VECTOR]>(x[v * VECTOR]));
+}
+
+__device__ __forceinline__ void store_token(const float (&y)[VALUES], act* to) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        if (inside(v)) *reinterpret_cast<uint4*>(to + column(v)) = pack(&y[v * VECTOR]);
+}
+
+__device__ __forceinline__ void add_token(float (&y)[VALUES], const act* from) {
+    float more[VALUES];
+    load_token(more, from);
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) y[i] += more[i];
+}
+
+// This lane's part of x . row; four sums, so that additions do not wait for each other.
+__device__ __forceinline__ float dot(const Row& r, const float (&x)[VALUES]) {
+    float sums[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        float f[VECTOR];
+        unpack(r.words[v], f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) sums[j & 3] += f[j] * x[v * VECTOR + j];
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+__device__ __forceinline__ void add_scaled(const Row& r, float by, float (&y)[VALUES]) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        float f[VECTOR];
+        unpack(r.words[v], f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) y[v * VECTOR + j] += by * f[j];
+    }
+}
+
+// LayerNorm of the row that this warp holds, in two passes: (x - mean) / sqrt(variance + eps) * weight + bias.
+__device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight, const act* bias, float eps) {
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) sum += x[i];
+    float mean = warp_sum(sum) * (1.f / HIDDEN);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) {
+            x[v * VECTOR + j] -= mean;
+            if (inside(v)) squares += x[v * VECTOR + j] * x[v * VECTOR + j];
+        }
+    float factor = rsqrtf(warp_sum(squares) * (1.f / HIDDEN) + eps);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        if (!inside(v)) continue;
+        float w[VECTOR], b[VECTOR];
+        unpack(load<uint4>(weight + column(v)), w);
+        unpack(load<uint4>(bias + column(v)), b);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) x[v * VECTOR + j] = x[v * VECTOR + j] * factor * w[j] + b[j];
+    }
+}
+
+// ---- what is simple: a warp a token ----------------------------------------------------------------------------------------------------
+
+#define WARPS 8  // per block, where a warp has a token
+
+__device__ __forceinline__ int own_token() { return blockIdx.x * WARPS + (threadIdx.x >> 5); }
+
+// The text that holds token t: the last b with starts[b] <= t, found 32 candidates at a time.
+__device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
+    int low = 0, high = texts;  // low holds; high does not
+    while (high - low > 1) {
+        int step = (high - low + 31) / 32, probe = low + step * (lane_id() + 1);
+        int after = __popc(__ballot_sync(FULL, probe < high && __ldg(starts + probe) <= t));
+        low += step * after;
+        high = min(high, low + step);
+    }
+    return low;
+}
+
+// out (tokens, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm; bounds (tokens): the rows
+// of each token's text, 0 and 0 for those behind the last text, which fill the batch up to the size of its graph.
+// input: texts, then ids (tokens), then starts (tokens + 1, texts + 1 of them used), then types (tokens)
+extern "C" __global__ void __launch_bounds__(WARPS * 32) embed(const int* input, int with_types, const act* word, const act* position,
+                                                               const act* token_type, const act* weight, const act* bias, float eps,
+                                                               int2* bounds, act* out, int tokens) {
+    const int t = own_token();
+    if (t >= tokens) return;
+    const int texts = __ldg(input), *ids = input + 1, *starts = ids + tokens, *types = starts + tokens + 1;
+    int2 text = make_int2(0, 0);
+    if (t < __ldg(starts + texts)) {
+        int b = find_text(starts, texts, t);
+        text = make_int2(__ldg(starts + b), __ldg(starts + b + 1));
+    }
+    if (lane_id() == 0) bounds[t] = text;
+    float x[VALUES];
+    load_token(x, word + (size_t)__ldg(ids + t) * HIDDEN);
+    add_token(x, position + (size_t)(text.y ? t - text.x : 0) * HIDDEN);
+    if (token_type) add_token(x, token_type + (size_t)(with_types ? __ldg(types + t) : 0) * HIDDEN);
+    if (weight) normalise(x, weight, bias, eps);
+    store_token(x, out + (size_t)t * HIDDEN);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm(const act* x, const act* weight, const act* bias, float eps, act* out,
+                                                              int tokens) {
+    const int t = own_token();
+    if (t >= tokens) return;
+    float row[VALUES];
+    load_token(row, x + (size_t)t * HIDDEN);
+    normalise(row, weight, bias, eps);
+    store_token(row, out + (size_t)t * HIDDEN);
+}
+
+// x = activation(x) (+ residual), `count` values, a multiple of VECTOR. kind: 0 none, 1 gelu, 2 tanh, 3 relu
+extern "C" __global__ void __launch_bounds__(256) activate(act* x, const act* residual, int kind, long long count) {
+    for (long long i = (blockIdx.x * 256ll + threadIdx.x) * VECTOR; i < count; i += gridDim.x * 256ll * VECTOR) {
+        float f[VECTOR];
+        unpack(*reinterpret_cast<const uint4*>(x + i), f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) f[j] = kind == 1 ? gelu(f[j]) : kind == 2 ? tanhf(f[j]) : kind == 3 ? fmaxf(f[j], 0.f) : f[j];
+        if (residual) {
+            float r[VECTOR];
+            unpack(*reinterpret_cast<const uint4*>(residual + i), r);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) f[j] += r[j];
+        }
+        *reinterpret_cast<uint4*>(x + i) = pack(f);
+    }
+}
+
+// out (texts, D) float32: a block a text, a thread a column. kind: 0 cls (the first token), 1 mean, 2 max, 3 lse (log of the sum of exp)
+extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* starts, int kind, float* out) {
+    const int begin = __ldg(starts + blockIdx.x), end = __ldg(starts + blockIdx.x + 1);
+    for (int c = threadIdx.x; c < HIDDEN; c += 128) {
+        float first = to_float(x[(size_t)begin * HIDDEN + c]), top = first, sum = 0.f;
+        if (kind)
+            for (int t = begin; t < end; t++) {
+                float value = to_float(x[(size_t)t * HIDDEN + c]);
+                sum += value, top = fmaxf(top, value);
+            }
+        float pooled = kind == 0 ? first : kind == 1 ? sum / (end - begin) : top;
+        if (kind == 3) {
+            sum = 0.f;
+            for (int t = begin; t < end; t++) sum += expf(to_float(x[(size_t)t * HIDDEN + c]) - top);
+            pooled = top + logf(sum);
+        }
+        out[(size_t)blockIdx.x * HIDDEN + c] = pooled;
+    }
+}
+
+// ---- the fast feedforward (CMM) --------------------------------------------------------------------------------------------------------
+// At node n: z = x . in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0). z == 0 goes left; leaves add too.
+// Between two norms of a layer it is memory that costs, so the norm before, the residual and the norm after are part of these kernels.
+
+struct FFF {
+    const act* x;               // (tokens, D)
+    const act* norm_weight;     // h = LayerNorm(x), or h = x where null
+    const act* norm_bias;
+    const act* residual;        // y = fff(h) + bias + residual (+ h where add_input); null: none
+    const row* nodes;           // (trees, count, 2, D): the in-row and the out-row of a node side by side
+    const float* scales;        // (trees, count, 2) of int8 rows
+    const float* b_in;          // (trees, count) or null
+    const int* children;        // (trees, count, 2), -1 = stop; null: 2n + 1, 2n + 2
+    const act* bias;            // (D) or null
+    const act* out_norm_weight; // out = LayerNorm(y), or y where null
+    const act* out_norm_bias;
+    act* out;                   // (tokens, D), not x
+    int* path;                  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
+    float* z;                   // the same shape: their logits, 0 after a stop; or null
+    int tokens, trees, count, depth, add_input;
+    float eps;
+};
+
+__device__ __forceinline__ const row* in_row(const FFF& f, int tree, int node) {
+    return f.nodes + ((size_t)tree * f.count + node) * 2 * HIDDEN;
+}
+
+__device__ __forceinline__ const row* out_row(const FFF& f, int tree, int node) { return in_row(f, tree, node) + HIDDEN; }
+
+__device__ __forceinline__ float logit(const FFF& f, int tree, int node, float product) {
+    size_t n = (size_t)tree * f.count + node;
+#ifdef ROW_INT8
+    product *= __ldg(f.scales + 2 * n);
+#endif
+    return product + (f.b_in ? __ldg(f.b_in + n) : 0.f);
+}
+
+// What the out-row is multiplied by.
+__device__ __forceinline__ float weight_of(const FFF& f, int tree, int node, float z) {
+    float by = gelu(z);
+#ifdef ROW_INT8
+    by *= __ldg(f.scales + 2 * ((size_t)tree * f.count + node) + 1);
+#endif
+    return by;
+}
+
+__device__ __forceinline__ int next_node(const FFF& f, int tree, int node, float z) {
+    const int right = z > 0.f;
+    return f.children ? __ldg(f.children + 2 * ((size_t)tree * f.count + node) + right) : 2 * node + 1 + right;
+}
+
+__device__ __forceinline__ void load_input(float (&x)[VALUES], const FFF& f, int token) {
+    load_token(x, f.x + (size_t)token * HIDDEN);
+    if (f.norm_weight) normalise(x, f.norm_weight, f.norm_bias, f.eps);
+}
+
+// y: the sum over the visited nodes, and h where it is added
+__device__ __forceinline__ void finish(float (&y)[VALUES], const FFF& f, int token) {
+    if (f.bias) add_token(y, f.bias);
+    if (f.residual) add_token(y, f.residual + (size_t)token * HIDDEN);
+    if (f.out_norm_weight) normalise(y, f.out_norm_weight, f.out_norm_bias, f.eps);
+    store_token(y, f.out + (size_t)token * HIDDEN);
+}
+
+// Where a token went in one tree, a level a lane.
+struct Path { int node; float z; };
+
+// This warp's token down `G` trees from `tree` on, in step, so that loads of one hide those of another.
+template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const float (&x)[VALUES], const FFF& f, int tree) {
+    int at[G];
+#pragma unroll
+    for (int g = 0; g < G; g++) at[g] = tree + g < f.trees ? 0 : -1, paths[g] = {-1, 0.f};
+#pragma unroll 1
+    for (int level = 0; level <= f.depth; level++) {
+        Row rows[G];
+#pragma unroll
+        for (int g = 0; g < G; g++)
+            if (at[g] >= 0) load_row(rows[g], in_row(f, tree + g, at[g]));
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            if (at[g] < 0) continue;
+            float z = logit(f, tree + g, at[g], warp_sum(dot(rows[g], x)));
+            if (lane_id() == level) paths[g] = {at[g], z};
+            at[g] = next_node(f, tree + g, at[g], z);
+        }
+    }
+}
+
+// y += what the nodes of these paths say. All levels take their GELU at once; then rows are loaded, `AHEAD` at a time.
+template <int G, int AHEAD> __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G], const FFF& f, int tree) {
+    float by[G];
+#pragma unroll
+    for (int g = 0; g < G; g++) by[g] = paths[g].node >= 0 ? weight_of(f, tree + g, paths[g].node, paths[g].z) : 0.f;
+#pragma unroll 1
+    for (int level = 0; level <= f.depth; level += AHEAD / G) {
+        Row rows[AHEAD];
+        float scale[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int g = i % G, l = level + i / G, node = __shfl_sync(FULL, paths[g].node, l & 31);
+            scale[i] = __shfl_sync(FULL, by[g], l & 31);
+            if (node < 0 || l > f.depth) scale[i] = 0.f, rows[i] = Row();
+            else load_row(rows[i], out_row(f, tree + g, node));
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) add_scaled(rows[i], scale[i], y);
+    }
+}
+
+__device__ __forceinline__ void record(const Path& path, const FFF& f, int token, int tree) {
+    if (!f.path || tree >= f.trees || lane_id() > f.depth) return;
+    const size_t at = ((size_t)token * f.trees + tree) * (f.depth + 1) + lane_id();
+    f.path[at] = path.node;
+    f.z[at] = path.z;
+}
+
+#define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
+#define TOGETHER (ROW_WORDS <= 12 ? 4 : 2)           // trees that a warp walks in step
+
+// One tree, a warp a token: for thousands of tokens. Its speed is that of many loads under way: registers are held to what lets
+// four blocks (three, two) share a multiprocessor.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : ROW_WORDS <= 24 ? 3 : 2) fff_tree(FFF f) {
+    const int token = own_token();
+    if (token >= f.tokens) return;
+    float x[VALUES];
+    load_input(x, f, token);
+    Path path[1];
+    descend(path, x, f, 0);
+    record(path[0], f, token, 0);
+    if (!f.add_input)
+#pragma unroll
+        for (int i = 0; i < VALUES; i++) x[i] = 0.f;
+    gather<1, ROW_WORDS <= 12 ? 2 : 1>(x, path, f, 0);
+    finish(x, f, token);
+}
+
+// Many trees, a warp a token.
+extern "C" __global__ void __launch_bounds__(WARPS * 32) fff_trees(FFF f) {
+    const int token = own_token();
+    if (token >= f.tokens) return;
+    float x[VALUES], y[VALUES];
+    load_input(x, f, token);
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) y[i] = f.add_input ? x[i] : 0.f;
+    for (int tree = 0; tree < f.trees; tree += TOGETHER) {
+        Path paths[TOGETHER];
+        descend(paths, x, f, tree);
+#pragma unroll
+        for (int g = 0; g < TOGETHER; g++) record(paths[g], f, token, tree + g);
+        gather<TOGETHER, TOGETHER>(y, paths, f, tree);
+    }
+    finish(y, f, token);
+}
+
+// Many trees, few tokens: a block a token, whose warps share the trees out and then add up in one order.
+#define TREE_WARPS (ROW_WORDS <= 12 ? 16 : ROW_WORDS <= 24 ? 8 : 4)
+extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF f) {
+    __shared__ float sums[TREE_WARPS / 2][VALUES * 32];
+    const int token = blockIdx.x, warp = threadIdx.x >> 5;
+    float x[VALUES], y[VALUES];
+    load_input(x, f, token);
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) y[i] = f.add_input && warp == 0 ? x[i] : 0.f;
+    for (int tree = warp * TOGETHER; tree < f.trees; tree += TREE_WARPS * TOGETHER) {
+        Path paths[TOGETHER];
+        descend(paths, x, f, tree);
+        gather<TOGETHER, TOGETHER>(y, paths, f, tree);
+    }
+    for (int half = TREE_WARPS / 2; half; half >>= 1) {
+        if (warp >= half && warp < 2 * half)
+#pragma unroll
+            for (int i = 0; i < VALUES; i++) sums[warp - half][i * 32 + lane_id()] = y[i];
+        __syncthreads();
+        if (warp < half)
+#pragma unroll
+            for (int i = 0; i < VALUES; i++) y[i] += sums[warp][i * 32 + lane_id()];
+        __syncthreads();
+    }
+    if (warp == 0) finish(y, f, token);
+}
+
+// Sum over a block of `N` warps, the same in every thread. `slots` is for this sum alone.
+template <int N> __device__ __forceinline__ float block_sum(float v, float (&slots)[N]) {
+    v = warp_sum(v);
+    if (lane_id() == 0) slots[threadIdx.x >> 5] = v;
+    __syncthreads();
+    v = 0.f;
+#pragma unroll
+    for (int i = 0; i < N; i++) v += slots[i];
+    return v;
+}
+
+// Few tokens, deep trees: a block a token. Its 2^L - 1 warps take the nodes of a whole subtree at once, so L levels cost one step; then
+// its threads own columns. Nothing is stored that the next step would have to wait for twice.
+template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
+    constexpr int N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2), LEVELS = 16;
+    __shared__ float logits[2][N], by[LEVELS], input[HIDDEN], slots[2][N];
+    __shared__ int path[LEVELS];
+    const int token = blockIdx.x, warp = threadIdx.x >> 5, level = 31 - __clz(warp + 1), place = warp + 1 - (1 << level);
+    float x[VALUES], y[COLUMNS][2];
+    load_input(x, f, token);
+    if (f.add_input && warp == 0)
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++)
+                if (inside(v)) input[column(v) + j] = x[v * VECTOR + j];
+#pragma unroll
+    for (int k = 0; k < COLUMNS; k++) y[k][0] = y[k][1] = 0.f;
+
+    for (int tree = 0; tree < f.trees; tree++) {
+        int root = 0, side = 0, mine = 0;
+        float my_z = 0.f;
+        for (int top = 0; top <= f.depth; top += L, side ^= 1) {
+            if (top + level <= f.depth) {
+                const int node = ((root + 1) << level) - 1 + place;
+                Row r;
+                load_row(r, in_row(f, tree, node));
+                float z = logit(f, tree, node, warp_sum(dot(r, x)));
+                if (lane_id() == 0) logits[side][warp] = z;
+            }
+            __syncthreads();
+            for (int l = 0, at = 0; l < L; l++) {  // `at`: the node within the subtree, in heap order too
+                if (top + l <= f.depth) {
+                    float z = logits[side][at];
+                    if (threadIdx.x == top + l) mine = root, my_z = z;
+                    if (threadIdx.x == 0) path[top + l] = root;
+                    const int right = z > 0.f;
+                    at = 2 * at + 1 + right, root = 2 * root + 1 + right;
+                }
+            }
+        }
+        if (threadIdx.x <= f.depth) by[threadIdx.x] = weight_of(f, tree, mine, my_z);
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++) {
+            const int c = 2 * (threadIdx.x + k * THREADS);
+            if (c >= HIDDEN) continue;
+#pragma unroll 4
+            for (int l = 0; l <= f.depth; l++) {
+                const row* from = out_row(f, tree, path[l]) + c;
+#if defined(ROW_INT8)
+                const char2 pair = load<char2>(from);
+#elif defined(ACT_FLOAT)
+                const float2 pair = load<float2>(from);
+#else
+                const float2 pair = unpack2(load<u32>(from));
+#endif
+                y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
+            }
+        }
+        __syncthreads();
+    }
+
+    // finish(), a thread to two columns
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int c = 2 * (threadIdx.x + k * THREADS) + j;
+            if (c >= HIDDEN) continue;
+            if (f.add_input) y[k][j] += input[c];
+            if (f.bias) y[k][j] += to_float(f.bias[c]);
+            if (f.residual) y[k][j] += to_float(f.residual[(size_t)token * HIDDEN + c]);
+            sum += y[k][j];
+        }
+    float mean = 0.f, factor = 1.f;
+    if (f.out_norm_weight) {
+        mean = block_sum(sum, slots[0]) * (1.f / HIDDEN);
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                if (2 * (threadIdx.x + k * THREADS) + j < HIDDEN) squares += (y[k][j] - mean) * (y[k][j] - mean);
+        factor = rsqrtf(block_sum(squares, slots[1]) * (1.f / HIDDEN) + f.eps);
+    }
+#pragma unroll
+    for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int c = 2 * (threadIdx.x + k * THREADS) + j;
+            if (c >= HIDDEN) continue;
+            float value = y[k][j];
+            if (f.out_norm_weight) value = (value - mean) * factor * to_float(f.out_norm_weight[c]) + to_float(f.out_norm_bias[c]);
+            f.out[(size_t)token * HIDDEN + c] = to_act(value);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(3 * 32) fff_subtrees2(FFF f) { fff_subtrees<2>(f); }
+extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees3(FFF f) { fff_subtrees<3>(f); }
+extern "C" __global__ void __launch_bounds__(15 * 32) fff_subtrees4(FFF f) { fff_subtrees<4>(f); }
+
+// Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
+// logits (tokens * trees, 2 << depth), the last of each unused; `count` = all of them / VECTOR. Small trees share a thread, large ones are
+// spread over up to 32 / (32 / VECTOR) lanes.
+extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, int depth, long long count) {
+    const int slots = 2 << depth, lanes = max(slots / VECTOR, 1), per_thread = min(slots, VECTOR);
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    uint4* at = reinterpret_cast<uint4*>(logits) + min(i, count - 1);  // those behind the end keep their warp company
+    const int mine = lane_id() % lanes, first = lane_id() - mine;
+    float f[VECTOR];
+    unpack(*at, f);
+    u32 rights = 0, keep = 0;
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) rights |= (f[j] > 0.f) << j;
+    for (int tree = 0; tree < VECTOR; tree += per_thread)
+        for (int level = 0, node = 0; level <= depth; level++) {
+            const int bit = tree + node % per_thread, owner = node / per_thread;
+            const u32 theirs = __shfl_sync(FULL, rights, first + owner);
+            if (owner == mine) keep |= 1u << bit;
+            node = 2 * node + 1 + (theirs >> bit & 1);
+        }
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) f[j] = keep >> j & 1 ? gelu(f[j]) : 0.f;
+    if (i < count) *at = pack(f);
+}
