@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +17,23 @@ from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
 from .errors import CheckpointError, InputError, ShapeError, TaskError, short
-from .model import Workspace
 from .progress import Progress
-from .tokenizer import Tokenizer, as_text, as_texts, each_text
+from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
 
 # A folder per model that ships inside the package.
 MODELS = Path(__file__).with_name("models")
-# Tokens per packed batch: weights are still read for many at a time, and activations (32 MB at D = 768 in float32, 22 with q, k and v in
-# bfloat16) are of the size of an L3. At 32x128 one batch of 4,096 took 3% (float32) to 15% (int8) more.
-BATCH_TOKENS = 2048
 # Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
 STREAM_TEXTS = 1024
+# Texts that embed() tokenises at a time where the host is free while the device works.
+AHEAD_TEXTS = 8192
 
 
 def load(
     path_or_name: str | os.PathLike | None = None,
     *,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     dtype: str | None = None,
     threads: int | None = None,
     max_depth: int | None = None,
@@ -41,8 +42,9 @@ def load(
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
     path_or_name  the folder, or the name of a model that ships inside the package; None: the first of these
-    device        "auto" (the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "numpy"
-    dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16" or "int8"; sums are float32
+    device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
+                  of them, each of which gets the model and takes batches in turn
+    dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
     threads       most threads per call; None: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
@@ -52,11 +54,14 @@ def load(
     folder = _folder(path_or_name)
     if max_depth is not None and (isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 0):
         raise InputError(f"max_depth is {max_depth!r}, expected None or an integer of at least 0")
-    ops = backends.get(device, dtype=dtype, threads=threads)
+    if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
+        raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
+    devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     config, stored = checkpoint.load(folder, validate=validate)
     tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
     nbytes = sum(t.nbytes for t in stored.values())
-    return Model(config, ops, ops.prepare(config, stored, max_depth), tokenizer, str(folder), nbytes)
+    replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+    return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
 def inside() -> list[str]:
@@ -95,13 +100,13 @@ class Model:
     over config.max_tokens tokens are cut, with one fastinfer.tokenizer.TruncationWarning per call.
     """
 
-    def __init__(self, config: Config, ops: Any, weights: Any, tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
+    def __init__(self, config: Config, replicas: list[tuple[Any, Any]], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
-        self.device = ops.device
-        self._ops, self._weights, self._name = ops, weights, name
+        self.device = ", ".join(ops.device for ops, _ in replicas)
+        self._replicas, self._name = replicas, name
 
     def __repr__(self) -> str:
         c = self.config
@@ -118,26 +123,29 @@ class Model:
         texts: Any,
         *,
         normalize: bool | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """One vector per text: (B, D) float32, pooled as the checkpoint says.
 
         normalize     scale each vector to length 1; None: as the checkpoint says
-        batch_tokens  most tokens per packed batch (one longer text goes alone)
+        batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
         progress      show a progress bar on standard error
         """
-        head = self._head("embed")
-        normalize = head.normalize if normalize is None else normalize
-        packed, _ = self._pack(texts)
-        out = np.empty((len(packed), self.config.hidden), np.float32)
-        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
-            out[which] = heads.forward_embed(ops, x, part, self.config, normalize)
+        normalize = self._head("embed").normalize if normalize is None else normalize
+        total, windows = self._windows(texts)
+        out = np.empty((total, self.config.hidden), np.float32)
+
+        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+            return heads.forward_embed(ops, x, part, self.config)
+
+        for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
+            out[which] = heads.normalized(vectors) if normalize else vectors
         return out
 
     def embed_iter(
-        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int = BATCH_TOKENS, threads: int | None = None
+        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int | None = None, threads: int | None = None
     ) -> Iterator[np.ndarray]:
         """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts."""
         self._head("embed")
@@ -150,14 +158,14 @@ class Model:
             yield from self.embed(window, **options)
 
     def classify(
-        self, texts: Any, *, top_k: int | None = None, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False
+        self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
     ) -> list:
         """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
         self._head("classify")
         return heads.decode_classes(self._class_logits(texts, batch_tokens, threads, progress), self.config, _positive("top_k", top_k))
 
     def fill_mask(
-        self, texts: Any, *, top_k: int = 5, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False
+        self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
     ) -> list[list[list[tuple[str, float, str]]]]:
         """Per text, per mask token: the top_k (token, score, text with that mask filled), best first.
 
@@ -185,7 +193,7 @@ class Model:
                 )
         return answers
 
-    def tag(self, texts: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
+    def tag(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         A word is tagged by its first token; the score is the mean probability of a span's words. Texts are single, not pairs.
@@ -208,7 +216,7 @@ class Model:
         contexts: Any,
         *,
         top_k: int = 1,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> list[list[tuple]]:
@@ -247,7 +255,7 @@ class Model:
         documents: Any,
         *,
         top_k: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> list[tuple[int, float]]:
@@ -276,7 +284,7 @@ class Model:
     # --- what the encoder says ---
 
     def hidden_states(
-        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int = BATCH_TOKENS, threads: int | None = None
+        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
     ) -> list:
         """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
 
@@ -287,14 +295,15 @@ class Model:
         if not given or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in given):
             raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         packed, _ = self._pack(texts_or_batch)
-        ops, work = self._ops.using(threads), Workspace()
         result: list = [None] * len(packed)
-        for which, part in self._parts(packed, batch_tokens):
-            taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
-            last = ops.encode(self._weights, part, work, taps=taps)
-            states = [part.split(last.copy() if i == -1 else taps[i]) for i in given]
-            for row, b in enumerate(which):
-                result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
+        with self._turn(threads) as (ops, weights, work):
+            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+                taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
+                with work:
+                    last = ops.bring(ops.encode(weights, part, work, taps=taps))()
+                states = [part.split(last.copy() if i == -1 else taps[i]) for i in given]
+                for row, b in enumerate(which):
+                    result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
         return result
 
     def logits(
@@ -303,7 +312,7 @@ class Model:
         *,
         task: str | None = None,
         positions: str = "mask",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> Any:
         """Raw logits: classify (B, K); tag per text (tokens, K); answer per text (tokens, 2); fill_mask per text (masks, V).
@@ -327,75 +336,148 @@ class Model:
             raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
         return (self._token_logits if task == "tag" else self._span_logits)(packed, batch_tokens, threads, False)
 
-    def routes(self, texts_or_batch: Any, *, batch_tokens: int = BATCH_TOKENS, threads: int | None = None) -> list[list]:
+    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
 
         None stands for a dense layer.
         """
         packed, _ = self._pack(texts_or_batch)
-        ops, work = self._ops.using(threads), Workspace()
-        shapes = [
-            (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
-            for f, layer in zip(self.config.ffn, self._weights.layers, strict=True)
-        ]
         result: list = [None] * len(packed)
-        for which, part in self._parts(packed, batch_tokens):
-            tokens = len(part.ids)
-            routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
-            ops.encode(self._weights, part, work, routes=routes)
-            split = [r and [part.split(a) for a in r] for r in routes]
-            for row, b in enumerate(which):
-                result[b] = [s and (s[0][row], s[1][row]) for s in split]
+        with self._turn(threads) as (ops, weights, work):
+            shapes = [
+                (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
+                for f, layer in zip(self.config.ffn, weights.layers, strict=True)
+            ]
+            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+                tokens = len(part.ids)
+                routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
+                with work:
+                    ops.encode(weights, part, work, routes=routes)
+                split = [r and [part.split(a) for a in r] for r in routes]
+                for row, b in enumerate(which):
+                    result[b] = [s and (s[0][row], s[1][row]) for s in split]
         return result
+
+    def release(self) -> None:
+        """Give back the memory of finished calls (buffers and graphs on a GPU); weights stay. The next call takes what it needs."""
+        for ops, _ in self._replicas:
+            ops.release()
 
     # --- running batches ---
 
-    def _parts(self, packed: PackedBatch, batch_tokens: int, progress: bool = False) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
-        _positive("batch_tokens", batch_tokens)
-        with Progress(len(packed), enabled=progress) as bar:
-            for which in batch.cut(packed.lengths, batch_tokens):
-                yield which, packed.select(which)
-                bar.advance(len(which))
+    @contextlib.contextmanager
+    def _turn(self, threads: int | None, replica: int = 0) -> Iterator[tuple[Any, Any, Any]]:
+        """(backend, weights, workspace) of a device, for one call."""
+        ops, weights = self._replicas[replica]
+        ops = ops.using(threads)
+        with contextlib.closing(ops.workspace()) as work:
+            yield ops, weights, work
 
     def _run(
-        self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool
-    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray, Any]]:
-        """(indices of texts, their batch, final hidden states (T, D), backend) per batch; the next one overwrites the states."""
-        ops, work = self._ops.using(threads), Workspace()
-        for which, part in self._parts(packed, batch_tokens, progress):
-            yield which, part, ops.encode(self._weights, part, work), ops
+        self,
+        windows: Iterable[PackedBatch],
+        total: int,
+        head: Callable[[Any, Any, Any, PackedBatch], Any],
+        batch_tokens: int | None,
+        threads: int | None,
+        progress: bool,
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
+        """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
 
-    def _class_logits(self, texts: Any, batch_tokens: int, threads: int | None, progress: bool) -> np.ndarray:
+        windows  the texts, `total` of them; only those of one window are sorted by length together
+
+        Devices take batches in turn, and each is given the next before its last is waited for.
+        """
+        with contextlib.ExitStack() as stack, Progress(total, enabled=progress) as bar:
+            turns = itertools.cycle([stack.enter_context(self._turn(threads, i)) for i in range(len(self._replicas))])
+            limit = _positive("batch_tokens", batch_tokens) or self._replicas[0][0].batch_tokens
+            waiting: deque = deque()
+
+            def finish() -> tuple[np.ndarray, PackedBatch, np.ndarray]:
+                which, part, result = waiting.popleft()
+                bar.advance(len(which))
+                return which, part, result()
+
+            done = 0
+            for packed in windows:
+                for which, part in _parts(packed, limit):
+                    ops, weights, work = next(turns)
+                    with work:
+                        waiting.append((done + which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
+                    if len(waiting) > len(self._replicas):
+                        yield finish()
+                done += len(packed)
+            while waiting:
+                yield finish()
+
+    def _windows(self, texts: Any) -> tuple[int, Iterable[PackedBatch]]:
+        """(count, texts packed): all at once, or on a device that leaves the host free by the thousand, the next while one is worked on."""
+        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
+        if isinstance(texts, PackedBatch) or len(texts) <= AHEAD_TEXTS or not self._replicas[0][0].asynchronous:
+            return len(texts), [self._pack(texts)[0]]
+        return len(texts), self._packed_ahead(texts)
+
+    def _packed_ahead(self, texts: list) -> Iterator[PackedBatch]:
+        tokenizer, cuts = self._need_tokenizer("text"), []
+
+        def pack(begin: int) -> PackedBatch:
+            return tokenizer.batch(tokenizer.encode(texts[begin : begin + AHEAD_TEXTS], cuts=cuts))
+
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(pack, 0)
+            for begin in range(AHEAD_TEXTS, len(texts) + AHEAD_TEXTS, AHEAD_TEXTS):
+                packed = following.result()
+                following = pool.submit(pack, begin) if begin < len(texts) else None
+                self._check(packed)
+                yield packed
+        warn_of(cuts)
+
+    def _class_logits(self, texts: Any, batch_tokens: int | None, threads: int | None, progress: bool) -> np.ndarray:
         packed, _ = self._pack(texts)
         out = np.empty((len(packed), len(self.config.tasks.classify.labels)), np.float32)
-        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
-            out[which] = heads.forward_classify(ops, x, part, self.config, self._weights.tasks)
+
+        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+            return heads.forward_classify(ops, x, part, self.config, weights.tasks)
+
+        for which, _, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+            out[which] = logits
         return out
 
-    def _token_logits(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
+    def _token_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
         return self._per_text(packed, batch_tokens, threads, progress, heads.forward_tag)
 
-    def _span_logits(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool) -> list[np.ndarray]:
+    def _span_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
         return self._per_text(packed, batch_tokens, threads, progress, heads.forward_answer)
 
-    def _per_text(self, packed: PackedBatch, batch_tokens: int, threads: int | None, progress: bool, forward: Any) -> list[np.ndarray]:
+    def _per_text(
+        self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool, forward: Any
+    ) -> list[np.ndarray]:
         result: list = [None] * len(packed)
-        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
-            for b, rows in zip(which, part.split(forward(ops, x, self._weights.tasks)), strict=True):
+
+        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+            return forward(ops, x, weights.tasks)
+
+        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+            for b, rows in zip(which, part.split(logits), strict=True):
                 result[b] = rows
         return result
 
     def _mask_logits(
-        self, packed: PackedBatch, positions: str, batch_tokens: int, threads: int | None, progress: bool
+        self, packed: PackedBatch, positions: str, batch_tokens: int | None, threads: int | None, progress: bool
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
         mask = self._mask() if positions == "mask" else None
-        for which, part, x, ops in self._run(packed, batch_tokens, threads, progress):
-            wanted = np.ones(len(part.ids), bool) if mask is None else part.ids == mask
-            rows = heads.forward_fill_mask(ops, x[wanted], self.config, self._weights.tasks, self.config.norm.eps)
-            ends = np.cumsum([w.sum() for w in part.split(wanted)])
-            yield from zip(which.tolist(), np.split(rows, ends[:-1]), strict=True)
+
+        def wanted(part: PackedBatch) -> np.ndarray:
+            return np.ones(len(part.ids), bool) if mask is None else part.ids == mask
+
+        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+            rows = ops.rows(x, np.flatnonzero(wanted(part)))
+            return heads.forward_fill_mask(ops, rows, self.config, weights.tasks, self.config.norm.eps)
+
+        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+            ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
+            yield from zip(which.tolist(), np.split(logits, ends[:-1]), strict=True)
 
     # --- checks ---
 
@@ -450,6 +532,12 @@ class Model:
 
     def _tasks(self) -> str:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"
+
+
+def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
+    for which in batch.cut(packed.lengths, batch_tokens):
+        yield which, packed.select(which)
 
 
 def _positive(name: str, value: int | None) -> int | None:

@@ -69,8 +69,8 @@ class FFF:
     depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
     b_out   (D,)      float32 or None
     dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
-    dtype   how the weights are stored and computed: "float32", "bfloat16", "int8" (a scale per row); sums are float32
-    device  "cpu", "cpu:ISA" or "numpy"
+    dtype   how the weights are stored and computed: "float32", "bfloat16", "float16" (GPU only), "int8" (a scale per row); sums are float32
+    device  "cpu", "cpu:ISA", "numpy", "cuda" or "cuda:N"
 
     At node n: z = x.w_in[n] + b_in[n]; y += gelu(z) * w_out[n]; go to 2n + 1 + (z > 0). z == 0 goes
     left; leaves add too. GELU is the exact one (erf). Arrays must be C-contiguous; they are copied.
@@ -100,6 +100,8 @@ class FFF:
         if activation != "gelu":
             raise InputError(f"activation is {activation!r}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
+        self._ops = ops = backends.get(device, dtype=dtype)
+        w_in, b_in, w_out, b_out = (ops.to_host(a) for a in (w_in, b_in, w_out, b_out))
         why = f"a tree of depth={depth} has N = 2**(depth+1)-1 = {count} nodes"
         check_array("w_in", w_in, ("trees", count, "hidden"), because=why)
         trees, _, hidden = w_in.shape
@@ -111,23 +113,23 @@ class FFF:
         if b_out is not None:
             check_array("b_out", b_out, (hidden,), because=f"hidden={hidden} comes from w_in")
 
-        self._ops = ops = backends.get(device, dtype=dtype)
+        ops.begin(hidden, 0, dtype)
         self._workspace = None if dense is None else Workspace
         self.trees, self.depth, self.hidden = trees, int(depth), hidden
         self.dtype, self.device = dtype, ops.device
         layer = Group()
         nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
         layer.trees = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
-        layer.b_out = None if b_out is None else b_out.copy()
+        layer.b_out = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
         layer.dense_in = None
         if dense is not None:
             if not isinstance(dense, tuple) or len(dense) != 3:
                 raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
-            d_in, d_bias, d_out = dense
+            d_in, d_bias, d_out = (ops.to_host(a) for a in dense)
             check_array("dense w_in", d_in, ("W", hidden), because=f"hidden={hidden} comes from w_in")
             check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
             if d_bias is not None:
-                d_bias = check_array("dense b_in", d_bias, (len(d_in),)).copy()
+                d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
             layer.dense_in, layer.dense_out = Group(), Group()
             layer.dense_in.weight = ops.matrix(Tensor(d_in.copy(), "float32"))
             layer.dense_in.bias = d_bias
@@ -135,7 +137,13 @@ class FFF:
         self._layer = layer
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
-        """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x)."""
+        """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).
+
+        On a GPU x may also be an array there, float32 or the layer's dtype: CuPy's, or one with __cuda_array_interface__ or __dlpack__.
+        The answer is then a CuPy array of its dtype, on the caller's current stream.
+        """
+        if self._ops.name == "cuda":
+            return self._ops.apply(self, x, out)
         # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
         if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == self.hidden and x.flags.carray):
             self._check(x)
@@ -156,6 +164,8 @@ class FFF:
 
     def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""
+        if self._ops.name == "cuda":
+            return self._ops.apply(self, x, routes=True)
         self._check(x)
         nodes = np.empty((len(x), self.trees, self.depth + 1), np.int32)
         z = np.empty(nodes.shape, np.float32)

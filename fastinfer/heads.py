@@ -55,23 +55,25 @@ def tensors(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _linear(ops: Any, x: np.ndarray, layer: Any, activation: str | None = None) -> np.ndarray:
-    out = np.empty((len(x), ops.outputs(layer.weight)), np.float32)
+    out = ops.empty(len(x), ops.outputs(layer.weight))
     ops.linear(x, layer.weight, bias=layer.bias, activation=activation, out=out)
     return out
 
 
 def _pool(ops: Any, x: np.ndarray, batch: PackedBatch, kind: str) -> np.ndarray:
-    out = np.empty((len(batch), x.shape[1]), np.float32)
+    out = ops.empty(len(batch), x.shape[1], dtype=np.float32)
     ops.pool(x, batch.cu_seqlens, kind, out=out)
     return out
 
 
-def forward_embed(ops: Any, x: np.ndarray, batch: PackedBatch, config: Config, normalize: bool) -> np.ndarray:
-    """(T, D) -> (B, D): pooled as the checkpoint says, each of length 1 when `normalize` (a zero vector stays zero)."""
-    pooled = _pool(ops, x, batch, config.tasks.embed.pooling)
-    if normalize:
-        pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-    return pooled
+def forward_embed(ops: Any, x: np.ndarray, batch: PackedBatch, config: Config) -> np.ndarray:
+    """(T, D) -> (B, D), pooled as the checkpoint says."""
+    return _pool(ops, x, batch, config.tasks.embed.pooling)
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Each row at length 1; a row of zeros stays one."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def forward_classify(ops: Any, x: np.ndarray, batch: PackedBatch, config: Config, heads: Any) -> np.ndarray:
@@ -99,7 +101,7 @@ def forward_fill_mask(ops: Any, x: np.ndarray, config: Config, heads: Any, eps: 
         x = _linear(ops, x, heads.fill_mask.transform, "gelu")
         ops.norm(x, heads.fill_mask.norm, eps, out=x)
     decoder = heads.fill_mask.decoder
-    out = np.empty((len(x), ops.outputs(decoder.weight)), np.float32)
+    out = ops.empty(len(x), ops.outputs(decoder.weight))
     ops.linear(x, decoder.weight, bias=heads.fill_mask.bias, out=out)
     return out
 

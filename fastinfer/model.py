@@ -63,10 +63,19 @@ class Forward:
 
 
 class Workspace:
-    """Named buffers that grow to the largest batch of one call and go when it ends."""
+    """Named buffers that grow to the largest batch of one call and go when it ends. Entered around the ops of each batch."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        """The call has ended."""
 
     def take(self, name: str, *shape: int, dtype: Any = np.float32) -> np.ndarray:
         """The buffer `name` as an uninitialised array of `shape`; the same memory at each call that asks for the same dtype."""

@@ -15,7 +15,7 @@ from .batch import PackedBatch
 from .config import Config
 from .errors import CheckpointError, InputError
 
-__all__ = ["Tokenizer", "TruncationWarning", "as_text", "as_texts", "each_text"]
+__all__ = ["Tokenizer", "TruncationWarning", "as_text", "as_texts", "each_text", "warn_of"]
 
 ANSWER_STRIDE = 128  # tokens that neighbouring windows of a long context share
 
@@ -32,6 +32,13 @@ class TruncationWarning(UserWarning):
             f"{self.cut} of {self.texts} texts had more than {self.limit} tokens, the model's limit, "
             f"and were cut (the longest had {self.longest})"
         )
+
+
+def warn_of(cuts: Sequence[TruncationWarning]) -> None:
+    """One warning for all of these, where texts were cut."""
+    if any(c.cut for c in cuts):
+        counts = sum(c.cut for c in cuts), sum(c.texts for c in cuts), max(c.longest for c in cuts)
+        warnings.warn(TruncationWarning(*counts, cuts[0].limit), stacklevel=3)
 
 
 class Tokens(NamedTuple):
@@ -111,21 +118,24 @@ class Tokenizer:
                     f"{path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, but max_tokens is {config.max_tokens}"
                 )
 
-    def encode(self, texts: Sequence[Any], *, words: bool = False) -> list[Any]:
+    def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
         """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).
 
         Texts over the model's limit are cut (of a pair, the longer one first), with one TruncationWarning per call.
 
         words  each text is a list of words: word_ids and offsets are of these
+        cuts   takes the warning, for a caller that warns once of all of them
         """
         limit = self._config.max_tokens
         encodings = self.raw.encode_batch(texts, is_pretokenized=words)
         long = [i for i, e in enumerate(encodings) if len(e) > limit]
-        if long:
-            longest = max(len(encodings[i]) for i in long)
-            for i in long:
-                encodings[i] = _cut(Tokens.of(encodings[i]), limit)
-            warnings.warn(TruncationWarning(len(long), len(texts), longest, limit), stacklevel=2)
+        warning = TruncationWarning(len(long), len(texts), max((len(encodings[i]) for i in long), default=0), limit)
+        for i in long:
+            encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+        if cuts is None:
+            warn_of([warning])
+        else:
+            cuts.append(warning)
         return encodings
 
     def batch(self, encodings: Sequence[Any]) -> PackedBatch:

@@ -14,7 +14,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Any:
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
-    dtype    what to compute in; None or "float32"
+    dtype    what to compute in; None: what is stored suggests
     threads  most threads per call; None: the CPUs that this process may use
 
     Raises BackendError naming what can run here.
@@ -27,7 +27,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise BackendError(f"dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
-        kind = "cpu" if _why_no_cpu() is None else "numpy"
+        kind = "cuda" if _why_no_cuda() is None else "cpu" if _why_no_cpu() is None else "numpy"
     if kind == "numpy" and not rest:
         backend: Any = Reference
         arguments: dict[str, Any] = {}
@@ -41,7 +41,12 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
             raise _cannot(device, f"this CPU has no ISA {rest!r}")
         backend, arguments = CPU, {"isa": rest or None, "threads": threads, "dtype": dtype}
     elif kind == "cuda":
-        raise _cannot(device, "this release has no GPU backend")
+        why = _why_no_cuda()
+        if why:
+            raise _cannot(device, why)
+        from .cuda import CUDA, device_number
+
+        backend, arguments = CUDA, {"number": device_number(device), "dtype": dtype}
     else:
         raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
     if dtype not in (None, *backend.dtypes):
@@ -51,7 +56,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
 def available() -> dict[str, str | None]:
     """{device: None where it can run here, else why not}."""
-    found: dict[str, str | None] = {"numpy": None, "cpu": _why_no_cpu(), "cuda": "this release has no GPU backend"}
+    found: dict[str, str | None] = {"numpy": None, "cpu": _why_no_cpu(), "cuda": _why_no_cuda()}
     if found["cpu"] is None:
         from .cpu import isas
 
@@ -65,6 +70,12 @@ def _why_no_cpu() -> str | None:
     except ImportError as error:
         return f"the compiled module is missing ({error}); build it with: pip install ."
     return None
+
+
+def _why_no_cuda() -> str | None:
+    from .cuda import why_not
+
+    return why_not()
 
 
 def _cannot(device: str, why: str) -> BackendError:

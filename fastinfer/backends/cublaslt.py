@@ -1,0 +1,127 @@
+"""Matrix products by cuBLASLt, called through ctypes: CuPy's own products cannot be captured into a graph.
+
+The library is the one that CuPy brings or finds. Constants are those of cublasLt.h, CUDA 12 and 13 alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from ..errors import BackendError
+
+COMPUTE_32F, R_32F = 68, 0
+TYPES = {"float32": R_32F, "float16": 2, "bfloat16": 14}
+TRANSA, EPILOGUE, BIAS_POINTER = 3, 7, 8
+EPILOGUE_DEFAULT, EPILOGUE_BIAS = 1, 4
+MAX_WORKSPACE_BYTES = 1
+WORKSPACE = 32 << 20  # what NVIDIA recommends for Hopper
+RESULT = 96  # bytes of a cublasLtMatmulHeuristicResult_t, which begins with the algorithm
+CANDIDATES = 8
+
+pointer, size_t = ctypes.c_void_p, ctypes.c_size_t
+
+
+@functools.cache
+def library() -> Any:
+    """cuBLASLt, loaded. Raises BackendError where it cannot be found."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        loaded = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
+    except Exception as error:  # each way of finding a library has its own
+        raise BackendError(f"cuBLASLt cannot be loaded: {error}\n  pip install 'fastinfer[cuda]' brings it.") from error
+    loaded.cublasLtGetStatusString.restype = ctypes.c_char_p
+    return loaded
+
+
+@functools.cache
+def handle(device: int) -> ctypes.c_void_p:
+    """A cuBLASLt handle of the current device, whose number is `device`; threads share it."""
+    made = pointer()
+    _call("cublasLtCreate", ctypes.byref(made))
+    return made
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(library(), name)(*arguments)
+    if status:
+        raise BackendError(f"{name} failed: {library().cublasLtGetStatusString(status).decode()}")
+
+
+class Product:
+    """out (rows, outputs) = x (rows, inputs) @ weight (outputs, inputs).T + bias (+ residual): one shape, many calls.
+
+    dtype     of x, weight, bias, residual and out: "float32" (no TF32), "float16" or "bfloat16"; sums are float32
+    bias      whether there is one
+    residual  whether there is one; it may be `out` itself
+
+    Arrays are CuPy's, C order; inputs and outputs are multiples of 8. Not for two threads at once.
+    """
+
+    def __init__(self, device: int, dtype: str, rows: int, outputs: int, inputs: int, bias: bool, residual: bool) -> None:
+        kind = TYPES[dtype]
+        self.device = device
+        self.description = pointer()
+        _call("cublasLtMatmulDescCreate", ctypes.byref(self.description), COMPUTE_32F, R_32F)
+        self._set(TRANSA, ctypes.c_int32(1))
+        self._set(EPILOGUE, ctypes.c_int32(EPILOGUE_BIAS if bias else EPILOGUE_DEFAULT))
+        # cuBLAS counts columns first: what it calls the output is out.T = weight @ x.T.
+        self.weight, self.x, self.out = (self._layout(kind, *shape) for shape in ((inputs, outputs), (inputs, rows), (outputs, rows)))
+        self.one, self.beta = ctypes.c_float(1), ctypes.c_float(1 if residual else 0)
+        self.algorithm = self.candidates()[0]
+
+    def _set(self, attribute: int, value: Any) -> None:
+        _call("cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value), size_t(ctypes.sizeof(value)))
+
+    @staticmethod
+    def _layout(kind: int, rows: int, columns: int) -> ctypes.c_void_p:
+        layout = pointer()
+        sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
+        _call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), kind, *sizes)
+        return layout
+
+    def candidates(self) -> list[bytes]:
+        """Algorithms that cuBLASLt deems good for this product, the best by its own guess first."""
+        preference, count = pointer(), ctypes.c_int()
+        _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
+        limit = ctypes.c_uint64(WORKSPACE)
+        _call("cublasLtMatmulPreferenceSetAttribute", preference, MAX_WORKSPACE_BYTES, ctypes.byref(limit), size_t(8))
+        found = ctypes.create_string_buffer(RESULT * CANDIDATES)
+        operands = self.description, self.weight, self.x, self.out, self.out
+        _call("cublasLtMatmulAlgoGetHeuristic", handle(self.device), *operands, preference, CANDIDATES, found, ctypes.byref(count))
+        library().cublasLtMatmulPreferenceDestroy(preference)
+        if not count.value:
+            raise BackendError("cuBLASLt has no algorithm for a product of this shape on this GPU")
+        return [found.raw[i * RESULT : (i + 1) * RESULT] for i in range(count.value)]
+
+    def __call__(self, x: Any, weight: Any, bias: Any, residual: Any, out: Any, workspace: Any, stream: int) -> None:
+        """Launch it on `stream`; workspace: WORKSPACE bytes that no other stream uses."""
+        if bias is not None:
+            self._set(BIAS_POINTER, ctypes.c_uint64(bias.data.ptr))
+        source = out if residual is None else residual
+        _call(
+            "cublasLtMatmul",
+            handle(self.device),
+            self.description,
+            ctypes.byref(self.one),
+            pointer(weight.data.ptr),
+            self.weight,
+            pointer(x.data.ptr),
+            self.x,
+            ctypes.byref(self.beta),
+            pointer(source.data.ptr),
+            self.out,
+            pointer(out.data.ptr),
+            self.out,
+            self.algorithm,
+            pointer(workspace.data.ptr),
+            size_t(WORKSPACE),
+            pointer(stream),
+        )
+
+    def __del__(self) -> None:
+        library().cublasLtMatmulDescDestroy(self.description)
+        for layout in (self.weight, self.x, self.out):
+            library().cublasLtMatrixLayoutDestroy(layout)

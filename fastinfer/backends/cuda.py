@@ -1,0 +1,784 @@
+"""The GPU backend: the reference with its ops replaced by the kernels of src/cuda and by cuBLASLt, through CuPy.
+
+Activations and dense weights are of one dtype, the model's compute dtype; rows of trees are of that dtype or int8.
+A forward pass is a CUDA graph, captured once per size of batch: its host work is one copy in and one launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import ffn
+from ..batch import PackedBatch
+from ..checkpoint import Tensor
+from ..config import Config
+from ..errors import BackendError, InputError
+from ..model import Workspace
+from .reference import Reference
+
+MAX_HIDDEN = 4096  # a warp holds a row in registers
+POOLING = ("cls", "mean", "max", "lse")
+ACTIVATIONS = (None, "gelu", "tanh", "relu")
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
+WARPS = 8  # tokens per block where a warp has a token, as in kernels.cu
+MASK_TOKENS = 8192  # tokens whose logits one product writes: those of 4,096 neurons are then 64 MB in float16, about an L2
+
+
+# --- what there is ---
+
+
+def why_not() -> str | None:
+    """None where a GPU can be used here, else the reason. CuPy is not imported before there is a driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"the driver cannot run CuPy's CUDA {cupy.cuda.runtime.runtimeGetVersion() // 1000}: {error}"
+    return None if count else "there is a driver, but no GPU that this process may use (CUDA_VISIBLE_DEVICES?)"
+
+
+def device_number(name: str) -> int:
+    """N of "cuda:N"; 0 of "cuda". Raises BackendError where there is no such GPU."""
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    number = name.partition(":")[2] or "0"
+    if not number.isdigit() or int(number) >= count:
+        raise BackendError(
+            f"device {name!r} was asked for, but this machine has {count} GPU{'s' * (count > 1)}: cuda:0 to cuda:{count - 1}"
+        )
+    return int(number)
+
+
+# --- kernels ---
+
+
+def source() -> str:
+    """The kernels' text."""
+    folder = resources.files("fastinfer") / "cuda"  # installed
+    if not folder.is_dir():
+        folder = Path(__file__).parents[2] / "src" / "cuda"  # a source tree
+    kernels, attention = ((folder / name).read_text() for name in ("kernels.cu", "attention.cu"))
+    return f"{kernels}\n#ifdef HEADS\n{attention}\n#endif\n"
+
+
+def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """The kernels as (program, "cubin" or "ptx") for an architecture such as "sm_90a". Needs NVRTC and no GPU."""
+    from cupy.cuda import nvrtc
+
+    newest = max(nvrtc.getSupportedArchs())
+    kind = "cubin"
+    if int(architecture.removeprefix("sm_").rstrip("a")) > newest:  # a GPU newer than the compiler: its driver compiles the rest of the way
+        architecture, kind = f"compute_{newest}", "ptx"
+    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"-arch={architecture}", "--std=c++17", *options))
+        return (nvrtc.getCUBIN if kind == "cubin" else nvrtc.getPTX)(program), kind
+    except nvrtc.NVRTCError as error:
+        raise BackendError(f"NVRTC cannot compile the GPU kernels for {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def cached_kernels(architecture: str, options: tuple[str, ...]) -> Path:
+    """The file with the compiled kernels, made at first use: $XDG_CACHE_HOME/fastinfer, ~/.cache/fastinfer, or a temporary folder."""
+    from cupy.cuda import nvrtc
+
+    key = hashlib.sha256(repr((source(), architecture, options, nvrtc.getVersion())).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastinfer"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="fastinfer-"))
+    for kind in ("cubin", "ptx"):
+        if (folder / f"{key}.{kind}").exists():
+            return folder / f"{key}.{kind}"
+    program, kind = compile_kernels(architecture, options)
+    handle, unfinished = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(program)
+    os.replace(unfinished, folder / f"{key}.{kind}")  # another process may be at the same
+    return folder / f"{key}.{kind}"
+
+
+# struct FFF of kernels.cu: addresses, 0 for null; sizes; eps
+ADDRESSES = ("x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_in", "children", "bias", "out_norm_weight", "out_norm_bias")
+ADDRESSES += ("out", "path", "z")
+SIZES = ("tokens", "trees", "count", "depth", "add_input")
+FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
+
+
+def address(array: Any) -> int:
+    return 0 if array is None else array.data.ptr
+
+
+def scalar(value: float, dtype: Any = np.int32) -> Any:
+    """A kernel's argument by value: CuPy would pass Python's numbers as 64 bits."""
+    return dtype(value)
+
+
+def bucket(tokens: int) -> int:
+    """The size of graph that serves `tokens`: steps of at most an eighth."""
+    step = max(8, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+def up(size: int, to: int = 8) -> int:
+    """The next multiple: 8 values of two bytes are what loads and tensor cores take."""
+    return -(-size // to) * to
+
+
+# --- prepared weights ---
+
+
+class Matrix(NamedTuple):
+    """A dense weight, data (outputs, inputs), both filled up with zeros to multiples of 8."""
+
+    data: Any
+    outputs: int
+
+
+class Products(NamedTuple):
+    """Trees as two matrix products: first (trees * slots, D), its bias, second (D, trees * slots); slots = 2 << depth, or 1 at depth 0."""
+
+    first: Matrix
+    bias: Any
+    second: Matrix
+
+
+class Trees(NamedTuple):
+    """nodes (P, N, 2, D); scales (P, N, 2) float32 of int8 rows; b_in (P, N) float32; children (P, N, 2) int32; decisions to walk."""
+
+    nodes: Any
+    scales: Any
+    b_in: Any
+    children: Any
+    depth: int
+    products: Products | None
+
+
+class Placed(NamedTuple):
+    """A batch on the GPU. ids (tokens,) has its length only; input is what the kernel `embed` reads; cu_seqlens, the rows of each
+    token's text (tokens, 2), is filled by it and is what `attention` takes.
+    """
+
+    ids: Any
+    input: Any
+    with_types: bool
+    cu_seqlens: Any
+
+
+class Session(Workspace):
+    """What one forward pass at a time needs: a stream, buffers, graphs. A call takes one and gives it back."""
+
+    def __init__(self, ops: CUDA, stream: Any) -> None:
+        super().__init__()
+        self.ops, self.stream = ops, stream
+        self.graphs: dict[Any, Any] = {}
+        self._products: dict[Any, Any] = {}
+        self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
+        self._outer: list[Any] = []
+        self.starts: Any = None  # (host array, device array) of the last batch's cu_seqlens
+
+    def __enter__(self) -> Session:
+        cupy = self.ops.cupy
+        self._outer.append((cupy.cuda.runtime.getDevice(), self.ops.local.__dict__.get("session")))
+        cupy.cuda.runtime.setDevice(self.ops.number)
+        self._outer[-1] += (cupy.cuda.get_current_stream(),)
+        self.stream.use()
+        self.ops.local.session = self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        device, session, stream = self._outer.pop()
+        stream.use()
+        self.ops.cupy.cuda.runtime.setDevice(device)
+        self.ops.local.session = session
+
+    def close(self) -> None:
+        """Ready for the next call."""
+        self.ops.idle.append(self)
+
+    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        dtype = np.dtype(self.ops.storage if dtype is None or dtype == np.float32 else dtype)
+        buffer = self._buffers.get(name)
+        size = math.prod(shape)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            self.graphs.clear()  # they hold the old address
+            self._buffers[name] = buffer = None
+            self._buffers[name] = buffer = self.ops.allocate(f"the buffer {name!r}", (size,), dtype)
+            buffer.fill(0)
+        return buffer[:size].reshape(shape)
+
+    def product(self, rows: int, weight: Matrix, bias: bool, residual: bool) -> Any:
+        """The planned product of this shape; at first sight its algorithms are timed, and the fastest is kept for all sessions."""
+        from .cublaslt import Product
+
+        key = rows, *weight.data.shape, bias, residual
+        if key not in self._products:
+            self._products[key] = product = Product(self.ops.number, self.ops.act, *key)
+            if key not in self.ops.algorithms:
+                self.ops.algorithms[key] = self._fastest(product, rows, weight, bias, residual)
+            product.algorithm = self.ops.algorithms[key]
+        return self._products[key]
+
+    def _fastest(self, product: Any, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
+        """The algorithm with the least time in the best of three runs, on scratch memory."""
+        cupy = self.ops.cupy
+        outputs, inputs = weight.data.shape
+        x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
+        x.fill(0), out.fill(0)
+        offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
+        best = []
+        for algorithm in product.candidates():
+            product.algorithm = algorithm
+            times = []
+            for _ in range(4):
+                begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+                begin.record(self.stream)
+                for _ in range(3):
+                    product(x, weight.data, offset, out if residual else None, out, self.workspace(), self.stream.ptr)
+                end.record(self.stream)
+                end.synchronize()
+                times.append(cupy.cuda.get_elapsed_time(begin, end))
+            best.append((min(times[1:]), algorithm))
+        return min(best, key=lambda b: b[0])[1]
+
+    def workspace(self) -> Any:
+        """Scratch memory for cuBLASLt."""
+        from .cublaslt import WORKSPACE
+
+        if "workspace" not in self._buffers:
+            self._buffers["workspace"] = self.ops.allocate("the workspace of products", (WORKSPACE,), np.uint8)
+        return self._buffers["workspace"]
+
+    def place(self, batch: PackedBatch, size: int, with_types: bool) -> Placed:
+        """Send a batch to the GPU, filled up to `size` tokens: one copy from pinned memory, which nobody waits for."""
+        cupy = self.ops.cupy
+        tokens, texts = len(batch.ids), len(batch)
+        words = 2 + 3 * size
+        if not self._blocks or self._blocks[0][0].size < words:
+            for _, left in self._blocks:
+                left.synchronize()
+            sizes = [cupy.cuda.alloc_pinned_memory(4 * words) for _ in range(2)]
+            self._blocks = [(np.frombuffer(memory, np.int32, words), cupy.cuda.Event(disable_timing=True)) for memory in sizes]
+        host, left = self._blocks[0]
+        self._blocks.reverse()
+        left.synchronize()
+        host[0] = texts
+        host[1 : 1 + tokens] = batch.ids
+        host[1 + tokens : 1 + size] = 0
+        host[1 + size : 2 + size + texts] = batch.cu_seqlens
+        used = 2 + size + texts
+        if with_types:
+            used = words
+            host[2 + 2 * size : 2 + 2 * size + tokens] = batch.token_types
+            host[2 + 2 * size + tokens : words] = 0
+        device = self.take("input", words, dtype=np.int32)
+        self.ops.cupy.cuda.runtime.memcpyAsync(
+            device.data.ptr, host.ctypes.data, 4 * used, cupy.cuda.runtime.memcpyHostToDevice, self.stream.ptr
+        )
+        left.record(self.stream)
+        self.starts = batch.cu_seqlens, device[1 + size : 2 + size + texts]
+        return Placed(device[1 : 1 + size], device, with_types, self.take("bounds", size, 2, dtype=np.int32))
+
+    def capture(self, run: Callable[[], Any]) -> Any:
+        """The graph of what `run` launches. It has run before: nothing is allocated, loaded or timed during capture."""
+        self.stream.begin_capture()
+        try:
+            run()
+        finally:
+            graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return graph
+
+
+# --- ops ---
+
+
+class CUDA(Reference):
+    """One GPU. `act` is the dtype of activations and dense weights, settled when the first weights are prepared."""
+
+    name = "cuda"
+    dtypes = ("float32", "float16", "bfloat16", "int8")
+    batch_tokens = 16384  # weights are read once per batch, and a launch is long against the work of the host
+    asynchronous = True
+
+    def __init__(self, number: int = 0, dtype: str | None = None) -> None:
+        import cupy
+
+        self.cupy, self.number, self.dtype = cupy, number, dtype
+        self.idle: list[Session] = []
+        self.algorithms: dict[Any, bytes] = {}
+        self.local = threading.local()
+        self.act, self.kernels = "", None
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.number}"
+
+    @property
+    def storage(self) -> np.dtype:
+        """NumPy's dtype of activations' bits."""
+        return np.dtype(STORAGE[self.act])
+
+    def workspace(self) -> Session:
+        if self.idle:
+            return self.idle.pop()
+        with self.cupy.cuda.Device(self.number):
+            return Session(self, self.cupy.cuda.Stream(non_blocking=True))
+
+    def release(self) -> None:
+        self.idle.clear()
+        self.local = threading.local()
+        with self.cupy.cuda.Device(self.number):
+            self.cupy.get_default_memory_pool().free_all_blocks()
+            self.cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+    @property
+    def _session(self) -> Session:
+        """The session of the call that this thread is in, else one for the caller's own stream."""
+        session = self.local.__dict__.get("session")
+        if session is None:
+            stream = self.cupy.cuda.get_current_stream()
+            session = self.local.__dict__.setdefault("streams", {}).setdefault(stream.ptr, Session(self, stream))
+        return session
+
+    def allocate(self, what: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array. Raises BackendError that says what there was no room for."""
+        try:
+            return self.cupy.empty(shape, dtype)
+        except self.cupy.cuda.memory.OutOfMemoryError:
+            free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
+            size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
+            raise BackendError(
+                f"{self.device} has no room for {what}: {np.dtype(dtype)} {shape}, {size:.0f} MB, where {free:.0f} of {total:.0f} MB are free.\n"
+                f"  Give a smaller batch_tokens (it is {self.batch_tokens} where you give none), a smaller dtype (float16, int8), or another "
+                "device; model.release() gives back what finished calls hold."
+            ) from None
+
+    def empty(self, *shape: int, dtype: Any = None) -> Any:
+        return self.allocate("a result", shape, self.storage if dtype is None else dtype)
+
+    def _send(self, what: str, values: np.ndarray) -> Any:
+        """A host array on the GPU."""
+        array = self.allocate(what, values.shape, values.dtype)
+        array.set(np.ascontiguousarray(values))
+        return array
+
+    def bring(self, array: Any) -> Callable[[], np.ndarray]:
+        cupy, shape = self.cupy, array.shape
+        array = cupy.ascontiguousarray(array)
+        memory = cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
+        stream, done = cupy.cuda.get_current_stream(), cupy.cuda.Event(disable_timing=True)
+        cupy.cuda.runtime.memcpyAsync(memory.ptr, array.data.ptr, array.nbytes, cupy.cuda.runtime.memcpyDeviceToHost, stream.ptr)
+        done.record(stream)
+
+        def finish() -> np.ndarray:
+            done.synchronize()
+            values = np.frombuffer(memory, array.dtype, array.size).reshape(shape)
+            return (
+                Tensor(values, "bfloat16").float32()
+                if values.dtype == np.uint16
+                else values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
+            )
+
+        return finish
+
+    def to_host(self, array: Any) -> Any:
+        return self.cupy.asnumpy(array) if hasattr(array, "__cuda_array_interface__") else array
+
+    def rows(self, x: Any, which: np.ndarray) -> Any:
+        return x[self._send("indices", which)]
+
+    # --- preparing weights ---
+
+    def begin(self, hidden: int, heads: int, stored: str) -> None:
+        """Settle dtypes and compile the kernels; stored: the dtype of the file's dense weights."""
+        wanted = self.dtype or stored
+        self.act = "float16" if wanted == "int8" else wanted
+        int8_rows = wanted == "int8"
+        if hidden > MAX_HIDDEN:
+            raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
+        with self.cupy.cuda.Device(self.number) as device:
+            capability = device.compute_capability
+            if self.act == "bfloat16" and int(capability) < 80:
+                raise BackendError(
+                    f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32"
+                )
+            self.architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
+            options = [f"-D{MACROS[self.act]}", f"-DHIDDEN={up(hidden)}"]
+            options += [f"-DHEADS={heads}"] * (heads > 0) + ["-DROW_INT8"] * int8_rows
+            self.kernels = self.cupy.RawModule(path=str(cached_kernels(self.architecture, tuple(options))))
+        self.int8_rows, self.width = int8_rows, up(hidden)
+        self._functions: dict[str, Any] = {}
+
+    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
+        if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
+            raise BackendError(
+                f"hidden is {config.hidden} and heads {config.heads}, but the GPU backend needs a head size that is a multiple of 8 "
+                "up to 128: use device 'cpu'"
+            )
+        with self.cupy.cuda.Device(self.number):
+            weights = super().prepare(config, stored, max_depth)
+        if not weights.pre_norm:  # the norm behind attention is part of the feedforward's kernel
+            for layer in weights.layers:
+                layer.ffn.norm_before = layer.attention.norm
+        return weights
+
+    def _bits(self, values: np.ndarray) -> np.ndarray:
+        """float32 values as the bits of the compute dtype."""
+        return Tensor(values, "float32").to(self.act).data
+
+    def vector(self, values: Tensor | np.ndarray) -> Any:
+        values = values if isinstance(values, np.ndarray) else values.float32()
+        padded = np.zeros((*values.shape[:-1], up(values.shape[-1])), np.float32)
+        padded[..., : values.shape[-1]] = values
+        return self._send("a weight", self._bits(padded))
+
+    table = vector
+
+    def matrix(self, weight: Tensor) -> Matrix:
+        outputs, inputs = weight.data.shape
+        padded = np.zeros((up(outputs), up(inputs)), np.float32)
+        padded[:outputs, :inputs] = weight.float32()
+        return Matrix(self._send("a dense weight", self._bits(padded)), outputs)
+
+    def outputs(self, weight: Matrix) -> int:
+        return weight.outputs
+
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
+        count, _, hidden = nodes.data.shape[1:]
+        products = None
+        if len(nodes.data) >= 8 and depth <= 7 and count == ffn.tree_nodes(depth) and children is None:
+            products = self._as_products(nodes.float32(), b_in, depth)
+        if self.int8_rows:
+            nodes = nodes.to("int8")
+            rows, scales = nodes.data, nodes.scale
+        else:
+            rows, scales = nodes.float32(), None
+        padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
+        padded[..., :hidden] = rows
+        small = (scales, b_in, children)
+        return Trees(
+            self._send("the trees of a layer", padded if self.int8_rows else self._bits(padded)),
+            *(None if a is None else self._send("the trees of a layer", a) for a in small),
+            depth,
+            products,
+        )
+
+    def _as_products(self, nodes: np.ndarray, b_in: np.ndarray | None, depth: int) -> Products:
+        """Trees of `depth` with a slot per node and, but for depth 0, one more that stays empty: slots are then a power of two."""
+        trees, count, _, hidden = nodes.shape
+        slots = 2 << depth if depth else 1
+        rows, bias = np.zeros((trees, slots, 2, hidden), np.float32), np.zeros((trees, slots), np.float32)
+        rows[:, :count] = nodes
+        if b_in is not None:
+            bias[:, :count] = b_in
+        first, second = (Tensor(a, "float32") for a in (rows[:, :, 0].reshape(-1, hidden), rows[:, :, 1].reshape(-1, hidden).T))
+        return Products(self.matrix(first), self.vector(bias.reshape(-1)), self.matrix(second))
+
+    # --- launching ---
+
+    def _launch(self, name: str, blocks: Any, threads: int, *arguments: Any, shared: int = 0) -> None:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self.kernels.get_function(name)
+            if shared > 48 << 10:
+                function.max_dynamic_shared_size_bytes = shared
+        function(blocks if isinstance(blocks, tuple) else (blocks,), (threads,), arguments, shared_mem=shared)
+
+    # --- primitives ---
+
+    def embed(self, batch: Any, embedding: Any, *, out: Any) -> None:
+        if isinstance(batch, PackedBatch):
+            batch = self._session.place(batch, len(batch.ids), batch.token_types is not None)
+        norm = embedding.norm
+        self._launch(
+            "embed",
+            -(-len(out) // WARPS),
+            WARPS * 32,
+            batch.input,
+            scalar(batch.with_types),
+            embedding.word,
+            embedding.position,
+            embedding.token_type,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            scalar(embedding.eps, np.float32),
+            batch.cu_seqlens,
+            out,
+            scalar(len(out)),
+        )
+
+    def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
+        session, (outputs, inputs) = self._session, weight.data.shape
+        if x.dtype != self.storage:  # pooled vectors
+            x = self._as_act(x)
+        if x.shape[1] != inputs:
+            x = self._widened(x, inputs)
+        y = out if out.shape[1] == outputs else self.empty(len(x), outputs)
+        before = residual if activation is None and y is out else None  # added by the product itself
+        product = session.product(len(x), weight, bias is not None, before is not None)
+        product(x, weight.data, bias, before, y, session.workspace(), session.stream.ptr)
+        after = None if before is not None else residual
+        if after is not None and y is not out:
+            after = self._widened(after, outputs)
+        if activation is not None or after is not None:
+            kind = scalar(ACTIVATIONS.index(activation))
+            self._launch("activate", min(4096, -(-y.size // 2048)), 256, y, after, kind, scalar(y.size, np.int64))
+        if y is not out:
+            out[...] = y[:, : out.shape[1]]
+
+    def _widened(self, x: Any, width: int) -> Any:
+        """x with zeros in columns up to `width`."""
+        wide = self.empty(len(x), width)
+        wide[:, x.shape[1] :] = 0
+        wide[:, : x.shape[1]] = x
+        return wide
+
+    def norm(self, x: Any, norm: Any, eps: float, *, out: Any) -> None:
+        self._launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, x, norm.weight, norm.bias, scalar(eps, np.float32), out, scalar(len(x)))
+
+    def qkv_dtype(self, head_size: int) -> Any:
+        return self.storage
+
+    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, out: Any) -> None:
+        """cu_seqlens: the reference's, or what `embed` filled: the rows of each token's text."""
+        if cu_seqlens.ndim == 1:
+            lengths = np.diff(cu_seqlens)
+            cu_seqlens = self._send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1))
+        size = out.shape[1] // heads
+        wide = self.architecture == "sm_90a" and self.act != "float32" and size == 64  # as attention.cu decides it
+        queries, threads = (128, 256) if wide else (64, 128)
+        blocks = -(-len(out) // queries), heads
+        self._launch("attention", blocks, threads, qkv, cu_seqlens, scalar(len(out)), out, scalar(size**-0.5, np.float32))
+
+    def fff(
+        self,
+        x: Any,
+        trees: Trees,
+        *,
+        bias: Any = None,
+        residual: Any = None,
+        out: Any,
+        nodes: Any = None,
+        z: Any = None,
+        norm: Any = None,
+        add_input: bool = False,
+        out_norm: Any = None,
+        eps: float = 0.0,
+    ) -> None:
+        """The reference's fff, with what stands around it in a layer.
+
+        norm       h = LayerNorm(x) goes down the trees instead of x
+        add_input  h is added, too
+        out_norm   out = LayerNorm of the sum
+
+        out may be x here.
+        """
+        if not len(x):
+            return
+        strategy = self.plan(len(x), trees)
+        if nodes is not None or trees.children is not None:  # only these kernels record paths and follow tables
+            strategy = "fff_tree" if len(trees.nodes) == 1 else "fff_trees"
+        if strategy == "products":
+            self._fff_by_products(x, trees, bias, residual, out, norm, add_input, out_norm, eps)
+            return
+        arguments = np.zeros((), FFF_STRUCT)
+        arrays = {
+            "x": x, "residual": residual, "nodes": trees.nodes, "scales": trees.scales, "b_in": trees.b_in, "children": trees.children,
+            "bias": bias, "out": out, "path": nodes, "z": z,
+        }  # fmt: skip
+        if norm is not None:
+            arrays |= {"norm_weight": norm.weight, "norm_bias": norm.bias}
+        if out_norm is not None:
+            arrays |= {"out_norm_weight": out_norm.weight, "out_norm_bias": out_norm.bias}
+        for name, array in arrays.items():
+            arguments[name] = address(array)
+        arguments["tokens"], arguments["trees"], arguments["count"] = len(x), *trees.nodes.shape[:2]
+        arguments["depth"], arguments["add_input"], arguments["eps"] = trees.depth, add_input, eps
+        a_token, threads = STRATEGIES[strategy]
+        if strategy == "fff_trees_few":
+            row_words = -(-self.width // (32 * (4 if self.act == "float32" else 8))) * (2 if self.int8_rows else 4)
+            threads = 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
+        self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads, arguments)
+
+    def _fff_by_products(
+        self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, norm: Any, add_input: bool, out_norm: Any, eps: float
+    ) -> None:
+        """Every neuron computed on tensor cores, those off the paths set to zero: cheaper than rows of many trees."""
+        session, products = self._session, trees.products
+        if norm is not None:
+            h = session.take("normed", *x.shape)
+            self.norm(x, norm, eps, out=h)
+            x = h
+        for begin in range(0, len(x), MASK_TOKENS):
+            part = slice(begin, begin + MASK_TOKENS)
+            logits = session.take("logits", len(x[part]), products.first.outputs)
+            self.linear(x[part], products.first, bias=products.bias, activation=None if trees.depth else "gelu", out=logits)
+            if trees.depth:
+                count = logits.size // (16 // self.storage.itemsize)
+                self._launch("fff_mask", -(-count // 256), 256, logits, scalar(trees.depth), scalar(count, np.int64))
+            before = x if add_input else residual
+            self.linear(logits, products.second, bias=bias, residual=None if before is None else before[part], out=out[part])
+        if add_input and residual is not None:
+            out += residual
+        if out_norm is not None:
+            self.norm(out, out_norm, eps, out=out)
+
+    def plan(self, tokens: int, trees: Trees) -> str:
+        """The strategy for so many tokens, by what each costs on an H100."""
+        if len(trees.nodes) == 1:
+            return "fff_subtrees4" if tokens <= 512 else "fff_subtrees2" if tokens <= 1024 else "fff_tree"
+        if trees.products is not None and tokens > 128:
+            return "products"
+        return "fff_trees_few" if tokens <= 512 else "fff_trees"
+
+    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
+        """out is float32."""
+        here = self._session.starts
+        starts = here[1] if here is not None and here[0] is cu_seqlens else self._send("bounds of texts", cu_seqlens)
+        self._launch("pool", len(out), 128, x, starts, scalar(POOLING.index(kind)), out)
+
+    # --- the forward pass ---
+
+    def encode(self, weights: Any, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
+        """The forward pass of model.py as one graph; op by op where something is watched."""
+        with_types = weights.embedding.token_type is not None and batch.token_types is not None
+        if taps or routes:
+            return self._encode_watched(weights, work.place(batch, len(batch.ids), with_types), work, taps, routes)
+        size = bucket(len(batch.ids))
+        placed = work.place(batch, size, with_types)
+        run = lambda: super(CUDA, self).encode(weights, placed, work)  # noqa: E731
+        if (size, with_types) not in work.graphs:
+            run()
+            work.graphs[size, with_types] = work.capture(run)
+        work.graphs[size, with_types].launch(work.stream)
+        return work.take("x", size, weights.hidden)[: len(batch.ids)]
+
+    def _encode_watched(self, weights: Any, placed: Placed, work: Any, taps: dict | None, routes: list | None) -> Any:
+        """Taps and routes are filled here and brought to the caller's arrays."""
+        taps_here = {i: self.empty(*array.shape) for i, array in (taps or {}).items()}
+        routes_here = [r and tuple(self.empty(*a.shape, dtype=a.dtype) for a in r) for r in routes or ()]
+        x = super().encode(weights, placed, work, taps=taps_here, routes=routes_here)
+        for i, array in taps_here.items():
+            taps[i][...] = self.bring(array)()
+        for theirs, ours in zip(routes or (), routes_here, strict=True):
+            for to, array in zip(theirs or (), ours or (), strict=True):
+                to[...] = self.bring(array)()
+        return x
+
+    def attention_block(self, x: Any, attention: Any, cu_seqlens: Any, weights: Any, work: Any) -> None:
+        """As in model.py, but the norm behind it is left to ffn_block."""
+        h = work.take("h", *x.shape)
+        qkv = work.take("qkv", len(x), 3 * x.shape[1])
+        if weights.pre_norm:
+            self.norm(x, attention.norm, weights.eps, out=h)
+        self.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+        self.attention(qkv, cu_seqlens, weights.heads, out=h)
+        self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
+
+    def ffn_block(self, x: Any, layer: Any, weights: Any, work: Any, *, routes: Any = None) -> None:
+        """x = x + ffn(norm(x)), or norm(h + ffn(h)) with h = norm(x) where norms come after; trees alone are one kernel."""
+        norm, out_norm = (layer.norm, None) if weights.pre_norm else (layer.norm_before, layer.norm)
+        nodes, z = routes or (None, None)
+        if layer.dense_in is None:
+            around = {"norm": norm, "out_norm": out_norm, "eps": weights.eps}
+            residual = x if weights.pre_norm else None
+            self.fff(x, layer.trees, bias=layer.b_out, residual=residual, add_input=residual is None, out=x, nodes=nodes, z=z, **around)
+            return
+        h = work.take("h", *x.shape)
+        self.norm(x, norm, weights.eps, out=h)
+        middle = work.take("middle", len(x), self.outputs(layer.dense_in.weight))
+        self.linear(h, layer.dense_in.weight, bias=layer.dense_in.bias, activation="gelu", out=middle)
+        last = layer.b_out if layer.trees is None else None
+        self.linear(middle, layer.dense_out.weight, bias=last, residual=x if weights.pre_norm else h, out=x)
+        if layer.trees is not None:
+            around = {"out_norm": out_norm, "eps": weights.eps}
+            self.fff(h, layer.trees, bias=layer.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
+        elif out_norm is not None:
+            self.norm(x, out_norm, weights.eps, out=x)
+
+    # --- FFF ---
+
+    def apply(self, layer: Any, x: Any, out: Any = None, routes: bool = False) -> Any:
+        """FFF's call, or its routes, for an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that
+        CuPy can share: __cuda_array_interface__, __dlpack__), on the caller's current stream.
+        """
+        cupy = self.cupy
+        at_host = isinstance(x, np.ndarray)
+        with cupy.cuda.Device(self.number):
+            if at_host:
+                layer._check(x)
+                given = self._send("x", x)
+            else:
+                given = (
+                    x if isinstance(x, cupy.ndarray) else cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
+                )
+                if given.ndim != 2 or given.shape[1] != layer.hidden or given.dtype not in (np.float32, np.float16, self.storage):
+                    raise InputError(
+                        f"x is {given.dtype} {given.shape} on the GPU, expected (T, {layer.hidden}) of float32 or float16, "
+                        f"or the bits of {layer.dtype}"
+                    )
+            inner = self._widened(self._as_act(given), self.width)
+            y = self.empty(len(inner), self.width)
+            depth, count = layer.depth + 1, layer.trees
+            if routes:
+                nodes, z = self.empty(len(inner), count, depth, dtype=np.int32), self.empty(len(inner), count, depth, dtype=np.float32)
+                self.fff(inner, layer._layer.trees, out=y, nodes=nodes, z=z)
+                return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
+            ffn.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
+            y = y[:, : layer.hidden]
+            if at_host:
+                y = self.bring(y)()
+            elif given.dtype != self.storage or not y.flags.c_contiguous:
+                y = self._as_floats(y, given.dtype)
+            if out is None:
+                return y
+            out[...] = y
+            return out
+
+    def _as_act(self, x: Any) -> Any:
+        """float32 or float16 values as the compute dtype's bits."""
+        if x.dtype == self.storage or self.act != "bfloat16":
+            return x.astype(self.storage, copy=False)
+        bits = self.cupy.ascontiguousarray(x, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+    def _as_floats(self, y: Any, dtype: Any) -> Any:
+        if self.act != "bfloat16" or dtype == self.storage:
+            return self.cupy.ascontiguousarray(y, dtype)
+        return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+
+
+# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block.
+STRATEGIES = {
+    "fff_tree": (False, WARPS * 32),
+    "fff_trees": (False, WARPS * 32),
+    "fff_trees_few": (True, 0),
+    "fff_subtrees2": (True, 3 * 32),
+    "fff_subtrees3": (True, 7 * 32),
+    "fff_subtrees4": (True, 15 * 32),
+}
