@@ -173,4 +173,49 @@ def test_articles_and_novels_become_text(tmp_path, capsys):
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src")]) == 0
     assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "nowhere")]) == 1
-    assert "has no files wiki_*" in capsys.readouterr().err
+    assert "no files wiki_*" in capsys.readouterr().err
+
+
+def test_data_sets_become_what_was_asked(tmp_path, capsys):
+    get_text = load_tool("get_text")
+    source = tmp_path / "src"
+    source.mkdir()
+    turns = [
+        {"speaker": "USER", "utterance": "Find me a bus", "segments": [{"text": "a bus"}], "frames": [{"slots": [{"text": "bus"}]}]},
+        {"speaker": "SYSTEM", "utterance": "Where to?"},
+    ]
+    (source / "a.json").write_text(json.dumps([{"dialogue_id": "1", "turns": turns}]))
+    parts = {"data": [{"text": "Play "}, {"text": "Jolene", "entity": "track"}, {"text": " now"}]}
+    (source / "b.json").write_text(json.dumps({"PlayMusic": [parts], "said": {"userInput": {"text": "for two  people"}}}))
+    (source / "c.jsonl").write_text('{"question": "who wrote it", "answer": ["Ada"]}\n{"qText": "FIND me a bus!"}\n')
+    (source / "d.csv").write_text('"My card, is it late",card_arrival\n')
+    (source / "e.tsv").write_text('How deep is "the sea\t0.4\n')
+    (source / "f.lu").write_text("> note\n# Go\n- go to {City=Rome} by {Day=noon}\n- go to {City}\n$City:Rome=\n- Roma\n")
+    (source / "g.qna").write_text("## ? Who are you\n- What are you\n\n```markdown\nA model\n```\n")
+    (source / "LICENSE.txt").write_text("All of it")
+    (tmp_path / "pairs.txt").write_text("\ufeffGood morning\tGuten Morgen\n")
+    (tmp_path / "test.json").write_text(json.dumps({"test": [["Who wrote it?", "author"]]}))
+    out = tmp_path / "out.txt"
+    leave_out = ["--leave-out", str(tmp_path / "test.json")]
+    assert get_text.main([str(out), str(source), str(tmp_path / "pairs.txt"), *leave_out]) == 0
+    assert out.read_text().splitlines() == [
+        "Find me a bus",
+        "Play Jolene now",
+        "for two people",
+        get_text.as_typed("My card, is it late"),
+        'How deep is "the sea',
+        "go to Rome by noon",
+        "Who are you",
+        "What are you",
+        "Good morning",
+    ]
+
+    texts = [f"Well, is it {i} o'clock?" for i in range(40)]
+    typed = [get_text.as_typed(text) for text in texts]
+    bare = [text.replace(",", "").replace("?", "") for text in texts]
+    assert all(line in pair for line, pair in zip(typed, zip(texts, bare, strict=True), strict=True))
+    assert 5 < sum(line == text for line, text in zip(typed, texts, strict=True)) < 35
+
+    (source / "a.json").write_text("[")
+    assert get_text.main([str(out), str(source)]) == 1
+    assert "a.json" in capsys.readouterr().err

@@ -266,6 +266,41 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
         assert torch.equal(out, theirs.dense_out.weight[:, at])
 
 
+def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
+    dense = fff_torch.load(teacher)
+    first = train.make_student(dense, train.Distill(out="", shape="2x3 + 5"))
+    fff_torch.save(first, tmp_path / "first")
+    second = train.make_student(dense, train.Distill(out="", shape="2x3 + 3", start=str(tmp_path / "first"), stored="int8"))
+    assert second.config.ffn == (FFF(2, 3, 3, bias_out=True),) * 2
+    state, known = second.state_dict(), first.state_dict()
+    for name, weight in known.items():
+        if name.startswith("layers.") and ".dense_" not in name:
+            assert torch.equal(state[name], weight), name
+    assert torch.equal(state["embedding.word"], train.make_student(dense, train.Distill(out="", stored="int8")).embedding.word)
+    for name, axis in (("dense_in.weight", 1), ("dense_out.weight", 0)):
+        mine, theirs = state[f"layers.1.ffn.{name}"], known[f"layers.1.ffn.{name}"]
+        assert {tuple(w.tolist()) for w in mine.movedim(1 - axis, 0)} < {tuple(w.tolist()) for w in theirs.movedim(1 - axis, 0)}
+    strength = known["layers.1.ffn.dense_in.weight"].norm(dim=1) * known["layers.1.ffn.dense_out.weight"].norm(dim=0)
+    kept = strength[torch.cdist(state["layers.1.ffn.dense_in.weight"], known["layers.1.ffn.dense_in.weight"]).argmin(1)]
+    assert kept.min() == strength.sort().values[-3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "reason"),
+    [
+        ("2x3 + 6", {}, "or more of `dense`"),
+        ("1x3 + 5", {}, "expected a student of this teacher"),
+        ("dense 24", {}, "expected a student of this teacher"),
+        ("2x3 + 5", {"copy": True}, "start and copy both say"),
+    ],
+)
+def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason):
+    dense = fff_torch.load(teacher)
+    fff_torch.save(train.make_student(dense, train.Distill(out="", shape="2x3 + 5")), tmp_path / "first")
+    with pytest.raises(InputError, match=reason):
+        train.make_student(dense, train.Distill(out="", shape=shape, start=str(tmp_path / "first"), **options))
+
+
 # --- what is wrong with a run ----------------------------------------------------------------------
 
 

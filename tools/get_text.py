@@ -1,27 +1,60 @@
-"""Articles and novels as plain text for train.py: python tools/get_text.py OUT.txt FOLDER
+"""Articles, novels and what people ask and say as plain text for train.py: python tools/get_text.py OUT.txt FOLDER [FOLDER ...]
+
+Encyclopedias and novels (CC BY-SA, CC BY):
 
     git clone https://github.com/ag-gipp/wikiextractor && python tools/get_text.py featured.txt wikiextractor/text-excellent
     git clone https://github.com/Vibhas-hs-edu/WikiTasks && python tools/get_text.py recent.txt WikiTasks/text/AA
     git clone https://github.com/COST-ELTeC/ELTeC-eng && python tools/get_text.py novels.txt ELTeC-eng/level1
 
-FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements) or TEI novels (.xml). OUT.txt gets a paragraph a
-line, and a line `= Title =` before each article.
+Dialogues, of which the customer's side is taken, and questions and commands; each with the commit that the model inside the package
+learned from, its licence, and what was read of it. --leave-out keeps the texts of a data set to be tested on out of it:
+
+    github.com/google-research-datasets/dstc8-schema-guided-dialogue  e852981  CC BY-SA 4.0  train dev test
+    github.com/google-research-datasets/Taskmaster                    d92cb6a  CC BY 4.0     TM-4-2024/data
+    github.com/PolyAI-LDN/task-specific-datasets                      57ec275  CC BY 4.0     span_extraction/restaurant8k
+
+    python tools/get_text.py dialogues.txt FOLDER ... --leave-out CLINC150/data_full.json
+
+    github.com/google-research-datasets/query-wellformedness          fb69c21  CC BY-SA 4.0
+    github.com/google-research-datasets/natural-questions             fb26a30  CC BY-SA 3.0  nq_open
+    github.com/xliuhw/NLU-Evaluation-Data                             f6071b4  CC BY 4.0     CrossValidation/out4LuisReal
+    github.com/sonos/nlu-benchmark                                    b86ac7f  CC0           2017-06-custom-intent-engines
+    github.com/PolyAI-LDN/task-specific-datasets                      57ec275  CC BY 4.0     banking_data nlupp/data
+    github.com/brmson/dataset-factoid-webquestions                    6688908  CC BY 4.0     main
+    github.com/microsoft/botframework-solutions                       08ad18f  MIT           the folders en-us of samples/csharp
+    github.com/13luoyu/Transformer-machine-translation                aa43963  CC BY 2.0     cmn.txt, sentences of Tatoeba
+
+    python tools/get_text.py queries.txt FOLDER ... --leave-out CLINC150/data_full.json
+
+A FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), or data sets (.json, .jsonl; .csv and
+.tsv, of which the first column counts; .lu and .qna of bots); a single file stands for a folder, too, and a .txt is then taken for a .tsv.
+OUT.txt gets a paragraph a line, and a line `= Title =` before each article. Of data sets it gets each text once; every second one, by its
+own letters, loses its punctuation, as people type.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import html
+import json
 import re
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 DOCUMENT = re.compile(r'<doc [^>]*title="([^"]*)"[^>]*>\n(.*?)</doc>', re.DOTALL)
 PARAGRAPH = re.compile(r"<p[^>]*>(.*?)</p>", re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
 # Characters: shorter lines of an article are headings, shorter articles are stubs.
 LINE, ARTICLE, NOVEL_LINE = 40, 200, 20
+DATA = (".json", ".jsonl", ".csv", ".tsv", ".lu", ".qna")
+SAID = ("utterance", "text", "question", "qText")  # keys of what was said, in any of the data sets
+PIECES = ("segments", "slots")  # keys of pieces of a text beside it
+LABEL = re.compile(r"\{[^{}=]*=([^{}]*)\}")  # {City=Paris} in a bot's examples; {City} alone is a place to fill in
+PUNCTUATION = re.compile(r"[.,;:?!](?=\s|$)")
 
 
 def articles(text: str) -> Iterator[str]:
@@ -41,20 +74,107 @@ def novel(text: str) -> Iterator[str]:
             yield line
 
 
+def sayings(file: Path, text: str) -> Iterator[str]:
+    """What was said or asked in a file of a data set: of tables the first column, of JSON what SAID names, of bots the examples."""
+    if file.suffix in (".lu", ".qna"):
+        yield from examples(text)
+    elif file.suffix in (".tsv", ".txt"):
+        yield from (line.partition("\t")[0] for line in text.splitlines())
+    elif file.suffix == ".csv":
+        yield from (row[0] for row in csv.reader(text.splitlines()) if row)
+    else:
+        yield from said([json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text))
+
+
+def said(value: Any) -> Iterator[str]:
+    """The texts anywhere in a JSON value that SAID names; a text in parts, a list `data` of them, is put together."""
+    if isinstance(value, list):
+        for item in value:
+            yield from said(item)
+    elif isinstance(value, dict) and str(value.get("speaker", "user")).lower() == "user":
+        parts = value.get("data")
+        if isinstance(parts, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+            yield "".join(part["text"] for part in parts)
+            return
+        for key, item in value.items():
+            if key in SAID and isinstance(item, str):
+                yield item
+            elif key not in PIECES:
+                yield from said(item)
+
+
+def examples(text: str) -> Iterator[str]:
+    """The examples of each intent and the forms of each question in a bot's file: lines "- text" and "## ? text" under "#" headings."""
+    intent = False
+    for line in text.splitlines():
+        mark, _, rest = line.partition(" ")
+        if mark.startswith(("#", "$", "@")):  # an intent or question; a list of an entity's values
+            intent = mark.startswith("#")
+        said = LABEL.sub(r"\1", rest.removeprefix("? ") if rest.startswith("? ") else rest if mark == "-" else "")
+        if intent and "{" not in said:
+            yield said
+
+
+def as_typed(line: str) -> str:
+    """Every second line, by its own letters, without its punctuation."""
+    return PUNCTUATION.sub("", line).strip() if zlib.crc32(line.encode()) % 2 else line
+
+
+def plain(line: str) -> str:
+    """What two lines share that differ by case, punctuation and spaces alone."""
+    return re.sub(r"\W+", " ", line.lower()).strip()
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
+
+
+def paragraphs(file: Path, known: set[str]) -> Iterable[str]:
+    """The lines to write of a file; of data sets, those that are not `known`, in plain(), which get to be."""
+    text = file.read_text("utf-8-sig", errors="ignore")
+    if file.suffix == ".xml" or file.name.startswith("wiki_"):
+        yield from (novel if file.suffix == ".xml" else articles)(text)
+        return
+    for line in sayings(file, text):
+        if (key := plain(line)) and key not in known:
+            known.add(key)
+            yield as_typed(" ".join(line.split()))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT.txt", type=Path)
-    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
+    parser.add_argument("--leave-out", metavar="FILE.json", type=Path, help="a data set to be tested on: none of its texts is written")
     options = parser.parse_args(arguments)
-    files = sorted(p for p in options.folder.rglob("*") if p.is_file() and (p.name.startswith("wiki_") or p.suffix == ".xml"))
+    files = [
+        path
+        for folder in options.folders
+        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+        if path == folder or (path.is_file() and (path.name.startswith("wiki_") or path.suffix in (".xml", *DATA)))
+    ]
     if not files:
-        print(f"get_text: {options.folder} has no files wiki_* of WikiExtractor and no .xml novels", file=sys.stderr)
+        print(
+            f"get_text: {' '.join(map(str, options.folders))}: no files wiki_* of WikiExtractor, no .xml novels, no data sets "
+            f"({', '.join(DATA)})",
+            file=sys.stderr,
+        )
         return 1
-    with open(options.out, "w", encoding="utf-8") as out:
-        for file in files:
-            text = file.read_text("utf-8", errors="ignore")
-            out.writelines(f"{line}\n" for line in (novel if file.suffix == ".xml" else articles)(text))
+    file = options.leave_out
+    try:
+        known = set(map(plain, texts_in(json.loads(file.read_text("utf-8"))))) if file else set()
+        with open(options.out, "w", encoding="utf-8") as out:
+            for file in files:
+                out.writelines(f"{line}\n" for line in paragraphs(file, known))
+    except (OSError, json.JSONDecodeError) as error:
+        print(f"get_text: {file}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The training runs behind the README's tables. Runs of a stage share the GPUs that there are; each stage takes minutes on two H100.
 #
-#     tools/study.sh STAGE       candidates | embedder | shapes | mlm | glue
+#     tools/study.sh STAGE       candidates | embedder | queries | shapes | mlm | glue
 #
 # TEACHER  all-MiniLM-L6-v2, as tools/get_model.py makes it        CORPUS  a .npz cache of the text's ids, as `train.py --cache` makes it
 # DATA     folder with GLUE, as published                          RUNS    folder for the runs
@@ -60,6 +60,11 @@ embedder)
     ((gpus > 1)) && launch="torchrun --nproc-per-node $gpus"
     distill embedder embedder "${@:2}"
     results embedder
+    ;;
+queries) # the embedder goes on with another CORPUS: articles, a part of the novels, dialogues twice, queries five times (tools/get_text.py)
+    ((gpus > 1)) && launch="torchrun --nproc-per-node $gpus"
+    distill embedder-queries embedder-queries --start "$RUNS/embedder/model" "${@:2}"
+    results embedder-queries
     ;;
 shapes) # all at once: the GPU is shared, the steps are equal
     names=()

@@ -75,6 +75,7 @@ class Distill(_OnText):
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings; of embedders")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch; of embedders")
     copy: bool = option(False, "start the always-on neurons as the teacher's strongest")
+    start: str | None = option(None, "folder of an earlier student to go on from; it may have more neurons always on: the strongest stay")
     sts: str | None = option(None, "folder with STS-B's dev.tsv, scored at each validation; of embedders")
 
 
@@ -313,15 +314,20 @@ def distill(settings: Distill, resume: bool) -> None:
 
 
 def make_student(teacher: Encoder, settings: Distill) -> Encoder:
-    """The teacher with fresh feedforwards. Its embeddings are frozen, rounded as they will be stored."""
+    """The teacher with fresh feedforwards, or settings.start's layers. Its embeddings are frozen, rounded as they will be stored."""
     config = teacher.config
     tasks = Tasks(embed=config.tasks.embed or Embed("mean", True))
     student = Encoder(dataclasses.replace(config, ffn=(parse_shape(settings.shape),) * config.layers, tasks=tasks))
     known = {n: w for n, w in teacher.state_dict().items() if (".ffn." not in n or ".ffn.norm." in n) and not n.startswith("tasks.")}
+    source = teacher if settings.start is None else earlier_student(student.config, settings)
+    if source is not teacher:
+        always_on = (".dense_in.", ".dense_out.")
+        known |= {n: w for n, w in source.state_dict().items() if n.startswith("layers.") and not any(a in n for a in always_on)}
     student.load_state_dict(student.state_dict() | known)
-    if settings.copy:
-        for mine, theirs in zip(student.layers, teacher.layers, strict=True):
-            copy_strongest(mine.ffn, theirs.ffn)
+    if settings.copy or source is not teacher:
+        for mine, theirs in zip(student.layers, source.layers, strict=True):
+            if mine.ffn.dense_in is not None:
+                copy_strongest(mine.ffn, theirs.ffn)
     for name, weight in student.embedding.named_parameters():
         weight.requires_grad_(False)
         if "norm" not in name and name != "position_scale":
@@ -330,9 +336,24 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     return student
 
 
+def earlier_student(config: Config, settings: Distill) -> Encoder:
+    """The checkpoint in settings.start. Raises InputError where it differs from `config` in more than neurons always on to spare."""
+    start = fff_torch.load(settings.start)
+    theirs, mine = start.config.ffn[0], config.ffn[0]
+    fits = dataclasses.replace(start.config, ffn=config.ffn, tasks=config.tasks) == config and len(set(start.config.ffn)) == 1
+    fits = fits and isinstance(theirs, FFF) and isinstance(mine, FFF)
+    if not fits or dataclasses.replace(theirs, dense=mine.dense) != mine or theirs.dense < mine.dense:
+        raise InputError(
+            f"start is {settings.start} with feedforwards {theirs}, expected a student of this teacher with {mine}, or more of `dense`"
+        )
+    if settings.copy:
+        raise InputError("start and copy both say where the always-on neurons come from: leave one of the two out")
+    return start
+
+
 @torch.no_grad()
 def copy_strongest(mine: fff_torch.Feedforward, theirs: fff_torch.Feedforward) -> None:
-    """Fill always-on neurons with the teacher's whose in-row and out-row are longest, by the product of the lengths."""
+    """Fill always-on neurons with those of `theirs` whose in-row and out-row are longest, by the product of the lengths."""
     strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
     best = strength.topk(len(mine.dense_in.weight)).indices
     mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
