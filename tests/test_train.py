@@ -402,7 +402,8 @@ def test_recipes_that_do_not_fit(tmp_path, content, message):
 
 
 def test_the_projects_recipes_are_read():
-    kinds = {"embedder": train.Distill, "shapes": train.Distill, "mlm": train.Pretrain, "glue": load_tool("finetune").Finetune}
+    kinds = dict.fromkeys(("embedder", "embedder-queries", "shapes"), train.Distill)
+    kinds |= {"mlm": train.Pretrain, "glue": load_tool("finetune").Finetune}
     files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
     assert files.keys() == kinds.keys()
     for stem, file in files.items():
