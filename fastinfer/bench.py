@@ -201,6 +201,28 @@ def gelu64(z: np.ndarray) -> np.ndarray:
     return 0.5 * z * (1 + erf(z / 2**0.5))
 
 
+def walk64(
+    x: np.ndarray, nodes: np.ndarray, b_in: np.ndarray | None, depth: int, along: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Trees in float64: (y (T, D), the visited nodes (T, P, depth + 1), the smallest deciding |z| (T, P)).
+
+    x (T, D); nodes (P, N, 2, D); b_in (P, N) or None; along: the nodes to visit; None: where the signs of z lead.
+    """
+    x = x.astype(np.float64)
+    y, margin = np.zeros(x.shape), np.full((len(x), len(nodes)), np.inf)
+    visited = np.zeros((len(x), len(nodes), depth + 1), np.int32) if along is None else along
+    for p in range(len(nodes)):
+        for level in range(depth + 1):
+            at = visited[:, p, level]
+            z = np.einsum("td,td->t", x, nodes[p, at, 0].astype(np.float64)) + (0 if b_in is None else b_in[p, at])
+            y += gelu64(z)[:, None] * nodes[p, at, 1]
+            if level < depth:
+                margin[:, p] = np.minimum(margin[:, p], np.abs(z))
+                if along is None:
+                    visited[:, p, level + 1] = 2 * at + 1 + (z > 0)
+    return y, visited, margin
+
+
 def dense64(x: np.ndarray, w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, gelu: bool) -> np.ndarray:
     """The dense layer in float64."""
     middle = x.astype(np.float64) @ w1.T.astype(np.float64)
@@ -259,21 +281,11 @@ def check_fff(layer: FFF, x: np.ndarray, arrays: tuple, dtype: str) -> tuple[flo
     routes are compared with those of float64 logits of the float32 weights.
     """
     w_in, b_in, w_out = arrays
-    stored = Tensor(np.stack([w_in, w_out], 2), "float32").to(dtype).float32()
+    weights = np.stack([w_in, w_out], 2)
     nodes, _ = layer.routes(x)
-    x64 = x.astype(np.float64)
-    want = np.zeros(x.shape)
-    node = np.zeros((len(x), len(w_in)), int)
-    routed = np.ones(len(x), bool)
-    for p in range(len(w_in)):
-        for level in range(layer.depth + 1):
-            at = nodes[:, p, level]
-            z = np.einsum("td,td->t", x64, stored[p, at, 0].astype(np.float64)) + (0 if b_in is None else b_in[p, at])
-            want += gelu64(z)[:, None] * stored[p, at, 1]
-            routed &= at == node[:, p]
-            true = np.einsum("td,td->t", x64, w_in[p, node[:, p]].astype(np.float64)) + (0 if b_in is None else b_in[p, node[:, p]])
-            node[:, p] = 2 * node[:, p] + 1 + (true > 0)
-    return float(np.abs(layer(x) - want).max()), 1 - float(routed.mean())
+    want, _, _ = walk64(x, Tensor(weights, "float32").to(dtype).float32(), b_in, layer.depth, along=nodes)
+    _, true, _ = walk64(x, weights, b_in, layer.depth)
+    return float(np.abs(layer(x) - want).max()), float((nodes != true).any((1, 2)).mean())
 
 
 def bench_cmm(
@@ -521,8 +533,8 @@ def ladder_line(r: dict) -> str:
 # --- output ----------------------------------------------------------------------------------------
 
 
-def plot_cmm(rows: list[dict], path: str) -> None:
-    """Speed-up over numpy's two float32 products against tokens, a line per shape and dtype, each shape's limit dashed."""
+def plot_cmm(rows: list[dict], path: str, speedup: Callable[[dict], float], against: str) -> None:
+    """Speed-up over `against` by tokens, a line per shape and dtype, each shape's limit dotted."""
     try:
         import matplotlib
     except ImportError:
@@ -532,17 +544,17 @@ def plot_cmm(rows: list[dict], path: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     shapes = list(dict.fromkeys(r["shape"] for r in rows))
-    styles = {"float32": "-", "bfloat16": "--", "int8": ":"}
+    styles = {"float32": "-", "float16": "-.", "bfloat16": "--", "int8": ":"}
     for i, shape in enumerate(shapes):
         mine = [r for r in rows if r["shape"] == shape]
         for dtype in dict.fromkeys(r["dtype"] for r in mine):
-            line = [(r["tokens"], r["speedup"]["numpy"]) for r in mine if r["dtype"] == dtype]
+            line = [(r["tokens"], speedup(r)) for r in mine if r["dtype"] == dtype]
             axes.plot(*zip(*line, strict=True), styles[dtype], color=f"C{i}", marker="o", markersize=4, label=f"{shape} {dtype}")
         axes.axhline(mine[0]["limit"], color=f"C{i}", linewidth=0.8, linestyle=(0, (1, 3)))
         axes.annotate(
             f"limit of {shape}", (max(r["tokens"] for r in mine), mine[0]["limit"]), fontsize=7, color=f"C{i}", ha="right", va="bottom"
         )
-    axes.set(xscale="log", yscale="log", xlabel="tokens in the batch", ylabel="times faster than numpy's two float32 products (3072 wide)")
+    axes.set(xscale="log", yscale="log", xlabel="tokens in the batch", ylabel=f"times faster than {against}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
@@ -575,31 +587,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cmm: trees x depth (default 1x11,16x7,64x5,128x4,512x2)",
     )
     parser.add_argument("--tokens", type=listed(int), metavar="T,...", help="tokens per call")
-    parser.add_argument("--dtypes", type=listed(str), metavar="DTYPE,...", help="float32, bfloat16, int8 (default: all)")
-    parser.add_argument("--device", default="cpu", help="cpu or cpu:ISA")
+    parser.add_argument("--dtypes", type=listed(str), metavar="DTYPE,...", help="float32, float16 (GPU), bfloat16, int8 (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu, cpu:ISA, cuda or cuda:N (cmm, ladder, model)")
     parser.add_argument("--threads", type=int, help="threads of every engine (default: the CPUs this process may use)")
     parser.add_argument("--paths", default="balanced", choices=["balanced", "skewed"], help="cmm: how tokens spread over a tree")
-    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time per engine and row (default 1)")
+    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call (on a GPU it is always measured, too)")
+    parser.add_argument("--seconds", type=float, help="time per engine and row (default 1, on a GPU 0.05)")
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--plot", metavar="FILE", help="cmm, model: draw the speeds (.svg or .png; needs matplotlib)")
     bench_model.add_arguments(parser, listed, shape)
 
 
-def main(argv: Sequence[str], *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None) -> None:
-    """Run `fastinfer bench` on an argument list, with more rivals beside numpy where the caller has them."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `fastinfer bench` in an argument list, for run()."""
     parser = argparse.ArgumentParser(prog="fastinfer bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    run(parser.parse_args(argv), dense=dense, products=products, models=models)
+    return parser.parse_args(argv)
 
 
 def run(
-    options: argparse.Namespace, *, dense: dict[str, Rival] | None = None, products: dict[str, Any] | None = None, models: Any = None
+    options: argparse.Namespace,
+    *,
+    dense: dict[str, Rival] | None = None,
+    products: dict[str, Any] | None = None,
+    models: Any = None,
+    gpu: Any = None,
 ) -> None:
-    """Run what parsed options say, and print it."""
+    """Run what parsed options say, and print it; gpu: a bench_cuda.Rivals."""
     ops = backends.get(options.device, threads=options.threads)
+    if ops.name == "cuda":
+        from . import bench_cuda
+
+        bench_cuda.run(options, ops, gpu)
+        return
     if ops.name != "cpu":
-        raise InputError(f"device is {options.device!r}, expected cpu or cpu:ISA: the kernels of other backends have no benchmark")
+        raise InputError(f"device is {options.device!r}, expected cpu, cpu:ISA, cuda or cuda:N: the NumPy reference has no benchmark")
+    options.seconds = 1.0 if options.seconds is None else options.seconds
     reexecute(ops.threads)
     about = machine(ops)
     if options.what == "model":
@@ -626,4 +649,5 @@ def run(
         all_dense = rivals(ops) | (dense or {})
         rows = bench_cmm(ops, **given, paths=options.paths, cold=options.cold, seconds=options.seconds, dense=all_dense, report=report)
         if options.plot:
-            plot_cmm(rows, options.plot)
+            numpy = "numpy's two float32 products (3072 wide)"
+            plot_cmm(rows, options.plot, lambda r: r["speedup"]["numpy"], numpy)

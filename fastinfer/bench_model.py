@@ -7,11 +7,13 @@ reference before it is timed, an FFF along the routes that the engine took. tool
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,20 +24,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import api, bench, checkpoint
+from . import bench, checkpoint
 from .backends.reference import Reference, gelu
 from .batch import PackedBatch
 from .checkpoint import Tensor
 from .config import FFF, Dense, Stored
 from .errors import BackendError, InputError
+from .model import Workspace
 
 SIZES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))  # texts x tokens
-DTYPES = ("float32", "bfloat16", "int8")
 CHECKED = 256  # tokens whose answers are compared, one text at least
 # What an engine may differ by from the float32 reference: mean of the errors of hidden states, whose own size is about 1.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.15}
+TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 0.03, "int8": 0.15}
 NEEDS = ("numpy", "scipy", "tokenizers", "safetensors")
-TEXTS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.3}  # relative, of a batch against each text alone
+TEXTS_TOLERANCE = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05, "int8": 0.3}  # relative, of a batch against each text alone
 RIVAL_BATCH = 32  # texts in a padded batch of a rival
 PAUSE_SECONDS = 0.25  # between turns: Intel's OpenMP, which CTranslate2 brings, spins for 0.2 s after a call
 
@@ -150,6 +152,8 @@ def stored_as(source: Path, folder: Path, dtype: str, shape: tuple[int, int] | N
     spec = checkpoint.tensors(config)
     weights = {name: t if spec[name].family in ("vector", "table") else t.to(dtype) for name, t in weights.items()}
     checkpoint.save(folder, dataclasses.replace(config, stored=Stored(dtype, dtype, dtype)), weights)  # type: ignore[arg-type]
+    if (source / "tokenizer.json").exists():
+        shutil.copy(source / "tokenizer.json", folder)
     return folder
 
 
@@ -216,7 +220,7 @@ class Oracle:
         want = None if routes else self._dense.get(key)
         if want is None:
             ops = Along(routes)
-            want = ops.encode(ops.prepare(config, stored), packed, api.Workspace()).reshape(*some.shape, -1).copy()
+            want = ops.encode(ops.prepare(config, stored), packed, Workspace()).reshape(*some.shape, -1).copy()
             if not routes:
                 self._dense[key] = want
         error = np.abs(got - want)
@@ -254,9 +258,6 @@ def bench_sizes(
         rows = []
         for name in errors:
             engine = engines[name][0]
-            others = {n: engines[n][0] for n in errors if engine.own and not engines[n][0].own}
-            same = [us[n] for n, other in others.items() if other.dtype == engine.dtype]
-            own_dense = us.get(f"fastinfer dense {engine.dtype}") if engine.own and engine.model != "dense" else None
             rows.append(
                 {
                     "op": "model",
@@ -272,13 +273,24 @@ def bench_sizes(
                     "texts_per_s": 1e6 / us[name] / tokens,
                     "max_error": errors[name][0],
                     "mean_error": errors[name][1],
-                    "speedup": {n: us[n] / us[name] for n in others},
-                    "against_own_dense": own_dense / us[name] if own_dense else None,
-                    "against_best_of_dtype": min(same) / us[name] if same else None,
-                    "against_best": min(us[n] for n in others) / us[name] if others else None,
+                    **ratios(name, {n: engines[n][0] for n in errors}, us),
                 }
             )
         yield rows
+
+
+def ratios(name: str, engines: dict[str, Engine], times: dict[str, float]) -> dict:
+    """How many times faster an engine of our own is than each rival, its own dense form, the best rival of its dtype, the best of all."""
+    engine = engines[name]
+    speedup = {n: times[n] / times[name] for n, other in engines.items() if engine.own and not other.own}
+    same = [speedup[n] for n in speedup if engines[n].dtype == engine.dtype]
+    own_dense = times.get(f"fastinfer dense {engine.dtype}") if engine.own and engine.model != "dense" else None
+    return {
+        "speedup": speedup,
+        "against_own_dense": own_dense / times[name] if own_dense else None,
+        "against_best_of_dtype": min(same) if same else None,
+        "against_best": min(speedup.values()) if speedup else None,
+    }
 
 
 # --- a fresh process -------------------------------------------------------------------------------
@@ -352,14 +364,8 @@ def installed_mb(packages: Sequence[str]) -> float:
 
 
 def embed_own(encode: Encode, tokenizer: Any) -> Callable[[list[str]], Any]:
-    """Texts as model.embed takes them: ordered by length, packed, nothing padded."""
-    model = encode.model  # type: ignore[attr-defined]
-    limit = model.config.max_tokens
-
-    def run(texts: list[str]) -> np.ndarray:
-        return model.embed(PackedBatch.from_ids([e.ids[:limit] for e in tokenizer.encode_batch(texts)]), normalize=False)
-
-    return run
+    """model.embed: texts ordered by length, packed, nothing padded."""
+    return functools.partial(encode.model.embed, normalize=False)  # type: ignore[attr-defined]
 
 
 def embed_padded(encode: Encode, tokenizer: Any, *, ordered: bool) -> Callable[[list[str]], Any]:
@@ -426,15 +432,26 @@ def bench_texts(
 # per table: (title, key of the row, width, format); us per token count no padding
 WHO = (("engine", "engine", 24, ""), ("model", "model", 6, ""), ("dtype", "dtype", 8, ""))
 SPEED = (("us/token", "us_per_token", 8, ".1f"), ("p10", "p10", 8, ".1f"), ("p90", "p90", 8, ".1f"), ("texts/s", "texts_per_s", 8, ".1f"))
+RATIOS = (
+    ("x own dense", "against_own_dense", 11, ".2f"),
+    ("x best of dtype", "against_best_of_dtype", 15, ".2f"),
+    ("x best rival", "against_best", 12, ".2f"),
+    ("max_err", "max_error", 7, ".0e"),
+    ("mean_err", "mean_error", 8, ".0e"),
+)
 COLUMNS = {
-    "model": (
+    "model": (*WHO, *SPEED, *RATIOS),
+    "gpu": (  # host us: what a whole call takes beyond its graph; us of parts: per layer
         *WHO,
-        *SPEED,
-        ("x own dense", "against_own_dense", 11, ".2f"),
-        ("x best of dtype", "against_best_of_dtype", 15, ".2f"),
-        ("x best rival", "against_best", 12, ".2f"),
-        ("max_err", "max_error", 7, ".0e"),
-        ("mean_err", "mean_error", 8, ".0e"),
+        ("graph ms", "graph_ms", 8, ".3f"),
+        ("p10", "p10", 8, ".3f"),
+        ("p90", "p90", 8, ".3f"),
+        ("call ms", "wall_ms", 8, ".3f"),
+        ("host us", "host_us", 7, ".1f"),
+        ("attention us", "attention_us", 12, ".1f"),
+        ("its block", "attention_block_us", 9, ".1f"),
+        ("ffn block us", "ffn_block_us", 12, ".1f"),
+        *RATIOS,
     ),
     "texts": (*WHO, ("order", "order", 8, ""), *SPEED),
     "start": (  # peak: with a batch of 32x128; PSS: after the first answer
@@ -461,12 +478,13 @@ def line(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Microseconds per token: a line per engine, a column per size."""
+    """Microseconds per token, or a GPU's milliseconds per batch: a line per engine, a column per size."""
+    title, key, spec = ("ms", "graph_ms", ".3f") if rows[0]["op"] == "gpu" else ("us per token", "us_per_token", ".1f")
     sizes = list(dict.fromkeys((r["texts"], r["tokens"]) for r in rows))
-    us = {(r["engine"], r["model"], r["dtype"], r["texts"], r["tokens"]): r["us_per_token"] for r in rows}
-    lines = [f"{'us per token':<41}" + "".join(f"{'x'.join(map(str, s)):>9}" for s in sizes)]
-    for who in dict.fromkeys(key[:3] for key in us):
-        lines.append(f"{who[0]:>24} {who[1]:>6} {who[2]:>8} " + "".join(f"{us[who + s]:>9.1f}" for s in sizes))
+    times = {(r["engine"], r["model"], r["dtype"], r["texts"], r["tokens"]): format(r[key], spec) for r in rows}
+    lines = [f"{title:<41}" + "".join(f"{'x'.join(map(str, s)):>9}" for s in sizes)]
+    for who in dict.fromkeys(key[:3] for key in times):
+        lines.append(f"{who[0]:>24} {who[1]:>6} {who[2]:>8} " + "".join(f"{times.get(who + s, '-'):>9}" for s in sizes))
     return "\n".join(lines)
 
 
@@ -480,7 +498,8 @@ def plot(rows: list[dict], path: str) -> None:
     from matplotlib import pyplot
 
     sizes = list(dict.fromkeys((r["texts"], r["tokens"]) for r in rows))
-    names = list(dict.fromkeys((r["dtype"], r["engine"], r["model"]) for r in sorted(rows, key=lambda r: DTYPES.index(r["dtype"]))))
+    ordered = sorted(rows, key=lambda r: list(TOLERANCE).index(r["dtype"]))
+    names = list(dict.fromkeys((r["dtype"], r["engine"], r["model"]) for r in ordered))
     figure, panels = pyplot.subplots(1, len(sizes), figsize=(3.2 + 2.2 * len(sizes), 0.8 + 0.22 * len(names)), sharey=True, squeeze=False)
     for axes, size in zip(panels[0], sizes, strict=True):
         speed = {(r["dtype"], r["engine"], r["model"]): 1e6 / r["us_per_token"] for r in rows if (r["texts"], r["tokens"]) == size}
@@ -499,7 +518,9 @@ def plot(rows: list[dict], path: str) -> None:
 def add_arguments(parser: Any, listed: Callable, shape: Callable) -> None:
     """The options of `bench model` beyond those that it shares with the kernels'."""
     parser.add_argument("-m", "--model", metavar="FOLDER", help="model: a checkpoint folder (default: BERT-base with random weights)")
-    parser.add_argument("--sizes", type=listed(shape), metavar="BxS,...", help="model: texts x tokens (default 1x16, 1x128 ... 8x512)")
+    parser.add_argument(
+        "--sizes", type=listed(shape), metavar="BxS,...", help="model: texts x tokens (default 1x16, 1x128 ... 8x512 or, on a GPU, 64x512)"
+    )
     parser.add_argument("--engines", metavar="WORD,...", help="model: only engines whose name, model or dtype holds one of these words")
     parser.add_argument("--cache", metavar="FOLDER", help="model: where prepared models are kept (default: a temporary folder)")
     parser.add_argument("--start", action="store_true", help="model: load time, first answer, memory of fresh processes instead of speed")
@@ -509,6 +530,7 @@ def add_arguments(parser: Any, listed: Callable, shape: Callable) -> None:
 
 def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
     """Run what parsed options say, and print it."""
+    threads = about.get("threads")
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(options.cache or scratch)
         source = Path(options.model) if options.model else bert_base(cache / "bert-base")
@@ -527,9 +549,9 @@ def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
             return any(word in name for word in words) and (not options.dtypes or any(d in name for d in options.dtypes))
 
         shapes = (options.shapes or [(1, 11)]) if not options.model else []
-        chosen = list(own_engines(source, base, cache, ops.threads, ops.device, shapes, options.dtypes or DTYPES, wanted))
+        chosen = list(own_engines(source, base, cache, threads, ops.device, shapes, options.dtypes or ops.dtypes, wanted))
         if rivals is not None and base == "dense":
-            chosen += rivals(source, cache, ops.threads, wanted, left_out)
+            chosen += rivals(source, cache, threads, wanted, left_out)
         if not chosen:
             raise InputError(f"--engines {options.engines} matches no engine")
 
@@ -566,9 +588,15 @@ def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
             return stored_as(source, cache / f"fastinfer-{model}-float32", "float32", (trees, depth))
 
         rows: list[dict] = []
-        sizes = options.sizes or SIZES
-        for done in bench_sizes(loaded, Oracle(folder_of), config.vocabulary, sizes=sizes, threads=ops.threads, seconds=options.seconds):
-            say("\n{texts} texts x {tokens} tokens\n".format(**done[0]) + header("model"))
+        given = loaded, Oracle(folder_of), config.vocabulary
+        if ops.name == "cuda":
+            from . import bench_cuda
+
+            measured = bench_cuda.bench_sizes(*given, sizes=options.sizes or bench_cuda.SIZES, seconds=options.seconds)
+        else:
+            measured = bench_sizes(*given, sizes=options.sizes or SIZES, threads=threads, seconds=options.seconds)
+        for done in measured:
+            say("\n{texts} texts x {tokens} tokens\n".format(**done[0]) + header(done[0]["op"]))
             for row in done:
                 emit(row)
             rows += done

@@ -378,7 +378,7 @@ def test_heap_order_written_as_a_table_is_the_same(device, dtype):
     assert_array_equal(*both)
 
 
-@each_device
+@pytest.mark.parametrize("device", [name for name in backends.ALL if name != "cuda"])  # whose ops take arrays of its own
 def test_a_residual_may_be_the_output(device):
     x, w_in, b_in, w_out = FFFCase(2, 4, hidden=20, tokens=11).build(10)
     ops = fastinfer.backends.get(device)

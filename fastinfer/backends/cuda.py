@@ -23,7 +23,7 @@ from .. import ffn
 from ..batch import PackedBatch
 from ..checkpoint import Tensor
 from ..config import Config
-from ..errors import BackendError, InputError
+from ..errors import BackendError, DtypeError, ShapeError, check_array
 from ..model import Workspace
 from .reference import Reference
 
@@ -160,7 +160,10 @@ class Matrix(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Trees as two matrix products: first (trees * slots, D), its bias, second (D, trees * slots); slots = 2 << depth, or 1 at depth 0."""
+    """Trees as two matrix products: first (trees * slots, D), bias (trees * slots), second (D, trees * slots).
+
+    At depth 0 there is one slot a tree, and the layer a dense one. Else slots = 2 << depth, and the bias is float32: fff_mask adds it.
+    """
 
     first: Matrix
     bias: Any
@@ -343,6 +346,11 @@ class CUDA(Reference):
         """NumPy's dtype of activations' bits."""
         return np.dtype(STORAGE[self.act])
 
+    @property
+    def vector_size(self) -> int:
+        """Values in the 16 bytes that a kernel loads at once."""
+        return 16 // self.storage.itemsize
+
     def workspace(self) -> Session:
         if self.idle:
             return self.idle.pop()
@@ -373,8 +381,8 @@ class CUDA(Reference):
             free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
             size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
             raise BackendError(
-                f"{self.device} has no room for {what}: {np.dtype(dtype)} {shape}, {size:.0f} MB, where {free:.0f} of {total:.0f} MB are free.\n"
-                f"  Give a smaller batch_tokens (it is {self.batch_tokens} where you give none), a smaller dtype (float16, int8), or another "
+                f"{self.device} has no room for {what}: {np.dtype(dtype)} {shape}, {size:.0f} MB; {free:.0f} of {total:.0f} MB are free.\n"
+                f"  Give a smaller batch_tokens ({self.batch_tokens} where you give none), a smaller dtype (float16, int8) or another "
                 "device; model.release() gives back what finished calls hold."
             ) from None
 
@@ -440,8 +448,9 @@ class CUDA(Reference):
                 f"hidden is {config.hidden} and heads {config.heads}, but the GPU backend needs a head size that is a multiple of 8 "
                 "up to 128: use device 'cpu'"
             )
-        with self.cupy.cuda.Device(self.number):
+        with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
+            device.synchronize()  # the streams of sessions do not wait for copies of this one
         if not weights.pre_norm:  # the norm behind attention is part of the feedforward's kernel
             for layer in weights.layers:
                 layer.ffn.norm_before = layer.attention.norm
@@ -469,15 +478,14 @@ class CUDA(Reference):
         return weight.outputs
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
-        count, _, hidden = nodes.data.shape[1:]
-        products = None
-        if len(nodes.data) >= 8 and depth <= 7 and count == ffn.tree_nodes(depth) and children is None:
-            products = self._as_products(nodes.float32(), b_in, depth)
         if self.int8_rows:
             nodes = nodes.to("int8")
-            rows, scales = nodes.data, nodes.scale
-        else:
-            rows, scales = nodes.float32(), None
+        rows, scales = (nodes.data, nodes.scale) if self.int8_rows else (nodes.float32(), None)
+        count, _, hidden = rows.shape[1:]
+        products = None
+        # fff_mask spreads a tree over the lanes of one warp at most.
+        if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
+            products = self._as_products(nodes.float32(), b_in, depth)
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
         small = (scales, b_in, children)
@@ -497,7 +505,8 @@ class CUDA(Reference):
         if b_in is not None:
             bias[:, :count] = b_in
         first, second = (Tensor(a, "float32") for a in (rows[:, :, 0].reshape(-1, hidden), rows[:, :, 1].reshape(-1, hidden).T))
-        return Products(self.matrix(first), self.vector(bias.reshape(-1)), self.matrix(second))
+        bias = self._send("the trees of a layer", bias.reshape(-1)) if depth else self.vector(bias.reshape(-1))
+        return Products(self.matrix(first), bias, self.matrix(second))
 
     # --- launching ---
 
@@ -536,9 +545,9 @@ class CUDA(Reference):
         session, (outputs, inputs) = self._session, weight.data.shape
         if x.dtype != self.storage:  # pooled vectors
             x = self._as_act(x)
-        if x.shape[1] != inputs:
-            x = self._widened(x, inputs)
-        y = out if out.shape[1] == outputs else self.empty(len(x), outputs)
+        x = self._widened(x, inputs)
+        aside = out.shape[1] != outputs or (activation is not None and residual is not None)
+        y = self.empty(len(x), outputs) if aside else out
         before = residual if activation is None and y is out else None  # added by the product itself
         product = session.product(len(x), weight, bias is not None, before is not None)
         product(x, weight.data, bias, before, y, session.workspace(), session.stream.ptr)
@@ -552,7 +561,9 @@ class CUDA(Reference):
             out[...] = y[:, : out.shape[1]]
 
     def _widened(self, x: Any, width: int) -> Any:
-        """x with zeros in columns up to `width`."""
+        """x with zeros in columns up to `width`; x itself where it is as wide."""
+        if x.shape[1] == width:
+            return self.cupy.ascontiguousarray(x)
         wide = self.empty(len(x), width)
         wide[:, x.shape[1] :] = 0
         wide[:, : x.shape[1]] = x
@@ -621,7 +632,7 @@ class CUDA(Reference):
         arguments["depth"], arguments["add_input"], arguments["eps"] = trees.depth, add_input, eps
         a_token, threads = STRATEGIES[strategy]
         if strategy == "fff_trees_few":
-            row_words = -(-self.width // (32 * (4 if self.act == "float32" else 8))) * (2 if self.int8_rows else 4)
+            row_words = -(-self.width // (32 * self.vector_size)) * (2 if self.int8_rows else 4)
             threads = 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
         self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads, arguments)
 
@@ -637,10 +648,13 @@ class CUDA(Reference):
         for begin in range(0, len(x), MASK_TOKENS):
             part = slice(begin, begin + MASK_TOKENS)
             logits = session.take("logits", len(x[part]), products.first.outputs)
-            self.linear(x[part], products.first, bias=products.bias, activation=None if trees.depth else "gelu", out=logits)
             if trees.depth:
-                count = logits.size // (16 // self.storage.itemsize)
-                self._launch("fff_mask", -(-count // 256), 256, logits, scalar(trees.depth), scalar(count, np.int64))
+                self.linear(x[part], products.first, out=logits)
+                count, width = logits.size // self.vector_size, logits.shape[1]
+                sizes = scalar(width), scalar(trees.depth), scalar(count, np.int64)
+                self._launch("fff_mask", -(-count // 256), 256, logits, products.bias, *sizes)
+            else:
+                self.linear(x[part], products.first, bias=products.bias, activation="gelu", out=logits)
             before = x if add_input else residual
             self.linear(logits, products.second, bias=bias, residual=None if before is None else before[part], out=out[part])
         if add_input and residual is not None:
@@ -728,33 +742,30 @@ class CUDA(Reference):
         CuPy can share: __cuda_array_interface__, __dlpack__), on the caller's current stream.
         """
         cupy = self.cupy
-        at_host = isinstance(x, np.ndarray)
+        at_host = isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))
         with cupy.cuda.Device(self.number):
             if at_host:
                 layer._check(x)
                 given = self._send("x", x)
+                if out is not None:
+                    check_array("out", out, x.shape, because="out has the shape of x")
             else:
-                given = (
-                    x if isinstance(x, cupy.ndarray) else cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
-                )
-                if given.ndim != 2 or given.shape[1] != layer.hidden or given.dtype not in (np.float32, np.float16, self.storage):
-                    raise InputError(
-                        f"x is {given.dtype} {given.shape} on the GPU, expected (T, {layer.hidden}) of float32 or float16, "
-                        f"or the bits of {layer.dtype}"
-                    )
+                given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
+                if given.ndim != 2 or given.shape[1] != layer.hidden:
+                    raise ShapeError(f"x is {given.shape}, expected (T, {layer.hidden})\n  hidden={layer.hidden} comes from w_in")
+                if given.dtype not in (np.float32, np.float16, self.storage):
+                    raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {layer.dtype}")
             inner = self._widened(self._as_act(given), self.width)
-            y = self.empty(len(inner), self.width)
-            depth, count = layer.depth + 1, layer.trees
+            y = self.empty(*inner.shape)
             if routes:
-                nodes, z = self.empty(len(inner), count, depth, dtype=np.int32), self.empty(len(inner), count, depth, dtype=np.float32)
+                shape = len(inner), layer.trees, layer.depth + 1
+                nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
                 self.fff(inner, layer._layer.trees, out=y, nodes=nodes, z=z)
                 return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
-            ffn.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
+            if len(inner):
+                ffn.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
             y = y[:, : layer.hidden]
-            if at_host:
-                y = self.bring(y)()
-            elif given.dtype != self.storage or not y.flags.c_contiguous:
-                y = self._as_floats(y, given.dtype)
+            y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
             if out is None:
                 return y
             out[...] = y

@@ -213,10 +213,11 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
     float factor = rsqrtf(warp_sum(squares) * (1.f / HIDDEN) + eps);
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
-        if (!inside(v)) continue;
-        float w[VECTOR], b[VECTOR];
-        unpack(load<uint4>(weight + column(v)), w);
-        unpack(load<uint4>(bias + column(v)), b);
+        float w[VECTOR] = {}, b[VECTOR] = {};  // what is outside becomes zero again: sums go over it
+        if (inside(v)) {
+            unpack(load<uint4>(weight + column(v)), w);
+            unpack(load<uint4>(bias + column(v)), b);
+        }
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) x[v * VECTOR + j] = x[v * VECTOR + j] * factor * w[j] + b[j];
     }
@@ -333,25 +334,41 @@ struct FFF {
     float eps;
 };
 
-__device__ __forceinline__ const row* in_row(const FFF& f, int tree, int node) {
-    return f.nodes + ((size_t)tree * f.count + node) * 2 * HIDDEN;
+// Nodes of all trees are counted through: n = tree * count + node.
+__device__ __forceinline__ const row* in_row(const FFF& f, int n) { return f.nodes + (size_t)n * (2 * HIDDEN); }
+__device__ __forceinline__ const row* out_row(const FFF& f, int n) { return in_row(f, n) + HIDDEN; }
+
+// What decides at a node, loaded together: a bias that came later would cost a second wait.
+struct Node {
+    Row row;
+    float bias;
+#ifdef ROW_INT8
+    float scale;
+#endif
+};
+
+__device__ __forceinline__ void load_node(Node& node, const FFF& f, int n) {
+    load_row(node.row, in_row(f, n));
+    node.bias = f.b_in ? __ldg(f.b_in + n) : 0.f;
+#ifdef ROW_INT8
+    node.scale = __ldg(f.scales + 2 * (size_t)n);
+#endif
 }
 
-__device__ __forceinline__ const row* out_row(const FFF& f, int tree, int node) { return in_row(f, tree, node) + HIDDEN; }
-
-__device__ __forceinline__ float logit(const FFF& f, int tree, int node, float product) {
-    size_t n = (size_t)tree * f.count + node;
+// z of the warp's token, in every lane
+__device__ __forceinline__ float logit(const Node& node, const float (&x)[VALUES]) {
+    float product = warp_sum(dot(node.row, x));
 #ifdef ROW_INT8
-    product *= __ldg(f.scales + 2 * n);
+    product *= node.scale;
 #endif
-    return product + (f.b_in ? __ldg(f.b_in + n) : 0.f);
+    return product + node.bias;
 }
 
 // What the out-row is multiplied by.
-__device__ __forceinline__ float weight_of(const FFF& f, int tree, int node, float z) {
+__device__ __forceinline__ float weight_of(const FFF& f, int n, float z) {
     float by = gelu(z);
 #ifdef ROW_INT8
-    by *= __ldg(f.scales + 2 * ((size_t)tree * f.count + node) + 1);
+    by *= __ldg(f.scales + 2 * (size_t)n + 1);
 #endif
     return by;
 }
@@ -377,32 +394,33 @@ __device__ __forceinline__ void finish(float (&y)[VALUES], const FFF& f, int tok
 // Where a token went in one tree, a level a lane.
 struct Path { int node; float z; };
 
-// This warp's token down `G` trees from `tree` on, in step, so that loads of one hide those of another.
-template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const float (&x)[VALUES], const FFF& f, int tree) {
+// This warp's token down the G trees `tree`, `tree + stride` ... (as far as there are), in step: loads of one hide those of another.
+template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const float (&x)[VALUES], const FFF& f, int tree, int stride) {
     int at[G];
 #pragma unroll
-    for (int g = 0; g < G; g++) at[g] = tree + g < f.trees ? 0 : -1, paths[g] = {-1, 0.f};
+    for (int g = 0; g < G; g++) at[g] = tree + g * stride < f.trees ? 0 : -1, paths[g] = {-1, 0.f};
 #pragma unroll 1
     for (int level = 0; level <= f.depth; level++) {
-        Row rows[G];
+        Node nodes[G];
 #pragma unroll
         for (int g = 0; g < G; g++)
-            if (at[g] >= 0) load_row(rows[g], in_row(f, tree + g, at[g]));
+            if (at[g] >= 0) load_node(nodes[g], f, (tree + g * stride) * f.count + at[g]);
 #pragma unroll
         for (int g = 0; g < G; g++) {
             if (at[g] < 0) continue;
-            float z = logit(f, tree + g, at[g], warp_sum(dot(rows[g], x)));
+            float z = logit(nodes[g], x);
             if (lane_id() == level) paths[g] = {at[g], z};
-            at[g] = next_node(f, tree + g, at[g], z);
+            at[g] = next_node(f, tree + g * stride, at[g], z);
         }
     }
 }
 
 // y += what the nodes of these paths say. All levels take their GELU at once; then rows are loaded, `AHEAD` at a time.
-template <int G, int AHEAD> __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G], const FFF& f, int tree) {
+template <int G, int AHEAD>
+__device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G], const FFF& f, int tree, int stride) {
     float by[G];
 #pragma unroll
-    for (int g = 0; g < G; g++) by[g] = paths[g].node >= 0 ? weight_of(f, tree + g, paths[g].node, paths[g].z) : 0.f;
+    for (int g = 0; g < G; g++) by[g] = paths[g].node >= 0 ? weight_of(f, (tree + g * stride) * f.count + paths[g].node, paths[g].z) : 0.f;
 #pragma unroll 1
     for (int level = 0; level <= f.depth; level += AHEAD / G) {
         Row rows[AHEAD];
@@ -412,7 +430,7 @@ template <int G, int AHEAD> __device__ __forceinline__ void gather(float (&y)[VA
             const int g = i % G, l = level + i / G, node = __shfl_sync(FULL, paths[g].node, l & 31);
             scale[i] = __shfl_sync(FULL, by[g], l & 31);
             if (node < 0 || l > f.depth) scale[i] = 0.f, rows[i] = Row();
-            else load_row(rows[i], out_row(f, tree + g, node));
+            else load_row(rows[i], out_row(f, (tree + g * stride) * f.count + node));
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) add_scaled(rows[i], scale[i], y);
@@ -427,7 +445,7 @@ __device__ __forceinline__ void record(const Path& path, const FFF& f, int token
 }
 
 #define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
-#define TOGETHER (ROW_WORDS <= 12 ? 4 : 2)           // trees that a warp walks in step
+#define TOGETHER (ROW_WORDS <= 8 ? 4 : ROW_WORDS <= 12 ? 2 : 1)  // trees that a warp walks in step
 
 // One tree, a warp a token: for thousands of tokens. Its speed is that of many loads under way: registers are held to what lets
 // four blocks (three, two) share a multiprocessor.
@@ -437,17 +455,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : R
     float x[VALUES];
     load_input(x, f, token);
     Path path[1];
-    descend(path, x, f, 0);
+    descend(path, x, f, 0, 1);
     record(path[0], f, token, 0);
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
-    gather<1, ROW_WORDS <= 12 ? 2 : 1>(x, path, f, 0);
+    gather<1, ROW_WORDS <= 12 ? 2 : 1>(x, path, f, 0, 1);
     finish(x, f, token);
 }
 
 // Many trees, a warp a token.
-extern "C" __global__ void __launch_bounds__(WARPS * 32) fff_trees(FFF f) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) fff_trees(FFF f) {
     const int token = own_token();
     if (token >= f.tokens) return;
     float x[VALUES], y[VALUES];
@@ -456,10 +474,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) fff_trees(FFF f) {
     for (int i = 0; i < VALUES; i++) y[i] = f.add_input ? x[i] : 0.f;
     for (int tree = 0; tree < f.trees; tree += TOGETHER) {
         Path paths[TOGETHER];
-        descend(paths, x, f, tree);
+        descend(paths, x, f, tree, 1);
 #pragma unroll
         for (int g = 0; g < TOGETHER; g++) record(paths[g], f, token, tree + g);
-        gather<TOGETHER, TOGETHER>(y, paths, f, tree);
+        gather<TOGETHER, TOGETHER>(y, paths, f, tree, 1);
     }
     finish(y, f, token);
 }
@@ -473,10 +491,10 @@ extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF 
     load_input(x, f, token);
 #pragma unroll
     for (int i = 0; i < VALUES; i++) y[i] = f.add_input && warp == 0 ? x[i] : 0.f;
-    for (int tree = warp * TOGETHER; tree < f.trees; tree += TREE_WARPS * TOGETHER) {
+    for (int tree = warp; tree < f.trees; tree += TREE_WARPS * TOGETHER) {
         Path paths[TOGETHER];
-        descend(paths, x, f, tree);
-        gather<TOGETHER, TOGETHER>(y, paths, f, tree);
+        descend(paths, x, f, tree, TREE_WARPS);
+        gather<TOGETHER, TOGETHER>(y, paths, f, tree, TREE_WARPS);
     }
     for (int half = TREE_WARPS / 2; half; half >>= 1) {
         if (warp >= half && warp < 2 * half)
@@ -502,13 +520,26 @@ template <int N> __device__ __forceinline__ float block_sum(float v, float (&slo
     return v;
 }
 
+// Two neighbouring values of a row, as they are stored.
+#if defined(ROW_INT8)
+typedef char2 Pair;
+__device__ __forceinline__ float2 unpack(char2 pair) { return make_float2(pair.x, pair.y); }
+#elif defined(ACT_FLOAT)
+typedef float2 Pair;
+__device__ __forceinline__ float2 unpack(float2 pair) { return pair; }
+#else
+typedef u32 Pair;
+__device__ __forceinline__ float2 unpack(u32 pair) { return unpack2(pair); }
+#endif
+
 // Few tokens, deep trees: a block a token. Its 2^L - 1 warps take the nodes of a whole subtree at once, so L levels cost one step; then
-// its threads own columns. Nothing is stored that the next step would have to wait for twice.
+// its threads own columns. Time here is waiting: what can be loaded early is.
 template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
     constexpr int N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2), LEVELS = 16;
     __shared__ float logits[2][N], by[LEVELS], input[HIDDEN], slots[2][N];
-    __shared__ int path[LEVELS];
     const int token = blockIdx.x, warp = threadIdx.x >> 5, level = 31 - __clz(warp + 1), place = warp + 1 - (1 << level);
+    Node next;
+    if (level <= f.depth) load_node(next, f, warp);
     float x[VALUES], y[COLUMNS][2];
     load_input(x, f, token);
     if (f.add_input && warp == 0)
@@ -521,46 +552,45 @@ template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
     for (int k = 0; k < COLUMNS; k++) y[k][0] = y[k][1] = 0.f;
 
     for (int tree = 0; tree < f.trees; tree++) {
-        int root = 0, side = 0, mine = 0;
+        int path[LEVELS], root = 0, mine = 0;
         float my_z = 0.f;
-        for (int top = 0; top <= f.depth; top += L, side ^= 1) {
+#pragma unroll
+        for (int top = 0; top < LEVELS; top += L) {
+            if (top > f.depth) break;
             if (top + level <= f.depth) {
-                const int node = ((root + 1) << level) - 1 + place;
-                Row r;
-                load_row(r, in_row(f, tree, node));
-                float z = logit(f, tree, node, warp_sum(dot(r, x)));
-                if (lane_id() == 0) logits[side][warp] = z;
+                float z = logit(next, x);
+                if (lane_id() == 0) logits[top / L & 1][warp] = z;
             }
             __syncthreads();
-            for (int l = 0, at = 0; l < L; l++) {  // `at`: the node within the subtree, in heap order too
-                if (top + l <= f.depth) {
-                    float z = logits[side][at];
-                    if (threadIdx.x == top + l) mine = root, my_z = z;
-                    if (threadIdx.x == 0) path[top + l] = root;
-                    const int right = z > 0.f;
-                    at = 2 * at + 1 + right, root = 2 * root + 1 + right;
-                }
+#pragma unroll
+            for (int l = 0, at = 0; l < L && top + l < LEVELS; l++) {  // `at`: the node within the subtree, in heap order too
+                float z = top + l <= f.depth ? logits[top / L & 1][at] : 0.f;
+                path[top + l] = root;
+                if (threadIdx.x == top + l) mine = root, my_z = z;
+                const int right = z > 0.f;
+                at = 2 * at + 1 + right, root = 2 * root + 1 + right;
             }
+            if (top + L + level <= f.depth) load_node(next, f, tree * f.count + ((root + 1) << level) - 1 + place);
         }
-        if (threadIdx.x <= f.depth) by[threadIdx.x] = weight_of(f, tree, mine, my_z);
+        if (tree + 1 < f.trees && level <= f.depth) load_node(next, f, (tree + 1) * f.count + warp);
+        Pair rows[COLUMNS][LEVELS];
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+            for (int l = 0; l < LEVELS; l++) {
+                const int c = 2 * (threadIdx.x + k * THREADS);
+                if (l <= f.depth && c < HIDDEN) rows[k][l] = load<Pair>(out_row(f, tree * f.count + path[l]) + c);
+            }
+        if (threadIdx.x <= f.depth) by[threadIdx.x] = weight_of(f, tree * f.count + mine, my_z);
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < COLUMNS; k++) {
-            const int c = 2 * (threadIdx.x + k * THREADS);
-            if (c >= HIDDEN) continue;
-#pragma unroll 4
-            for (int l = 0; l <= f.depth; l++) {
-                const row* from = out_row(f, tree, path[l]) + c;
-#if defined(ROW_INT8)
-                const char2 pair = load<char2>(from);
-#elif defined(ACT_FLOAT)
-                const float2 pair = load<float2>(from);
-#else
-                const float2 pair = unpack2(load<u32>(from));
-#endif
-                y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
-            }
-        }
+        for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+            for (int l = 0; l < LEVELS; l++)
+                if (l <= f.depth) {
+                    const float2 pair = unpack(rows[k][l]);
+                    y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
+                }
         __syncthreads();
     }
 
@@ -604,16 +634,20 @@ extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees3(FFF f) { fff_
 extern "C" __global__ void __launch_bounds__(15 * 32) fff_subtrees4(FFF f) { fff_subtrees<4>(f); }
 
 // Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
-// logits (tokens * trees, 2 << depth), the last of each unused; `count` = all of them / VECTOR. Small trees share a thread, large ones are
-// spread over up to 32 / (32 / VECTOR) lanes.
-extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, int depth, long long count) {
+// logits (tokens, width): without b_in (width) float32; trees side by side in 2 << depth slots each, the last unused. `count`: words of
+// VECTOR values. Small trees share a thread, large ones are spread over the lanes of a warp.
+extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const float* b_in, int width, int depth, long long count) {
     const int slots = 2 << depth, lanes = max(slots / VECTOR, 1), per_thread = min(slots, VECTOR);
     const long long i = blockIdx.x * 256ll + threadIdx.x;
-    uint4* at = reinterpret_cast<uint4*>(logits) + min(i, count - 1);  // those behind the end keep their warp company
+    const long long word = min(i, count - 1);  // those behind the end keep their warp company
+    uint4* at = reinterpret_cast<uint4*>(logits) + word;
+    const float* bias = b_in + word * VECTOR % width;
     const int mine = lane_id() % lanes, first = lane_id() - mine;
     float f[VECTOR];
     unpack(*at, f);
     u32 rights = 0, keep = 0;
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) f[j] += bias[j];
 #pragma unroll
     for (int j = 0; j < VECTOR; j++) rights |= (f[j] > 0.f) << j;
     for (int tree = 0; tree < VECTOR; tree += per_thread)

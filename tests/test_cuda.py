@@ -1,0 +1,431 @@
+"""The GPU backend against float64 and against the NumPy backend. What needs no GPU, compiling above all, runs wherever CuPy is."""
+
+import threading
+import warnings
+
+import backends
+import builders
+import numpy as np
+import oracle
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from test_attention import in_float64
+from test_fff import as_stored
+from test_reference import CU, LENGTHS, layer_norm, norm_of
+
+import fastinfer
+from fastinfer import checkpoint
+from fastinfer.backends import cuda
+from fastinfer.cases import FFFCase
+from fastinfer.checkpoint import Group, Tensor
+from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
+
+WHY_NOT = cuda.why_not()
+needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU here: {WHY_NOT}")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+# Relative to the largest value: the rounding of activations (2^-11, 2^-8), a few times over.
+ERROR = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.5e-2, "int8": 2e-3}
+ROUNDS_TO = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16"}
+
+
+def rounded(values, dtype):
+    """As activations of this dtype hold them."""
+    return Tensor(values, "float32").to(ROUNDS_TO[dtype]).float32()
+
+
+def assert_near(got, want, dtype, factor=1):
+    assert np.isfinite(got).all()
+    assert np.abs(got - want).max() <= factor * ERROR[dtype] * max(np.abs(want).max(), 1)
+
+
+# --- without a GPU ---
+
+
+@pytest.mark.parametrize(
+    "options", [("ACT_FLOAT", 384, 12), ("ACT_HALF", 768, 12), ("ACT_BFLOAT16", 72, 9), ("ACT_HALF", 1024, 8)], ids=str
+)
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90a"])
+def test_the_kernels_compile(architecture, options):
+    pytest.importorskip("cupy", reason="CuPy, which calls the compiler, is not installed")
+    from cupy.cuda import nvrtc
+
+    try:
+        supported = nvrtc.getSupportedArchs()
+    except Exception as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    if int(architecture[3:5]) not in supported:
+        pytest.skip(f"this NVRTC no longer knows {architecture}")
+    act, hidden, heads = options
+    for rows in ((), ("-DROW_INT8",) * (act != "ACT_FLOAT")):
+        program, kind = cuda.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", f"-DHEADS={heads}", *rows))
+        assert kind == "cubin"
+        assert program[1:4] == b"ELF"
+
+
+def test_buckets():
+    for tokens in range(1, 5000):
+        size = cuda.bucket(tokens)
+        assert tokens <= size < max(1.125 * tokens, tokens + 8)
+    assert [cuda.bucket(n) for n in (16, 128, 4096, 16384, 32768)] == [16, 128, 4096, 16384, 32768]
+
+
+@pytest.mark.skipif(WHY_NOT is None, reason="there is a GPU here")
+def test_without_a_gpu():
+    with pytest.raises(fastinfer.BackendError, match=r"(?s)'cuda:1' was asked for but cannot run: .*Available here: numpy"):
+        fastinfer.load(device="cuda:1")
+    assert fastinfer.info()["devices"]["cuda"] == WHY_NOT
+
+
+# --- ops ---
+
+STRATEGIES = ["fff_tree", "fff_trees", "fff_trees_few", "fff_subtrees2", "fff_subtrees3", "fff_subtrees4"]
+CASES = [
+    *((FFFCase(1, 11, 768, 37), s) for s in STRATEGIES),
+    *((FFFCase(16, 7, 384, 37), s) for s in (*STRATEGIES[1:], "products")),
+    *((FFFCase(p, d, 128, 300), "products") for p, d in ((64, 5), (128, 4), (512, 2), (1536, 1), (40, 0))),
+    *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in STRATEGIES[1:]),
+    *((FFFCase(9, 4, 72, 50, paths="skewed", bias=False), s) for s in ("fff_trees", "products")),
+    (FFFCase(1, 15, 16, 17), "fff_tree"),
+    (FFFCase(1, 15, 16, 17), "fff_subtrees4"),
+    (FFFCase(1, 11, 2048, 9), "fff_tree"),
+    *((FFFCase(1, 11, 384, 1030, paths=paths), "fff_tree") for paths in ("balanced", "left", "right", "ties")),
+    *((FFFCase(64, 5, 40, 1030, paths=paths), "products") for paths in ("left", "right", "ties")),
+]
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("case", "strategy"), CASES, ids=str)
+def test_every_strategy(case, strategy, dtype):
+    """Routes are those of float64 away from near-ties, and the output is right along them; in every dtype, alone and between norms."""
+    x, w_in, b_in, w_out = case.build(5)
+    layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device="cuda", dtype=dtype)
+    layer._ops.plan = lambda tokens, trees: strategy
+    some = np.s_[:: max(1, case.tokens // 30)]
+    x = rounded(x, dtype)
+    y = layer(x)
+    nodes, z = layer.routes(x)
+    rows_in, rows_out = (
+        as_stored(w_in, ROUNDS_TO[dtype] if dtype != "int8" else dtype),
+        as_stored(w_out, ROUNDS_TO[dtype] if dtype != "int8" else dtype),
+    )
+    want_nodes, want_z = oracle.walk(x[some], rows_in, b_in, case.depth)
+    sure = ((np.abs(want_z[..., :-1]) > backends.ROUTE_MARGIN) | (want_z[..., :-1] == 0)).all(-1)
+    assert sure.mean() > 0.9
+    assert_array_equal(nodes[some][sure], want_nodes[sure])
+    assert_allclose(z[some][sure], want_z[sure], rtol=1e-4, atol=1e-4)
+    want = oracle.add_up(x[some], rows_in, b_in, rows_out, nodes[some])
+    if strategy == "products":
+        # Their sums, and in low precision their rounded logits, may send a token elsewhere at a near-tie.
+        error = np.abs(y[some] - want).max(1) / max(np.abs(want).max(), 1)
+        assert np.isfinite(y).all()
+        assert (error <= ERROR[dtype]).mean() >= (0.95 if dtype == "float32" else 0.6)
+        assert np.median(error) <= ERROR[dtype]
+    else:
+        assert_near(y[some], want, dtype)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "products"])
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_fff_between_norms(order, strategy, dtype):
+    """The fused form is the plain ops in turn."""
+    case = FFFCase(1, 11, 384, 70) if strategy in ("fff_tree", "fff_subtrees2") else FFFCase(8, 5, 384, 70)
+    x, w_in, b_in, w_out = case.build(6)
+    rng = np.random.default_rng(7)
+    before, after = norm_of(rng, 384), norm_of(rng, 384)
+    bias = rng.standard_normal(384, np.float32)
+    ops, host = fastinfer.backends.get("cuda", dtype=dtype), fastinfer.backends.get("numpy")
+    ops.begin(384, 0, dtype)
+    nodes = Tensor(np.stack([w_in, w_out], 2), "float32").to(dtype)
+    trees = ops.trees(nodes, b_in, None, case.depth)
+    ops.plan = lambda tokens, trees: strategy
+    send = lambda a: ops._send("a test's array", ops._bits(np.ascontiguousarray(a)))  # noqa: E731
+    norms = []
+    for norm in (before, after):
+        norms.append(Group())
+        norms[-1].weight, norms[-1].bias = send(norm.weight), send(norm.bias)
+    there = send(x)
+    out = there if order == "pre" or strategy != "products" else ops.empty(*x.shape)
+    ops.fff(
+        there, trees, bias=send(bias), residual=there if order == "pre" else None, add_input=order == "post", norm=norms[0],
+        out_norm=norms[1] if order == "post" else None, eps=1e-5, out=out,
+    )  # fmt: skip
+    h, want = np.empty_like(x), np.empty_like(x)
+    host.norm(rounded(x, dtype), before, 1e-5, out=h)
+    # Which way a token goes may hang on how h is rounded: follow what the same norm and trees record.
+    routed, normed = [ops.empty(70, case.trees, case.depth + 1, dtype=t) for t in (np.int32, np.float32)], ops.empty(*x.shape)
+    ops.norm(send(x), norms[0], 1e-5, out=normed)
+    ops.fff(normed, trees, out=ops.empty(*x.shape), nodes=routed[0], z=routed[1])
+    rows_in, rows_out = (as_stored(w, ROUNDS_TO[dtype] if dtype != "int8" else dtype) for w in (w_in, w_out))
+    want = oracle.add_up(h, rows_in, b_in, rows_out, ops.bring(routed[0])(), bias) + (rounded(x, dtype) if order == "pre" else h)
+    if order == "post":
+        want = layer_norm(want, after, 1e-5)
+    got = ops.bring(out)()
+    near = np.abs(got - want).max(1) <= 4 * ERROR[dtype] * np.abs(want).max()
+    assert near.mean() >= (1 if dtype == "float32" else 0.9)  # the others stood near a tie
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 24), (12, 32), (2, 40), (12, 64), (1, 72), (2, 128)])
+def test_attention(dtype, heads, size):
+    ops = fastinfer.backends.get("cuda", dtype=dtype)
+    ops.begin(heads * size, heads, dtype)
+    for lengths in ([1], [2, 5], [12, 13, 1, 31], [33, 64, 7, 128, 129], [15] * 40, [700, 3, 65]):
+        qkv = rounded(np.random.default_rng([size, len(lengths)]).standard_normal((sum(lengths), 3 * heads * size), np.float32), dtype)
+        out = ops.empty(sum(lengths), heads * size)
+        out.fill(255)
+        cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        ops.attention(ops._send("qkv", ops._bits(qkv)), cu, heads, out=out)
+        assert_near(ops.bring(out)(), in_float64(qkv, lengths, heads, size), dtype)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("activation", [None, "gelu", "tanh", "relu"])
+@pytest.mark.parametrize("shape", [(5, 8, 16), (1, 33, 7), (300, 64, 3), (130, 768, 768)], ids=str)
+def test_linear(shape, activation, dtype):
+    rng = np.random.default_rng(8)
+    tokens, width, outputs = shape
+    x, residual, weight, bias = (
+        rounded(rng.standard_normal(s, np.float32) / np.float32(k), dtype)
+        for s, k in (((tokens, width), 1), ((tokens, outputs), 1), ((outputs, width), width**0.5), ((outputs,), 1))
+    )
+    ops = fastinfer.backends.get("cuda", dtype=dtype)
+    ops.begin(64, 0, dtype)
+    plain = x.astype(np.float64) @ weight.T + bias
+    want = {None: np.array, "gelu": np.vectorize(oracle.gelu), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[activation](plain)
+    matrix, send = ops.matrix(Tensor(weight, "float32")), lambda a: ops._send("a test's array", ops._bits(a))
+    assert ops.outputs(matrix) == outputs
+    out, more = ops.empty(tokens, outputs), send(residual)
+    ops.linear(send(x), matrix, bias=ops.vector(bias), activation=activation, out=out)
+    assert_near(ops.bring(out)(), want, dtype)
+    ops.linear(send(x), matrix, bias=ops.vector(bias), activation=activation, residual=more, out=more)
+    assert_near(ops.bring(more)(), want + residual, dtype)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("hidden", [8, 384, 1000])
+def test_norm_embed_and_pool(hidden, dtype):
+    rng = np.random.default_rng(9)
+    ops = fastinfer.backends.get("cuda", dtype=dtype)
+    ops.begin(hidden, 0, dtype)
+    word, position, types = (rounded(rng.standard_normal((n, hidden), np.float32), dtype) for n in (30, 16, 2))
+    norm, embedding = norm_of(rng, hidden), Group()
+    norm.weight, norm.bias = rounded(norm.weight, dtype), rounded(norm.bias, dtype)
+    embedding.word, embedding.position, embedding.token_type = (ops.vector(a) for a in (word, position, types))
+    embedding.norm, embedding.eps = Group(), 1e-6
+    embedding.norm.weight, embedding.norm.bias = ops.vector(norm.weight), ops.vector(norm.bias)
+    ids, kinds = ([rng.integers(0, n, length) for length in LENGTHS] for n in (30, 2))
+    out = ops.empty(CU[-1], hidden)
+    ops.embed(fastinfer.PackedBatch.from_ids(ids, kinds), embedding, out=out)
+    place = np.concatenate([np.arange(n) for n in LENGTHS])
+    want = layer_norm(word[np.concatenate(ids)] + position[place] + types[np.concatenate(kinds)], norm, 1e-6)
+    assert_near(ops.bring(out)(), want, dtype)
+
+    x = ops.bring(out)().astype(np.float64)
+    texts = np.split(x, CU[1:-1])
+    for kind, of in {
+        "mean": lambda t: t.mean(0),
+        "cls": lambda t: t[0],
+        "max": lambda t: t.max(0),
+        "lse": lambda t: np.log(np.exp(t).sum(0)),
+    }.items():
+        pooled = ops.empty(len(LENGTHS), hidden, dtype=np.float32)
+        ops.pool(out, CU, kind, out=pooled)
+        assert_allclose(ops.bring(pooled)(), [of(t) for t in texts], rtol=1e-4, atol=1e-4)
+
+
+# --- models ---
+
+TASKS = Tasks(
+    Embed("mean", True), FillMask(True, tied=True, bias=True),
+    Classify(("no", "yes", "so"), "softmax", "cls", (HeadLayer(9, "tanh"),)), Tag(("O", "B-x", "I-x")), Answer(),
+)  # fmt: skip
+MODELS = {
+    "post, one tree": {"norm": Norm("post", 1e-12), "ffn": (FFF(1, 8),) * 3},
+    "pre, one tree": {"norm": Norm("pre", 1e-12), "ffn": (FFF(1, 8, bias_out=True),) * 3, "final_norm": True},
+    "post, always-on part": {"norm": Norm("post", 1e-12), "ffn": (FFF(16, 4, dense=24, bias_out=True),) * 3},
+    "pre, mixed": {
+        "norm": Norm("pre", 1e-12),
+        "ffn": (FFF(2, 5, dense=24), Dense(100), FFF(1, 3, children=True, nodes=11)),
+        "token_types": 0,
+    },
+    "dense": {"norm": Norm("post", 1e-5), "ffn": (Dense(256),) * 3, "positions": Positions("scaled-sinusoidal", 600)},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def folder(request, tmp_path_factory):
+    options = {"hidden": 64, "heads": 2, "layers": 3, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600}
+    config = builders.tiny(**options | {"token_types": 2, "ids": Ids(0, 4, 2, 3), "tasks": TASKS} | MODELS[request.param])
+    path = tmp_path_factory.mktemp("gpu")
+    checkpoint.save(path, config, builders.weights(config))
+    return path
+
+
+def batch_of(lengths, types=True, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(0, 101, n).tolist() for n in lengths]
+    return fastinfer.PackedBatch.from_ids(ids, [rng.integers(0, 2, n).tolist() for n in lengths] if types else None)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_agrees_with_numpy(folder, dtype):
+    """Hidden states and all heads; in low precision for the tokens that go the same ways, which most do."""
+    host, model = fastinfer.load(folder, device="numpy"), fastinfer.load(folder, device="cuda", dtype=dtype)
+    batch = batch_of((1, 5, 17, 64, 130, 300, 2), types=host.config.token_types > 0)
+    want, got = host.hidden_states(batch, layers=(0, 1, -1)), model.hidden_states(batch, layers=(0, 1, -1))
+    again = model.hidden_states(batch, batch_tokens=200)
+    same = []  # per text, which tokens
+    for length, theirs, ours in zip(batch.lengths, host.routes(batch), model.routes(batch), strict=True):
+        layers = [(h[0] == g[0]).all((1, 2)) for h, g in zip(theirs, ours, strict=True) if h is not None]
+        same.append(np.all(layers, axis=0) if layers else np.ones(length, bool))
+    assert np.concatenate(same).mean() > {"float32": 0.995, "float16": 0.9, "bfloat16": 0.6, "int8": 0.7}[dtype]
+    for b, rows in enumerate(same):
+        assert_near(got[b][0], want[b][0], dtype)
+        if rows.all():  # attention mixes a text's tokens
+            for part in range(3):
+                assert_near(got[b][part], want[b][part], dtype, factor=4 if dtype != "int8" else 40)
+        assert_near(again[b], got[b][-1], dtype, factor=8)
+    if dtype == "float32":
+        assert_allclose(model.embed(batch), host.embed(batch), atol=1e-4)
+        for task in ("classify", "tag", "answer", "fill_mask"):
+            for a, b in zip(model.logits(batch, task=task), host.logits(batch, task=task), strict=True):
+                assert_allclose(a, b, atol=2e-3, rtol=1e-3)
+
+
+@needs_gpu
+def test_graphs_of_all_sizes_agree_and_are_reused(folder):
+    model = fastinfer.load(folder, device="cuda")
+    batch = batch_of(range(1, 60), types=False)
+    whole = model.hidden_states(batch)
+    for tokens in (1, 7, 64, 65, 500, 10_000, 64):
+        for a, b in zip(model.embed(batch, batch_tokens=tokens, normalize=False), whole, strict=True):
+            assert_allclose(a, b.mean(0), atol=1e-4)
+    session = model._replicas[0][0].idle[0]
+    sizes = set(session.graphs)
+    model.embed(batch, batch_tokens=10_000)
+    assert set(session.graphs) == sizes
+    model.release()
+    assert not model._replicas[0][0].idle
+    assert_allclose(model.embed(batch, normalize=False)[9], whole[9].mean(0), atol=1e-4)
+
+
+@needs_gpu
+def test_threads_and_streams(folder):
+    cupy = pytest.importorskip("cupy")
+    model = fastinfer.load(folder, device="cuda")
+    batches = [batch_of(np.random.default_rng(i).integers(1, 80, 30), types=False, seed=i) for i in range(8)]
+    want, got = [model.embed(b) for b in batches], [None] * len(batches)
+
+    def work(i):
+        with cupy.cuda.Stream(non_blocking=True):
+            for _ in range(5):
+                got[i] = model.embed(batches[i], batch_tokens=300)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    for a, b in zip(got, want, strict=True):
+        assert_allclose(a, b, atol=1e-4)
+
+
+@needs_gpu
+def test_the_callers_device_and_stream_stay(folder):
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.use()
+    try:
+        fastinfer.load(folder, device="cuda").embed(batch_of((5, 9), types=False))
+        assert cupy.cuda.get_current_stream() == stream
+    finally:
+        cupy.cuda.Stream.null.use()
+
+
+@needs_gpu
+def test_a_list_of_devices(folder):
+    """As many as there are, or the first twice: answers are those of one."""
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    many = fastinfer.load(folder, device=[f"cuda:{i % count}" for i in range(max(2, count))])
+    one, batch = fastinfer.load(folder, device="cuda"), batch_of(range(1, 80), types=False)
+    assert_allclose(many.embed(batch, batch_tokens=200), one.embed(batch), atol=1e-4)
+    assert_allclose(many.logits(batch, task="classify", batch_tokens=100), one.logits(batch, task="classify"), atol=2e-3)
+
+
+@needs_gpu
+def test_texts_ahead_of_the_device(random_model, monkeypatch):
+    """Windows of texts give what one window gives, in order, with one warning."""
+    model = fastinfer.load(random_model, device="cuda")
+    words = ["ada", "lovelace", "lived", "in", "london"]
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(500)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        want = model.embed(texts)
+        monkeypatch.setattr(fastinfer.api, "AHEAD_TEXTS", 64)
+        got = model.embed(texts, batch_tokens=100)
+    assert [str(w.message) for w in said] == [str(said[0].message)] * 2
+    assert_allclose(got, want, atol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_of_the_gpu(dtype):
+    import cupy
+
+    x, w_in, b_in, w_out = FFFCase(2, 5, 40, 30).build(4)
+    layer = fastinfer.FFF(w_in, b_in, w_out, depth=5, device="cuda", dtype=dtype)
+    want = layer(x)
+    there = cupy.asarray(x)
+    got = layer(there)
+    assert isinstance(got, cupy.ndarray)
+    assert got.dtype == np.float32
+    assert_allclose(got.get(), want, atol=1e-6)
+    out = cupy.empty_like(there)
+    assert layer(there, out=out) is out
+    assert_array_equal(out.get(), got.get())
+    nodes, _ = layer.routes(there)
+    assert isinstance(nodes, cupy.ndarray)
+    assert_array_equal(nodes.get(), layer.routes(x)[0])
+    half = layer(there.astype(np.float16))
+    assert half.dtype == np.float16
+    assert_allclose(half.get(), want, atol=0.1)
+    assert_allclose(fastinfer.fff(there, *(cupy.asarray(w) for w in (w_in, b_in, w_out)), depth=5, device="cuda").get(), layer(x), atol=0.2)
+    with pytest.raises(fastinfer.ShapeError, match=r"x is \(30, 8\), expected \(T, 40\)"):
+        layer(there[:, :8])
+    with pytest.raises(fastinfer.DtypeError, match="x has dtype float64"):
+        layer(there.astype(np.float64))
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        assert_allclose(cupy.asnumpy(layer(torch.from_numpy(x).cuda())), want, atol=1e-6)
+
+
+@needs_gpu
+def test_what_a_gpu_cannot_take(tmp_path):
+    config = builders.tiny(hidden=36, heads=3)
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    with pytest.raises(fastinfer.BackendError, match=r"hidden is 36 and heads 3, but the GPU backend needs a head size .* multiple of 8"):
+        fastinfer.load(tmp_path, device="cuda")
+    with pytest.raises(fastinfer.BackendError, match=r"device 'cuda:99' was asked for, but this machine has \d+ GPU"):
+        fastinfer.load(tmp_path, device="cuda:99")
+
+
+@needs_gpu
+def test_memory_that_runs_out(folder, monkeypatch):
+    model = fastinfer.load(folder, device="cuda")
+    ops = model._replicas[0][0]
+
+    def full(shape, dtype):
+        raise ops.cupy.cuda.memory.OutOfMemoryError(1, 2, 3)
+
+    monkeypatch.setattr(ops.cupy, "empty", full)
+    with pytest.raises(fastinfer.BackendError, match=r"cuda:0 has no room for .*MB are free\.\n  Give a smaller batch_tokens"):
+        model.embed(batch_of((5, 9), types=False))
