@@ -5,7 +5,8 @@ models, OpenVINO, CTranslate2 and sentence-transformers.
     pip install transformers onnxscript openvino nncf ctranslate2 sentence-transformers   # for: model
     python tools/bench.py cmm --tokens 1,128,4096
 
-Options are those of `fastinfer bench`; what is not installed is left out, and the header says so.
+Options are those of `fastinfer bench`; what is not installed is left out, and the header says so. With --device cuda the rivals
+are those of bench_gpu.py.
 """
 
 from __future__ import annotations
@@ -335,7 +336,15 @@ def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool
 
 
 if __name__ == "__main__":
-    dense, products = installed()
+    options = bench.parse(sys.argv[1:])
+    if options.device.startswith("cuda"):
+        import bench_gpu
+
+        rivals: dict[str, Any] = {"gpu": bench_gpu.installed()}
+        LEFT_OUT |= bench_gpu.LEFT_OUT
+    else:
+        dense, products = installed()
+        rivals = {"dense": dense, "products": products, "models": models}
     for name, why in LEFT_OUT.items():
         print(f"left out: {name} ({why})", file=sys.stderr)
-    bench.main(sys.argv[1:], dense=dense, products=products, models=models)
+    bench.run(options, **rivals)

@@ -1,0 +1,372 @@
+"""What tools/bench.py sets beside the GPU backend: PyTorch's dense layers and whole BERT, compiled and in CUDA graphs; the paper's own
+FFF layers (arXiv 2311.10770: batched products, and kernels of one thread a token); sentence-transformers.
+
+All run in the process and on the stream of the benchmark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastinfer import checkpoint
+from fastinfer.bench_cuda import Call, Rival, Rivals, Work
+from fastinfer.bench_model import Encode, Engine
+
+DTYPES = ("float16", "bfloat16", "float32", "tf32")
+SENTENCE_BATCHES = (32, 512)  # its default; what suits this size of GPU
+
+
+@contextlib.contextmanager
+def settings(stream: Any, dtype: str) -> Iterator[None]:
+    """PyTorch on a CuPy stream, without gradients, with TF32 for "tf32" alone."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+        yield
+
+
+def torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, "float32" if name == "tf32" else name)
+
+
+def torch_work(stream: Any, dtype: str, calls: Sequence[Call]) -> Work:
+    """Work of PyTorch; calls return the tensor that they compute."""
+    import torch
+
+    last: dict[str, Any] = {}
+
+    def run(call: Call) -> None:
+        with settings(stream, dtype):
+            last["out"] = call()
+
+    def capture(launch: Call) -> Call:
+        graph = torch.cuda.CUDAGraph()
+        with settings(stream, dtype):
+            graph.capture_begin()
+            try:
+                launch()
+            finally:
+                graph.capture_end()
+
+        def replay() -> None:
+            with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+                graph.replay()
+
+        return replay
+
+    def result() -> np.ndarray:
+        torch.cuda.synchronize()
+        return last["out"].float().cpu().numpy()
+
+    return Work(stream, [functools.partial(run, call) for call in calls], capture, result)
+
+
+# --- layers ----------------------------------------------------------------------------------------
+
+
+def dense(x: Any, w1: Any, b1: Any, w2: Any) -> Any:
+    from torch.nn import functional
+
+    return functional.linear(functional.gelu(functional.linear(x, w1, b1)), w2)
+
+
+def tensors(stream: Any, dtype: str, inputs: Sequence[Any], arrays: Sequence[np.ndarray]) -> tuple[list, list]:
+    """(x, weights) of each set as PyTorch has them; the weights lie at different addresses."""
+    import torch
+
+    stream.synchronize()
+    kind = torch_dtype(dtype)
+    xs = [torch.from_dlpack(x).to(kind) for x in inputs]
+    weights = [[torch.from_numpy(a).cuda().to(kind) for a in arrays] for _ in inputs]
+    torch.cuda.synchronize()
+    return xs, weights
+
+
+def torch_dense(dtype: str, compiled: bool) -> Rival:
+    """linear, exact GELU, linear: each a kernel of its own, or as torch.compile fuses them."""
+
+    def make(stream: Any, inputs: Sequence[Any], *arrays: np.ndarray) -> Callable[[int], Work]:
+        import torch
+
+        xs, weights = tensors(stream, dtype, inputs, arrays)
+
+        def work(tokens: int) -> Work:
+            layer = dense
+            if compiled:
+                torch._dynamo.reset()  # it would stop compiling after the eighth shape
+                layer = torch.compile(dense, dynamic=False)
+            return torch_work(stream, dtype, [functools.partial(layer, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)])
+
+        return work
+
+    return Rival(dtype, make)
+
+
+def batched_fff(x: Any, w_in: Any, b_in: Any, w_out: Any) -> Any:
+    """One tree as the paper's PyTorch layer: the rows of each level are gathered for all tokens, then one batched product a level."""
+    import torch
+
+    node = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    nodes, logits = [], []
+    for _ in range(len(w_in).bit_length()):
+        z = torch.bmm(x[:, None], w_in[node][:, :, None])[:, 0, 0] + b_in[node]
+        nodes.append(node)
+        logits.append(z)
+        node = 2 * node + 1 + (z > 0)
+    by = torch.nn.functional.gelu(torch.stack(logits, 1))
+    return torch.bmm(by[:, None], w_out[torch.stack(nodes, 1)])[:, 0]
+
+
+def torch_layer(layer: Callable[..., Any], dtype: str = "float32") -> Callable[..., Callable[[int], Work]]:
+    def make(stream: Any, inputs: Sequence[Any], *arrays: np.ndarray) -> Callable[[int], Work]:
+        arrays = tuple(a[0] if a.shape[0] == 1 else a for a in arrays)  # the one tree
+        xs, weights = tensors(stream, dtype, inputs, arrays)
+        return lambda tokens: torch_work(
+            stream, dtype, [functools.partial(layer, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)]
+        )
+
+    return make
+
+
+# One thread a token, rows read as they come: what the paper's CUDA kernels do, without their faults.
+NAIVE = r"""
+__device__ float gelu(float z) { return 0.5f * z * erfcf(-0.70710678f * z); }
+__device__ float visit(const float* x, const float* w_in, float b, const float* w_out, float* y, int hidden) {
+    float z = b;
+    for (int i = 0; i < hidden; i++) z += x[i] * w_in[i];
+    float by = gelu(z);
+    for (int i = 0; i < hidden; i++) y[i] += by * w_out[i];
+    return z;
+}
+extern "C" __global__ void naive(const float* x, const float* w_in, const float* b, const float* w_out, float* y, int tokens, int hidden,
+                                 int steps, int tree) {
+    int t = blockIdx.x * blockDim.x + threadIdx.x;
+    if (t >= tokens) return;
+    x += (long long)t * hidden, y += (long long)t * hidden;
+    for (int i = 0; i < hidden; i++) y[i] = 0.f;
+    for (int step = 0, node = 0; step < steps; step++) {
+        float z = visit(x, w_in + (long long)node * hidden, b[node], w_out + (long long)node * hidden, y, hidden);
+        node = tree ? 2 * node + 1 + (z > 0.f) : node + 1;
+    }
+}
+"""
+
+
+def naive(tree: bool) -> Callable[..., Callable[[int], Work]]:
+    """One thread a token, of a tree or of a dense layer; dense weights are (W, D), (W,), (D, W)."""
+
+    def make(stream: Any, inputs: Sequence[Any], w_in: np.ndarray, b_in: np.ndarray, w_out: np.ndarray) -> Callable[[int], Work]:
+        import cupy
+
+        kernel = cupy.RawKernel(NAIVE, "naive")
+        hidden = inputs[0].shape[1]
+        w_in, b_in, w_out = (cupy.asarray(a) for a in (w_in, b_in, w_out if tree else np.ascontiguousarray(w_out.T)))
+        steps = (w_in.shape[1].bit_length()) if tree else len(w_in)
+        y = cupy.empty_like(inputs[0])
+
+        def work(tokens: int) -> Work:
+            def call(x: Any) -> None:
+                sizes = (np.int32(n) for n in (tokens, hidden, steps, tree))
+                kernel((-(-tokens // 128),), (128,), (x, w_in, b_in, w_out, y, *sizes))
+
+            def capture(launch: Call) -> Call:
+                stream.begin_capture()
+                launch()
+                return functools.partial(stream.end_capture().launch, stream)
+
+            return Work(stream, [functools.partial(call, x) for x in inputs], capture, lambda: cupy.asnumpy(y[:tokens]))
+
+        return work
+
+    return make
+
+
+# --- whole models ----------------------------------------------------------------------------------
+
+
+def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
+    """BERT of a folder in the Hugging Face layout: q, k and v in one product, SDPA, exact GELU; each layer compiled as one function."""
+    import cupy
+    import torch
+    from safetensors.torch import load_file
+    from torch.nn import functional
+
+    from fastinfer import bench_cuda, bench_model
+
+    config = json.loads((Path(path) / "config.json").read_text())
+    hidden, heads, eps = config["hidden_size"], config["num_attention_heads"], config["layer_norm_eps"]
+    stored = {
+        name.removeprefix("bert."): w.cuda().to(torch_dtype(dtype)) for name, w in load_file(Path(path) / "model.safetensors").items()
+    }
+    tables = [stored[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
+
+    def both(name: str) -> list[Any]:
+        return [stored[f"{name}.weight"], stored[f"{name}.bias"]]
+
+    first_norm, layers = both("embeddings.LayerNorm"), []
+    for i in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{i}"
+        qkv = [torch.cat([stored[f"{at}.attention.self.{n}.{kind}"] for n in ("query", "key", "value")]) for kind in ("weight", "bias")]
+        attention = [*qkv, *both(f"{at}.attention.output.dense"), *both(f"{at}.attention.output.LayerNorm")]
+        layers.append((attention, [*both(f"{at}.intermediate.dense"), *both(f"{at}.output.dense"), *both(f"{at}.output.LayerNorm")]))
+
+    def norm(x: Any, weight: Any, bias: Any) -> Any:
+        return functional.layer_norm(x, (hidden,), weight, bias, eps)
+
+    def embed(ids: Any, word: Any, position: Any, token_type: Any, weight: Any, bias: Any) -> Any:
+        return norm(functional.embedding(ids, word) + position[: ids.shape[1]] + token_type[0], weight, bias)
+
+    def split(qkv: Any) -> Any:
+        return qkv.view(*qkv.shape[:2], 3, heads, hidden // heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attention_block(x: Any, qkv: Any, qkv_bias: Any, out: Any, out_bias: Any, weight: Any, bias: Any) -> Any:
+        y = functional.scaled_dot_product_attention(*split(functional.linear(x, qkv, qkv_bias)))
+        return norm(x + functional.linear(y.transpose(1, 2).reshape(x.shape), out, out_bias), weight, bias)
+
+    def ffn_block(x: Any, first: Any, first_bias: Any, second: Any, second_bias: Any, weight: Any, bias: Any) -> Any:
+        middle = functional.gelu(functional.linear(x, first, first_bias))
+        return norm(x + functional.linear(middle, second, second_bias), weight, bias)
+
+    def layer(x: Any, attention: Any, ffn: Any) -> Any:
+        return ffn_block(attention_block(x, *attention), *ffn)
+
+    eager = {function.__name__: function for function in (embed, layer, attention_block, ffn_block)}
+
+    def forward(functions: dict[str, Any], ids: Any) -> Any:
+        x = functions["embed"](ids, *tables, *first_norm)
+        for weights in layers:
+            x = functions["layer"](x, *weights)
+        return x
+
+    def encode(ids, mask=None):  # type: ignore[no-untyped-def]
+        if mask is not None:
+            raise ValueError("padded batches are not for this engine")
+        with settings(cupy.cuda.get_current_stream(), dtype):
+            return forward(eager, torch.from_numpy(ids).cuda()).float().cpu().numpy()
+
+    def encoder(batches: Sequence[np.ndarray]) -> bench_cuda.Encoder:
+        functions = eager
+        if compiled:
+            torch._dynamo.reset()  # it would stop compiling after the eighth shape
+            functions = {name: torch.compile(function, dynamic=False) for name, function in eager.items()}
+        stream = cupy.cuda.Stream(non_blocking=True)
+        hosts = [torch.from_numpy(ids).pin_memory() for ids in batches]
+        ids = hosts[0].cuda()
+        torch.cuda.synchronize()
+        work = torch_work(stream, dtype, [functools.partial(forward, functions, ids)])
+        work.calls[0]()
+        graph = work.capture(work.calls[0])
+        graph()
+        with settings(stream, dtype):  # encode, which the reference was compared with, is eager
+            error = float(np.abs(work.result() - forward(eager, ids).float().cpu().numpy()).mean())
+        if not error < bench_model.TOLERANCE[dtype]:
+            raise RuntimeError(f"the graph differs from eager PyTorch by {error:g}")
+
+        def call(which: int) -> None:
+            with settings(stream, dtype):
+                ids.copy_(hosts[which], non_blocking=True)
+                if compiled:
+                    graph()
+                else:
+                    forward(functions, ids)
+            stream.synchronize()
+
+        with settings(stream, dtype):
+            x = forward(functions, ids)
+            qkv = [torch.randn(*ids.shape, 3 * hidden, device="cuda").to(x.dtype) for _ in range(bench_cuda.SETS)]
+        torch.cuda.synchronize()
+        parts = {
+            "attention": [functools.partial(functional.scaled_dot_product_attention, *split(q)) for q in qkv],
+            "attention block": [functools.partial(functions["attention_block"], x, *weights) for weights, _ in layers],
+            "ffn block": [functools.partial(functions["ffn_block"], x, *weights) for _, weights in layers],
+        }
+        replays = {part: bench_cuda.replay(torch_work(stream, dtype, calls)) for part, calls in parts.items()}
+        return bench_cuda.Encoder(bench_cuda.Replay(stream, graph, 1), call, replays)
+
+    encode.encoder = encoder  # type: ignore[attr-defined]
+    return encode
+
+
+def load_sentence_transformers(path: str, limit: int) -> Encode:
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+
+    body = models.Transformer(path, max_seq_length=limit)
+    whole = SentenceTransformer(modules=[body, models.Pooling(body.get_word_embedding_dimension())], device="cuda").half()
+
+    def encode(ids, mask=None):  # type: ignore[no-untyped-def]
+        with torch.inference_mode():
+            given = torch.from_numpy(ids).cuda()
+            mask = torch.ones_like(given) if mask is None else torch.from_numpy(mask).cuda()
+            return body({"input_ids": given, "attention_mask": mask})["token_embeddings"].float().cpu().numpy()
+
+    encode.whole = whole  # type: ignore[attr-defined]
+    return encode
+
+
+def embed_sentences(batch: int, encode: Encode, tokenizer: object) -> Callable[[list[str]], np.ndarray]:
+    """sentence-transformers' own encode: it sorts the texts by length, and pads batches."""
+    return lambda texts: encode.whole.encode(texts, batch_size=batch)  # type: ignore[attr-defined]
+
+
+def models(folder: Path, cache: Path, threads: int | None, wanted: Callable[[str], bool], left_out: dict[str, str]) -> Iterator[Engine]:
+    """The rivals that can run the dense model in `folder` (Hugging Face layout) on this GPU."""
+    left_out |= LEFT_OUT
+    if json.loads((folder / "config.json").read_text()).get("model_type") is None:
+        left_out["all rivals"] = f"{folder} is in fastinfer's own layout; they read the Hugging Face one"
+        return
+    warnings.filterwarnings("ignore")
+    for dtype in DTYPES if "torch" not in LEFT_OUT else ():
+        for name, compiled in (("torch", False), ("torch compiled", True)):
+            if wanted(f"{name} dense {dtype}"):
+                yield Engine(name, "dense", dtype, load_torch, (str(folder), dtype, compiled), ("torch",))
+    if (folder / "tokenizer.json").exists() and "sentence-transformers" not in LEFT_OUT:
+        for batch in SENTENCE_BATCHES:
+            name = f"sentence-tr., batch {batch}"
+            if wanted(f"{name} dense float16"):
+                arguments = (str(folder), checkpoint.load(folder, validate=False)[0].max_tokens)
+                embed = functools.partial(embed_sentences, batch)
+                yield Engine(name, "dense", "float16", load_sentence_transformers, arguments, ("sentence-transformers",), embed)
+
+
+LEFT_OUT: dict[str, str] = {}
+
+
+def installed() -> Rivals:
+    """The rivals that can be imported here; LEFT_OUT says which cannot, and why."""
+    dense_layers: dict[str, Rival] = {}
+    ladder: dict[str, Any] = {"dense naive": naive(tree=False), "fff naive": naive(tree=True)}
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ImportError(f"PyTorch {torch.__version__} is built without CUDA, or finds no GPU")
+        for dtype in DTYPES:
+            dense_layers[f"torch {dtype}"] = torch_dense(dtype, compiled=False)
+            dense_layers[f"torch compiled {dtype}"] = torch_dense(dtype, compiled=True)
+        ladder |= {"dense batched": torch_layer(dense), "fff batched": torch_layer(batched_fff)}
+    except ImportError as error:
+        LEFT_OUT["torch"] = str(error)
+    try:
+        import sentence_transformers  # noqa: F401
+    except ImportError as error:
+        LEFT_OUT["sentence-transformers"] = str(error)
+    try:
+        import onnxruntime
+
+        why = "it is not measured here" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "it has no CUDA provider"
+        LEFT_OUT["onnxruntime"] = f"{onnxruntime.__version__}: {why}"
+    except ImportError as error:
+        LEFT_OUT["onnxruntime"] = str(error)
+    return Rivals(dense_layers, ladder, models)
