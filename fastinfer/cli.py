@@ -452,7 +452,9 @@ def _parser() -> argparse.ArgumentParser:
         group = sub.add_argument_group("model")
         default = "" if run is _info else " (default: the one inside)"
         group.add_argument("-m", "--model", metavar="MODEL", help=f"checkpoint folder, or the name of a model inside fastinfer{default}")
-        group.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA or numpy; fastinfer info lists what runs here")
+        group.add_argument(
+            "--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy; fastinfer info lists what runs here"
+        )
         group.add_argument("--dtype", help="what to compute in (default: what the checkpoint suggests)")
         group.add_argument("--threads", type=_at_least(1), metavar="N", help="most threads (default: the CPUs this process may use)")
         group.add_argument("--max-depth", type=_at_least(0), metavar="N", help="walk trees at most N decisions deep: faster, less exact")

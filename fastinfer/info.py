@@ -11,8 +11,15 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """version; devices: {name: None or why it cannot run}; isas: compiled, usable here, chosen by default; threads; models inside."""
-    found: dict[str, Any] = {"version": __version__, "devices": backends.available(), "isas": None, "threads": None, "models": inside()}
+    """version; devices: {name: None or why it cannot run}; gpus; isas: compiled, usable here, chosen by default; threads; models inside."""
+    found: dict[str, Any] = {
+        "version": __version__,
+        "devices": backends.available(),
+        "gpus": [],
+        "isas": None,
+        "threads": None,
+        "models": inside(),
+    }
     if found["devices"]["cpu"] is None:
         from . import _cpu
         from .backends import cpu
@@ -24,4 +31,8 @@ def info() -> dict[str, Any]:
             "chosen": cpu.default_isa(),
         }
         found["threads"] = cpu.default_threads()
+    if found["devices"]["cuda"] is None:
+        from .backends import cuda
+
+        found["gpus"] = cuda.names()
     return found

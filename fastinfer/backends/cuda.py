@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ ACTIVATIONS = (None, "gelu", "tanh", "relu")
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
 WARPS = 8  # tokens per block where a warp has a token, as in kernels.cu
-MASK_TOKENS = 8192  # tokens whose logits one product writes: those of 4,096 neurons are then 64 MB in float16, about an L2
+MIDDLE_BYTES = 32 << 20  # of a feedforward's middle layer that are written before they are read: more would not stay in L2
 
 
 # --- what there is ---
@@ -54,6 +54,14 @@ def why_not() -> str | None:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"the driver cannot run CuPy's CUDA {cupy.cuda.runtime.runtimeGetVersion() // 1000}: {error}"
     return None if count else "there is a driver, but no GPU that this process may use (CUDA_VISIBLE_DEVICES?)"
+
+
+def names() -> list[str]:
+    """Each GPU: name, compute capability, memory."""
+    import cupy
+
+    found = [cupy.cuda.runtime.getDeviceProperties(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
+    return [f"{p['name'].decode()}, sm_{p['major']}{p['minor']}, {p['totalGlobalMem'] / 2**30:.0f} GiB" for p in found]
 
 
 def device_number(name: str) -> int:
@@ -645,8 +653,7 @@ class CUDA(Reference):
             h = session.take("normed", *x.shape)
             self.norm(x, norm, eps, out=h)
             x = h
-        for begin in range(0, len(x), MASK_TOKENS):
-            part = slice(begin, begin + MASK_TOKENS)
+        for part in self._parts(len(x), products.first):
             logits = session.take("logits", len(x[part]), products.first.outputs)
             if trees.depth:
                 self.linear(x[part], products.first, out=logits)
@@ -661,6 +668,12 @@ class CUDA(Reference):
             out += residual
         if out_norm is not None:
             self.norm(out, out_norm, eps, out=out)
+
+    def _parts(self, tokens: int, first: Matrix) -> Iterator[slice]:
+        """Tokens cut so that the outputs of `first` stay in L2 until they are read."""
+        step = max(1024, MIDDLE_BYTES // (len(first.data) * self.storage.itemsize) // 1024 * 1024)
+        for begin in range(0, tokens, step):
+            yield slice(begin, min(begin + step, tokens))
 
     def plan(self, tokens: int, trees: Trees) -> str:
         """The strategy for so many tokens, by what each costs on an H100."""
@@ -725,10 +738,12 @@ class CUDA(Reference):
             return
         h = work.take("h", *x.shape)
         self.norm(x, norm, weights.eps, out=h)
-        middle = work.take("middle", len(x), self.outputs(layer.dense_in.weight))
-        self.linear(h, layer.dense_in.weight, bias=layer.dense_in.bias, activation="gelu", out=middle)
         last = layer.b_out if layer.trees is None else None
-        self.linear(middle, layer.dense_out.weight, bias=last, residual=x if weights.pre_norm else h, out=x)
+        for part in self._parts(len(x), layer.dense_in.weight):
+            middle = work.take("middle", part.stop - part.start, len(layer.dense_in.weight.data))
+            self.linear(h[part], layer.dense_in.weight, bias=layer.dense_in.bias, activation="gelu", out=middle)
+            residual = x if weights.pre_norm else h
+            self.linear(middle, layer.dense_out.weight, bias=last, residual=residual[part], out=x[part])
         if layer.trees is not None:
             around = {"out_norm": out_norm, "eps": weights.eps}
             self.fff(h, layer.trees, bias=layer.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
