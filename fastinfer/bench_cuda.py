@@ -227,16 +227,18 @@ def check_fff(ops: Any, x: Any, trees: Any, arrays: tuple, y: np.ndarray, dtype:
 
 
 def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1: np.ndarray, w2: np.ndarray) -> Callable[[int], Work]:
-    """This project's dense layer: two products of cuBLASLt, the bias in the first, a GELU kernel between them."""
+    """This project's dense layer as a model runs it: two products of cuBLASLt, a GELU kernel between them."""
     first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(b1), ops.matrix(Tensor(w2, "float32"))
     weights = [(first, bias, second), *([copied(w) for w in (first, bias, second)] for _ in inputs[1:])]
 
     def work(tokens: int) -> Work:
-        middle, out = ops.empty(tokens, len(w1)), ops.empty(tokens, len(w2))
+        out = ops.empty(tokens, len(w2))
 
         def call(x: Any, first: Any, bias: Any, second: Any) -> None:
-            ops.linear(x[:tokens], first, bias=bias, activation="gelu", out=middle)
-            ops.linear(middle, second, out=out)
+            for part in ops._parts(tokens, first):
+                middle = session.take("middle", part.stop - part.start, len(w1))
+                ops.linear(x[part], first, bias=bias, activation="gelu", out=middle)
+                ops.linear(middle, second, out=out[part])
 
         calls = [functools.partial(call, x, *w) for x, w in zip(inputs, weights, strict=True)]
         return own_work(ops, session, calls, out)

@@ -300,16 +300,16 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
 
 def load_sentence_transformers(path: str, limit: int) -> Encode:
     import torch
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
 
-    body = models.Transformer(path, max_seq_length=limit)
-    whole = SentenceTransformer(modules=[body, models.Pooling(body.get_word_embedding_dimension())], device="cuda").half()
+    whole = SentenceTransformer(path, device="cuda").half()
+    whole.max_seq_length = limit
 
     def encode(ids, mask=None):  # type: ignore[no-untyped-def]
         with torch.inference_mode():
             given = torch.from_numpy(ids).cuda()
             mask = torch.ones_like(given) if mask is None else torch.from_numpy(mask).cuda()
-            return body({"input_ids": given, "attention_mask": mask})["token_embeddings"].float().cpu().numpy()
+            return whole[0]({"input_ids": given, "attention_mask": mask})["token_embeddings"].float().cpu().numpy()
 
     encode.whole = whole  # type: ignore[attr-defined]
     return encode
@@ -317,7 +317,7 @@ def load_sentence_transformers(path: str, limit: int) -> Encode:
 
 def embed_sentences(batch: int, encode: Encode, tokenizer: object) -> Callable[[list[str]], np.ndarray]:
     """sentence-transformers' own encode: it sorts the texts by length, and pads batches."""
-    return lambda texts: encode.whole.encode(texts, batch_size=batch)  # type: ignore[attr-defined]
+    return lambda texts: encode.whole.encode(texts, batch_size=batch, normalize_embeddings=False)  # type: ignore[attr-defined]
 
 
 def models(folder: Path, cache: Path, threads: int | None, wanted: Callable[[str], bool], left_out: dict[str, str]) -> Iterator[Engine]:
