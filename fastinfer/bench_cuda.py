@@ -81,12 +81,13 @@ class Rivals(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """launch() starts a graph of so many calls; `before` microseconds of it are not theirs."""
+    """launch() starts a graph of so many calls; `before` microseconds of it are not theirs; `keep`: who holds the arrays it uses."""
 
     stream: Any
     launch: Call
     calls: int
     before: float = 0.0
+    keep: Any = None
 
 
 def elapsed(stream: Any, launch: Call, times: int = 1) -> float:
@@ -112,10 +113,11 @@ def replay(work: Work, first: Call | None = None) -> Replay:
     one()
     rounds = max(1, min(64 // len(calls), int(GRAPH_US / elapsed(work.stream, one))))
     if first is None:
-        return Replay(work.stream, work.capture(lambda: [call() for _ in range(rounds) for call in calls]), rounds * len(calls))
+        several = work.capture(lambda: [call() for _ in range(rounds) for call in calls])
+        return Replay(work.stream, several, rounds * len(calls), keep=work)
     firsts = work.capture(lambda: [first() for _ in calls])
     both = work.capture(lambda: [launch() for call in calls for launch in (first, call)])
-    return Replay(work.stream, both, len(calls), float(np.median([elapsed(work.stream, firsts) for _ in range(LEAST)])))
+    return Replay(work.stream, both, len(calls), float(np.median([elapsed(work.stream, firsts) for _ in range(LEAST)])), keep=(work, first))
 
 
 def interleaved(replays: dict[str, Replay], *, seconds: float) -> dict[str, Spread]:
@@ -125,7 +127,7 @@ def interleaved(replays: dict[str, Replay], *, seconds: float) -> dict[str, Spre
     waiting = list(replays)
     while waiting:
         for name in waiting:
-            stream, launch, calls, before = replays[name]
+            stream, launch, calls, before, _ = replays[name]
             launches = max(1, int(GRAPH_US / elapsed(stream, launch)))  # after it, caches and clocks are this work's own
             for _ in range(3):
                 us = elapsed(stream, launch, launches)
@@ -490,7 +492,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
 
     call(0)
     (graph,) = session.graphs.values()
-    whole = Replay(session.stream, functools.partial(graph.launch, session.stream), 1)
+    whole = Replay(session.stream, functools.partial(graph.launch, session.stream), 1, keep=session)
 
     with other:
         placed = other.place(packed[0], tokens, False)
