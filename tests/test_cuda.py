@@ -56,8 +56,9 @@ def test_the_kernels_compile(architecture, options):
     if int(architecture[3:5]) not in supported:
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     act, hidden, heads = options
-    for rows in ((), ("-DROW_INT8",) * (act != "ACT_FLOAT")):
-        program, kind = cuda.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", f"-DHEADS={heads}", *rows))
+    trees = [("-DDEPTH=11",), ("-DDEPTH=4",)] + [("-DDEPTH=11", "-DROW_INT8")] * (act != "ACT_FLOAT")
+    for more in [(f"-DHEADS={heads}",), *trees]:
+        program, kind = cuda.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", *more))
         assert kind == "cubin"
         assert program[1:4] == b"ELF"
 
@@ -78,12 +79,12 @@ def test_without_a_gpu():
 
 # --- ops ---
 
-STRATEGIES = ["fff_tree", "fff_trees", "fff_trees_few", "fff_subtrees2", "fff_subtrees3", "fff_subtrees4"]
+STRATEGIES = ["fff_tree", "fff_tree_few", "fff_trees", "fff_trees_few", "fff_subtrees2", "fff_subtrees3", "fff_subtrees4"]
 CASES = [
     *((FFFCase(1, 11, 768, 37), s) for s in STRATEGIES),
-    *((FFFCase(16, 7, 384, 37), s) for s in (*STRATEGIES[1:], "products")),
+    *((FFFCase(16, 7, 384, 37), s) for s in (*STRATEGIES[2:], "products")),
     *((FFFCase(p, d, 128, 300), "products") for p, d in ((64, 5), (128, 4), (512, 2), (1536, 1), (40, 0))),
-    *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in STRATEGIES[1:]),
+    *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in STRATEGIES[2:]),
     *((FFFCase(9, 4, 72, 50, paths="skewed", bias=False), s) for s in ("fff_trees", "products")),
     (FFFCase(1, 15, 16, 17), "fff_tree"),
     (FFFCase(1, 15, 16, 17), "fff_subtrees4"),
@@ -131,7 +132,7 @@ def test_every_strategy(case, strategy, dtype):
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_fff_between_norms(order, strategy, dtype):
     """The fused form is the plain ops in turn."""
-    case = FFFCase(1, 11, 384, 70) if strategy in ("fff_tree", "fff_subtrees2") else FFFCase(8, 5, 384, 70)
+    case = FFFCase(1, 11, 384, 70) if strategy in ("fff_tree", "fff_tree_few", "fff_subtrees2") else FFFCase(8, 5, 384, 70)
     x, w_in, b_in, w_out = case.build(6)
     rng = np.random.default_rng(7)
     before, after = norm_of(rng, 384), norm_of(rng, 384)

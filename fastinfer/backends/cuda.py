@@ -86,7 +86,7 @@ def source() -> str:
     if not folder.is_dir():
         folder = Path(__file__).parents[2] / "src" / "cuda"  # a source tree
     kernels, attention = ((folder / name).read_text() for name in ("kernels.cu", "attention.cu"))
-    return f"{kernels}\n#ifdef HEADS\n{attention}\n#endif\n"
+    return f"{kernels}\n#if defined(HEADS) && !defined(DEPTH)\n{attention}\n#endif\n"
 
 
 def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
@@ -133,7 +133,7 @@ def cached_kernels(architecture: str, options: tuple[str, ...]) -> Path:
 # struct FFF of kernels.cu: addresses, 0 for null; sizes; eps
 ADDRESSES = ("x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_in", "children", "bias", "out_norm_weight", "out_norm_bias")
 ADDRESSES += ("out", "path", "z")
-SIZES = ("tokens", "trees", "count", "depth", "add_input")
+SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
 
@@ -343,7 +343,7 @@ class CUDA(Reference):
         self.idle: list[Session] = []
         self.algorithms: dict[Any, bytes] = {}
         self.local = threading.local()
-        self.act, self.kernels = "", None
+        self.act = ""
 
     @property
     def device(self) -> str:
@@ -414,11 +414,9 @@ class CUDA(Reference):
         def finish() -> np.ndarray:
             done.synchronize()
             values = np.frombuffer(memory, array.dtype, array.size).reshape(shape)
-            return (
-                Tensor(values, "bfloat16").float32()
-                if values.dtype == np.uint16
-                else values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
-            )
+            if values.dtype == np.uint16:
+                return Tensor(values, "bfloat16").float32()
+            return values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
 
         return finish
 
@@ -434,21 +432,28 @@ class CUDA(Reference):
         """Settle dtypes and compile the kernels; stored: the dtype of the file's dense weights."""
         wanted = self.dtype or stored
         self.act = "float16" if wanted == "int8" else wanted
-        int8_rows = wanted == "int8"
+        self.int8_rows, self.width = wanted == "int8", up(hidden)
+        self._functions: dict[tuple[str, int | None], Any] = {}
+        self._modules: dict[int | None, Any] = {}
         if hidden > MAX_HIDDEN:
             raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
-        with self.cupy.cuda.Device(self.number) as device:
-            capability = device.compute_capability
-            if self.act == "bfloat16" and int(capability) < 80:
-                raise BackendError(
-                    f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32"
-                )
-            self.architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
-            options = [f"-D{MACROS[self.act]}", f"-DHIDDEN={up(hidden)}"]
-            options += [f"-DHEADS={heads}"] * (heads > 0) + ["-DROW_INT8"] * int8_rows
-            self.kernels = self.cupy.RawModule(path=str(cached_kernels(self.architecture, tuple(options))))
-        self.int8_rows, self.width = int8_rows, up(hidden)
-        self._functions: dict[str, Any] = {}
+        capability = self.cupy.cuda.Device(self.number).compute_capability
+        if self.act == "bfloat16" and int(capability) < 80:
+            raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32")
+        self._architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
+        self._options = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.width}")
+        if heads:
+            self._options += (f"-DHEADS={heads}",)
+            with self.cupy.cuda.Device(self.number):
+                self.attention_launch = self.cupy.ndarray(3, np.int32, self._module(None).get_global("attention_launch")).tolist()
+
+    def _module(self, depth: int | None) -> Any:
+        """The kernels of trees walked `depth` decisions deep, or, for None, all others: compiled at first sight."""
+        if depth not in self._modules:
+            trees = () if depth is None else (f"-DDEPTH={depth}",) + ("-DROW_INT8",) * self.int8_rows
+            with self.cupy.cuda.Device(self.number):
+                self._modules[depth] = self.cupy.RawModule(path=str(cached_kernels(self._architecture, self._options + trees)))
+        return self._modules[depth]
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
         if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
@@ -494,6 +499,7 @@ class CUDA(Reference):
         # fff_mask spreads a tree over the lanes of one warp at most.
         if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
+        self._module(depth)
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
         small = (scales, b_in, children)
@@ -518,10 +524,10 @@ class CUDA(Reference):
 
     # --- launching ---
 
-    def _launch(self, name: str, blocks: Any, threads: int, *arguments: Any, shared: int = 0) -> None:
-        function = self._functions.get(name)
+    def _launch(self, name: str, blocks: Any, threads: int, *arguments: Any, shared: int = 0, depth: int | None = None) -> None:
+        function = self._functions.get((name, depth))
         if function is None:
-            function = self._functions[name] = self.kernels.get_function(name)
+            function = self._functions[name, depth] = self._module(depth).get_function(name)
             if shared > 48 << 10:
                 function.max_dynamic_shared_size_bytes = shared
         function(blocks if isinstance(blocks, tuple) else (blocks,), (threads,), arguments, shared_mem=shared)
@@ -589,10 +595,9 @@ class CUDA(Reference):
             lengths = np.diff(cu_seqlens)
             cu_seqlens = self._send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1))
         size = out.shape[1] // heads
-        wide = self.architecture == "sm_90a" and self.act != "float32" and size == 64  # as attention.cu decides it
-        queries, threads = (128, 256) if wide else (64, 128)
-        blocks = -(-len(out) // queries), heads
-        self._launch("attention", blocks, threads, qkv, cu_seqlens, scalar(len(out)), out, scalar(size**-0.5, np.float32))
+        queries, threads, shared = self.attention_launch
+        arguments = qkv, cu_seqlens, scalar(len(out)), out, scalar(size**-0.5, np.float32)
+        self._launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
 
     def fff(
         self,
@@ -637,12 +642,12 @@ class CUDA(Reference):
         for name, array in arrays.items():
             arguments[name] = address(array)
         arguments["tokens"], arguments["trees"], arguments["count"] = len(x), *trees.nodes.shape[:2]
-        arguments["depth"], arguments["add_input"], arguments["eps"] = trees.depth, add_input, eps
+        arguments["add_input"], arguments["eps"] = add_input, eps
         a_token, threads = STRATEGIES[strategy]
         if strategy == "fff_trees_few":
             row_words = -(-self.width // (32 * self.vector_size)) * (2 if self.int8_rows else 4)
             threads = 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
-        self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads, arguments)
+        self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads, arguments, depth=trees.depth)
 
     def _fff_by_products(
         self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, norm: Any, add_input: bool, out_norm: Any, eps: float
@@ -657,9 +662,7 @@ class CUDA(Reference):
             logits = session.take("logits", len(x[part]), products.first.outputs)
             if trees.depth:
                 self.linear(x[part], products.first, out=logits)
-                count, width = logits.size // self.vector_size, logits.shape[1]
-                sizes = scalar(width), scalar(trees.depth), scalar(count, np.int64)
-                self._launch("fff_mask", -(-count // 256), 256, logits, products.bias, *sizes)
+                self._launch("fff_mask", len(logits), 256, logits, products.bias, scalar(logits.shape[1]), depth=trees.depth)
             else:
                 self.linear(x[part], products.first, bias=products.bias, activation="gelu", out=logits)
             before = x if add_input else residual
@@ -802,6 +805,7 @@ class CUDA(Reference):
 # Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block.
 STRATEGIES = {
     "fff_tree": (False, WARPS * 32),
+    "fff_tree_few": (False, WARPS * 32),
     "fff_trees": (False, WARPS * 32),
     "fff_trees_few": (True, 0),
     "fff_subtrees2": (True, 3 * 32),

@@ -43,18 +43,29 @@ constexpr float NOTHING_YET = -1e30f;  // `most` before the first key: finite, s
 
 struct Span { int begin, end; };
 
-// The rows that the texts of COUNT tokens from `first` on lie in. The lanes of a warp ask together.
-template <int COUNT> __device__ __forceinline__ Span texts_of(const int2* bounds, int first, int tokens) {
-    Span span = {first < tokens ? bounds[first].x : 0, 0};
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 32)
-        if (first + i + lane_id() < tokens && (COUNT % 32 == 0 || lane_id() < COUNT)) span.end = max(span.end, bounds[first + i + lane_id()].y);
-#pragma unroll
-    for (int step = 16; step; step >>= 1) span.end = max(span.end, __shfl_xor_sync(FULL, span.end, step));
-    return span;
+// volatile: loaded where it is written, not where it is first used, behind copies that take long.
+__device__ __forceinline__ int2 text_of(const int2* bounds, int token, int tokens) {
+    int2 text;
+    asm volatile("ld.global.nc.v2.s32 {%0, %1}, [%2];" : "=r"(text.x), "=r"(text.y) : "l"(bounds + min(token, tokens - 1)));
+    return token < tokens ? text : make_int2(0, 0);
 }
 
-__device__ __forceinline__ int2 text_of(const int2* bounds, int token, int tokens) { return token < tokens ? bounds[token] : make_int2(0, 0); }
+// The rows that the texts of COUNT tokens from `first` on lie in. The lanes of a warp ask together.
+template <int COUNT> __device__ __forceinline__ Span texts_of(const int2* bounds, int first, int tokens) {
+    int2 text[(COUNT + 31) / 32];
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 32) text[i / 32] = text_of(bounds, first + i + lane_id() % COUNT, tokens);
+    int end = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 32) end = max(end, text[i / 32].y);
+#if __CUDA_ARCH__ >= 800
+    end = __reduce_max_sync(FULL, end);
+#else
+#pragma unroll
+    for (int step = 16; step; step >>= 1) end = max(end, __shfl_xor_sync(FULL, end, step));
+#endif
+    return {__shfl_sync(FULL, text[0].x, 0), end};
+}
 
 #ifdef ATTENTION_PLAIN
 
@@ -227,9 +238,9 @@ constexpr int QUERY_BYTES = ATTENTION_QUERIES * ROW_BYTES;
 // Chunks permuted by row, the layout that wgmma calls a swizzle of 128 bytes.
 __device__ __forceinline__ int place(int r, int chunk) { return r * ROW_BYTES + (chunk ^ (r & 7)) * 16; }
 
-// A (64 or 16 rows, 16 or 64 columns) part of such a tile, as wgmma is told of it: where it starts, in units of 16 bytes, and in the upper word
-// that there are 1,024 bytes from 8 rows to the next and which swizzle.
-__device__ __forceinline__ u64 part(u32 address) { return (u64)0x40000040 << 32 | address >> 4; }
+// Part of such a tile as wgmma is told of it: the chunk of shared memory that it starts with and, in the upper word, that there are 1,024 bytes
+// from 8 rows to the next and which swizzle.
+__device__ __forceinline__ u64 part(u32 chunk) { return (u64)0x40000040 << 32 | chunk; }
 
 #define FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define ALL_32 FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)
@@ -253,20 +264,20 @@ __device__ __forceinline__ void multiply(float (&d)[8][4], const u32 (&a)[4], u6
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-typedef u32 Queries;  // where those of the group are in shared memory. Held in registers, some versions of the compiler overwrite them in the loop.
+typedef u32 Queries;  // the chunk that the group's start with. (In registers, NVRTC 12.9 and 13.0 overwrite them inside the loop.)
 
 // The two start_ functions only start: results may be used, and tiles and weights overwritten, after finish_products.
 __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], Queries queries, u32 keys) {
     begin_products();
 #pragma unroll
-    for (int d = 0; d < HEAD; d += 16) multiply(s, part(queries + d * 2), part(keys + d * 2), d > 0);
+    for (int d = 0; d < HEAD; d += 16) multiply(s, part(queries + d / 8), part(keys / 16 + d / 8), d > 0);
     commit_products();
 }
 
 __device__ __forceinline__ void start_sums(float (&sums)[WIDTH / 8][4], const u32 (&weights)[KEYS / 16][4], u32 values) {
     begin_products();
 #pragma unroll
-    for (int k = 0; k < KEYS; k += 16) multiply(sums, weights[k / 16], part(values + k * ROW_BYTES));
+    for (int k = 0; k < KEYS; k += 16) multiply(sums, weights[k / 16], part((values + k * ROW_BYTES) / 16));
     commit_products();
 }
 
@@ -420,7 +431,7 @@ __device__ __forceinline__ Queries load_queries(const act* from, int first, int 
 #pragma unroll
     for (int i = 0; i < ATTENTION_QUERIES; i += AT_ONCE)
         copy16(room + place(r + i, chunk), from + (size_t)(first + r + i) * (3 * HIDDEN) + chunk * 8, first + r + i < tokens);
-    return room + threadIdx.x / (GROUP_WARPS * 32) * (GROUP_WARPS * 16 * ROW_BYTES);
+    return (room + threadIdx.x / (GROUP_WARPS * 32) * (GROUP_WARPS * 16 * ROW_BYTES)) / 16;
 }
 
 #else
@@ -499,7 +510,7 @@ __device__ __forceinline__ void store(act* out, const float (&sums)[WIDTH / 8][4
         float total = softmax.total[h];
 #pragma unroll
         for (int step = 1; step <= 2; step *= 2) total += __shfl_xor_sync(FULL, total, step);
-        const float share = 1.f / total;
+        const float share = __fdividef(1.f, total);
 #pragma unroll
         for (int n = 0; n < CHUNKS; n += 4) {
             u32 w[4] = {0, 0, 0, 0};
@@ -521,6 +532,9 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
     qkv += blockIdx.y * HEAD;
 
     const Queries queries = load_queries(qkv, first, tokens, room);
+    if (threadIdx.x == 0) begin_barrier(barrier);
+    __syncthreads();
+    const int2 text[2] = {text_of(bounds, own, tokens), text_of(bounds, own + 8, tokens)};
     const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens);
     Copies copies = plan_copies(qkv + HIDDEN, all, stages);
 #pragma unroll
@@ -529,9 +543,6 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         commit_copies();
     }
     const Span group = texts_of<GROUP_WARPS * 16>(bounds, first + warp / GROUP_WARPS * (GROUP_WARPS * 16), tokens);
-    const int2 text[2] = {text_of(bounds, own, tokens), text_of(bounds, own + 8, tokens)};
-    if (threadIdx.x == 0) begin_barrier(barrier);
-    __syncthreads();
     arrive(barrier);
 
     scale *= 1.4426950408889634f;  // log2(e)

@@ -2,8 +2,9 @@
 //
 // NVRTC compiles it at run time for one model (backends/cuda.py says how), with
 //   -D ACT_FLOAT | ACT_HALF | ACT_BFLOAT16   what activations and dense weights are (act)
+//   -D HIDDEN=D  -D HEADS=H                  all kernels but the feedforward's; no HEADS, no attention
+//   -D HIDDEN=D  -D DEPTH=depth              the feedforward of trees walked so deep: loops over levels are unrolled
 //   -D ROW_INT8                              rows of trees are int8 with a float32 scale each; else they are act
-//   -D HIDDEN=D  -D HEADS=H
 // No header is included: a machine that only has CuPy has none. Sums are float32 whatever is stored.
 
 typedef unsigned short u16;
@@ -223,11 +224,13 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
     }
 }
 
-// ---- what is simple: a warp a token ----------------------------------------------------------------------------------------------------
-
 #define WARPS 8  // per block, where a warp has a token
 
 __device__ __forceinline__ int own_token() { return blockIdx.x * WARPS + (threadIdx.x >> 5); }
+
+#ifndef DEPTH
+
+// ---- what is simple: a warp a token ----------------------------------------------------------------------------------------------------
 
 // The text that holds token t: the last b with starts[b] <= t, found 32 candidates at a time.
 __device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
@@ -311,6 +314,8 @@ extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* 
     }
 }
 
+#else  // DEPTH
+
 // ---- the fast feedforward (CMM) --------------------------------------------------------------------------------------------------------
 // At node n: z = x . in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0). z == 0 goes left; leaves add too.
 // Between two norms of a layer it is memory that costs, so the norm before, the residual and the norm after are part of these kernels.
@@ -330,7 +335,7 @@ struct FFF {
     act* out;                   // (tokens, D), not x
     int* path;                  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
     float* z;                   // the same shape: their logits, 0 after a stop; or null
-    int tokens, trees, count, depth, add_input;
+    int tokens, trees, count, add_input;
     float eps;
 };
 
@@ -400,7 +405,7 @@ template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const
 #pragma unroll
     for (int g = 0; g < G; g++) at[g] = tree + g * stride < f.trees ? 0 : -1, paths[g] = {-1, 0.f};
 #pragma unroll 1
-    for (int level = 0; level <= f.depth; level++) {
+    for (int level = 0; level <= DEPTH; level++) {
         Node nodes[G];
 #pragma unroll
         for (int g = 0; g < G; g++)
@@ -421,15 +426,15 @@ __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G
     float by[G];
 #pragma unroll
     for (int g = 0; g < G; g++) by[g] = paths[g].node >= 0 ? weight_of(f, (tree + g * stride) * f.count + paths[g].node, paths[g].z) : 0.f;
-#pragma unroll 1
-    for (int level = 0; level <= f.depth; level += AHEAD / G) {
+#pragma unroll
+    for (int level = 0; level <= DEPTH; level += AHEAD / G) {
         Row rows[AHEAD];
         float scale[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int g = i % G, l = level + i / G, node = __shfl_sync(FULL, paths[g].node, l & 31);
-            scale[i] = __shfl_sync(FULL, by[g], l & 31);
-            if (node < 0 || l > f.depth) scale[i] = 0.f, rows[i] = Row();
+            const int g = i % G, l = level + i / G, node = l <= DEPTH ? __shfl_sync(FULL, paths[g].node, l) : -1;
+            scale[i] = l <= DEPTH ? __shfl_sync(FULL, by[g], l) : 0.f;
+            if (node < 0) scale[i] = 0.f, rows[i] = Row();
             else load_row(rows[i], out_row(f, (tree + g * stride) * f.count + node));
         }
 #pragma unroll
@@ -438,8 +443,8 @@ __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G
 }
 
 __device__ __forceinline__ void record(const Path& path, const FFF& f, int token, int tree) {
-    if (!f.path || tree >= f.trees || lane_id() > f.depth) return;
-    const size_t at = ((size_t)token * f.trees + tree) * (f.depth + 1) + lane_id();
+    if (!f.path || tree >= f.trees || lane_id() > DEPTH) return;
+    const size_t at = ((size_t)token * f.trees + tree) * (DEPTH + 1) + lane_id();
     f.path[at] = path.node;
     f.z[at] = path.z;
 }
@@ -447,9 +452,8 @@ __device__ __forceinline__ void record(const Path& path, const FFF& f, int token
 #define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
 #define TOGETHER (ROW_WORDS <= 8 ? 4 : ROW_WORDS <= 12 ? 2 : 1)  // trees that a warp walks in step
 
-// One tree, a warp a token: for thousands of tokens. Its speed is that of many loads under way: registers are held to what lets
-// four blocks (three, two) share a multiprocessor.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : ROW_WORDS <= 24 ? 3 : 2) fff_tree(FFF f) {
+// One tree, a warp a token. AHEAD: out-rows that are loaded at once.
+template <int AHEAD> __device__ __forceinline__ void fff_one_tree(const FFF& f) {
     const int token = own_token();
     if (token >= f.tokens) return;
     float x[VALUES];
@@ -460,9 +464,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : R
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
-    gather<1, ROW_WORDS <= 12 ? 2 : 1>(x, path, f, 0, 1);
+    gather<1, AHEAD>(x, path, f, 0, 1);
     finish(x, f, token);
 }
+
+// For many tokens, whose speed is that of many warps: registers are held to what lets four blocks (three, two) share a multiprocessor.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : ROW_WORDS <= 24 ? 3 : 2) fff_tree(FFF f) {
+    fff_one_tree<ROW_WORDS <= 12 ? 2 : 1>(f);
+}
+
+// For hundreds of tokens, whose speed is that of a warp.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) fff_tree_few(FFF f) { fff_one_tree<ROW_WORDS <= 12 ? 6 : 3>(f); }
 
 // Many trees, a warp a token.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) fff_trees(FFF f) {
@@ -535,11 +547,11 @@ __device__ __forceinline__ float2 unpack(u32 pair) { return unpack2(pair); }
 // Few tokens, deep trees: a block a token. Its 2^L - 1 warps take the nodes of a whole subtree at once, so L levels cost one step; then
 // its threads own columns. Time here is waiting: what can be loaded early is.
 template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
-    constexpr int N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2), LEVELS = 16;
-    __shared__ float logits[2][N], by[LEVELS], input[HIDDEN], slots[2][N];
+    constexpr int N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2);
+    __shared__ float logits[2][N], by[DEPTH + 1], input[HIDDEN], slots[2][N];
     const int token = blockIdx.x, warp = threadIdx.x >> 5, level = 31 - __clz(warp + 1), place = warp + 1 - (1 << level);
     Node next;
-    if (level <= f.depth) load_node(next, f, warp);
+    if (level <= DEPTH) load_node(next, f, warp);
     float x[VALUES], y[COLUMNS][2];
     load_input(x, f, token);
     if (f.add_input && warp == 0)
@@ -552,45 +564,43 @@ template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
     for (int k = 0; k < COLUMNS; k++) y[k][0] = y[k][1] = 0.f;
 
     for (int tree = 0; tree < f.trees; tree++) {
-        int path[LEVELS], root = 0, mine = 0;
+        int node = 0;  // what comes next on the path; one level below the leaf in the end
         float my_z = 0.f;
 #pragma unroll
-        for (int top = 0; top < LEVELS; top += L) {
-            if (top > f.depth) break;
-            if (top + level <= f.depth) {
+        for (int top = 0; top <= DEPTH; top += L) {
+            if (top + level <= DEPTH) {
                 float z = logit(next, x);
                 if (lane_id() == 0) logits[top / L & 1][warp] = z;
             }
             __syncthreads();
 #pragma unroll
-            for (int l = 0, at = 0; l < L && top + l < LEVELS; l++) {  // `at`: the node within the subtree, in heap order too
-                float z = top + l <= f.depth ? logits[top / L & 1][at] : 0.f;
-                path[top + l] = root;
-                if (threadIdx.x == top + l) mine = root, my_z = z;
+            for (int l = 0, at = 0; l < L && top + l <= DEPTH; l++) {  // `at`: the node within the subtree, in heap order too
+                const float z = logits[top / L & 1][at];
+                if (threadIdx.x == top + l) my_z = z;
                 const int right = z > 0.f;
-                at = 2 * at + 1 + right, root = 2 * root + 1 + right;
+                at = 2 * at + 1 + right, node = 2 * node + 1 + right;
             }
-            if (top + L + level <= f.depth) load_node(next, f, tree * f.count + ((root + 1) << level) - 1 + place);
+            if (top + L + level <= DEPTH) load_node(next, f, tree * f.count + ((node + 1) << level) - 1 + place);
         }
-        if (tree + 1 < f.trees && level <= f.depth) load_node(next, f, (tree + 1) * f.count + warp);
-        Pair rows[COLUMNS][LEVELS];
+        if (tree + 1 < f.trees && level <= DEPTH) load_node(next, f, (tree + 1) * f.count + warp);
+        auto visited = [&](int l) { return tree * f.count + ((node + 1) >> (DEPTH + 1 - l)) - 1; };
+        Pair rows[COLUMNS][DEPTH + 1];
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
-            for (int l = 0; l < LEVELS; l++) {
+            for (int l = 0; l <= DEPTH; l++) {
                 const int c = 2 * (threadIdx.x + k * THREADS);
-                if (l <= f.depth && c < HIDDEN) rows[k][l] = load<Pair>(out_row(f, tree * f.count + path[l]) + c);
+                if (c < HIDDEN) rows[k][l] = load<Pair>(out_row(f, visited(l)) + c);
             }
-        if (threadIdx.x <= f.depth) by[threadIdx.x] = weight_of(f, tree * f.count + mine, my_z);
+        if (threadIdx.x <= DEPTH) by[threadIdx.x] = weight_of(f, visited(threadIdx.x), my_z);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
-            for (int l = 0; l < LEVELS; l++)
-                if (l <= f.depth) {
-                    const float2 pair = unpack(rows[k][l]);
-                    y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
-                }
+            for (int l = 0; l <= DEPTH; l++) {
+                const float2 pair = unpack(rows[k][l]);
+                y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
+            }
         __syncthreads();
     }
 
@@ -634,30 +644,38 @@ extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees3(FFF f) { fff_
 extern "C" __global__ void __launch_bounds__(15 * 32) fff_subtrees4(FFF f) { fff_subtrees<4>(f); }
 
 // Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
-// logits (tokens, width): without b_in (width) float32; trees side by side in 2 << depth slots each, the last unused. `count`: words of
-// VECTOR values. Small trees share a thread, large ones are spread over the lanes of a warp.
-extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const float* b_in, int width, int depth, long long count) {
-    const int slots = 2 << depth, lanes = max(slots / VECTOR, 1), per_thread = min(slots, VECTOR);
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    const long long word = min(i, count - 1);  // those behind the end keep their warp company
-    uint4* at = reinterpret_cast<uint4*>(logits) + word;
-    const float* bias = b_in + word * VECTOR % width;
-    const int mine = lane_id() % lanes, first = lane_id() - mine;
-    float f[VECTOR];
-    unpack(*at, f);
-    u32 rights = 0, keep = 0;
+// logits (tokens, width), without b_in (width): trees side by side in SLOTS each, the last of which is unused. A block has a token; small
+// trees share a thread, large ones are spread over lanes.
+#define SLOTS (2 << DEPTH)
+#if SLOTS <= 32 * VECTOR
+extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const float* b_in, int width) {
+    constexpr int LANES = SLOTS > VECTOR ? SLOTS / VECTOR : 1, PER_THREAD = SLOTS < VECTOR ? SLOTS : VECTOR;
+    const int words = width / VECTOR, mine = lane_id() % LANES, first = lane_id() - mine;
+    for (int base = 0; base < words; base += 256) {
+        const int i = min(base + (int)threadIdx.x, words - 1);  // those behind the end keep their warp company
+        uint4* at = reinterpret_cast<uint4*>(logits + (size_t)blockIdx.x * width) + i;
+        float f[VECTOR];
+        unpack(*at, f);
+        u32 rights = 0, keep = 0;
 #pragma unroll
-    for (int j = 0; j < VECTOR; j++) f[j] += bias[j];
-#pragma unroll
-    for (int j = 0; j < VECTOR; j++) rights |= (f[j] > 0.f) << j;
-    for (int tree = 0; tree < VECTOR; tree += per_thread)
-        for (int level = 0, node = 0; level <= depth; level++) {
-            const int bit = tree + node % per_thread, owner = node / per_thread;
-            const u32 theirs = __shfl_sync(FULL, rights, first + owner);
-            if (owner == mine) keep |= 1u << bit;
-            node = 2 * node + 1 + (theirs >> bit & 1);
+        for (int j = 0; j < VECTOR; j++) {
+            f[j] += __ldg(b_in + i * VECTOR + j);
+            rights |= (f[j] > 0.f) << j;
         }
 #pragma unroll
-    for (int j = 0; j < VECTOR; j++) f[j] = keep >> j & 1 ? gelu(f[j]) : 0.f;
-    if (i < count) *at = pack(f);
+        for (int tree = 0; tree < VECTOR; tree += PER_THREAD)
+#pragma unroll
+            for (int level = 0, node = 0; level <= DEPTH; level++) {
+                const int bit = tree + node % PER_THREAD, owner = node / PER_THREAD;
+                const u32 theirs = __shfl_sync(FULL, rights, first + owner);
+                if (owner == mine) keep |= 1u << bit;
+                node = 2 * node + 1 + (theirs >> bit & 1);
+            }
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) f[j] = keep >> j & 1 ? gelu(f[j]) : 0.f;
+        if (base + threadIdx.x < words) *at = pack(f);
+    }
 }
+#endif
+
+#endif  // DEPTH
