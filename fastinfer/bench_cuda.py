@@ -586,7 +586,8 @@ def run(options: argparse.Namespace, ops: Any, rivals: Rivals | None) -> None:
     about = machine(ops)
     with ops.cupy.cuda.Device(ops.number):
         if options.what == "model":
-            bench_model.run(options, ops, about, rivals and rivals.models)
+            others = None if options.start or rivals is None else rivals.models  # theirs do not load in a process of their own
+            bench_model.run(options, ops, about, others)
             return
         header, line = (bench.LADDER_HEADER, bench.ladder_line) if options.what == "ladder" else (CMM_HEADER, cmm_line)
         if not options.json:
