@@ -61,7 +61,7 @@ embedder)
     distill embedder embedder "${@:2}"
     results embedder
     ;;
-queries) # the embedder goes on with another CORPUS: articles, a part of the novels, dialogues twice, queries five times (tools/get_text.py)
+queries) # the embedder goes on; CORPUS is the one that the recipe describes
     ((gpus > 1)) && launch="torchrun --nproc-per-node $gpus"
     distill embedder-queries embedder-queries --start "$RUNS/embedder/model" "${@:2}"
     results embedder-queries
