@@ -79,15 +79,16 @@ def test_without_a_gpu():
 
 # --- ops ---
 
-STRATEGIES = ["fff_tree", "fff_tree_few", "fff_trees", "fff_trees_few", "fff_subtrees2", "fff_subtrees3", "fff_subtrees4"]
+STRATEGIES = ["fff_tree", "fff_tree_few", "fff_trees", "fff_trees_few", "fff_subtrees2", "fff_subtrees3"]
 CASES = [
     *((FFFCase(1, 11, 768, 37), s) for s in STRATEGIES),
+    *((FFFCase(1, 11, hidden, 3000, paths=paths), "fff_bins") for hidden in (768, 384) for paths in ("balanced", "skewed", "left", "ties")),
     *((FFFCase(16, 7, 384, 37), s) for s in (*STRATEGIES[2:], "products")),
     *((FFFCase(p, d, 128, 300), "products") for p, d in ((64, 5), (128, 4), (512, 2), (1536, 1), (40, 0))),
     *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in STRATEGIES[2:]),
     *((FFFCase(9, 4, 72, 50, paths="skewed", bias=False), s) for s in ("fff_trees", "products")),
     (FFFCase(1, 15, 16, 17), "fff_tree"),
-    (FFFCase(1, 15, 16, 17), "fff_subtrees4"),
+    (FFFCase(1, 15, 16, 17), "fff_subtrees3"),
     (FFFCase(1, 11, 2048, 9), "fff_tree"),
     *((FFFCase(1, 11, 384, 1030, paths=paths), "fff_tree") for paths in ("balanced", "left", "right", "ties")),
     *((FFFCase(64, 5, 40, 1030, paths=paths), "products") for paths in ("left", "right", "ties")),
@@ -102,28 +103,25 @@ def test_every_strategy(case, strategy, dtype):
     x, w_in, b_in, w_out = case.build(5)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device="cuda", dtype=dtype)
     layer._ops.plan = lambda tokens, trees: strategy
+    if strategy == "fff_bins" and not layer._ops._has_bins(layer._layer.trees):
+        pytest.skip(f"no bins for {dtype} on this GPU")
     some = np.s_[:: max(1, case.tokens // 30)]
     x = rounded(x, dtype)
     y = layer(x)
     nodes, z = layer.routes(x)
-    rows_in, rows_out = (
-        as_stored(w_in, ROUNDS_TO[dtype] if dtype != "int8" else dtype),
-        as_stored(w_out, ROUNDS_TO[dtype] if dtype != "int8" else dtype),
-    )
+    rows_in, rows_out = (as_stored(w, dtype if dtype == "int8" else ROUNDS_TO[dtype]) for w in (w_in, w_out))
     want_nodes, want_z = oracle.walk(x[some], rows_in, b_in, case.depth)
-    sure = ((np.abs(want_z[..., :-1]) > backends.ROUTE_MARGIN) | (want_z[..., :-1] == 0)).all(-1)
-    assert sure.mean() > 0.9
+    # Products round their logits.
+    margin = (
+        {"float16": 5e-3, "bfloat16": 4e-2}.get(ROUNDS_TO[dtype], backends.ROUTE_MARGIN)
+        if strategy == "products"
+        else backends.ROUTE_MARGIN
+    )
+    sure = ((np.abs(want_z[..., :-1]) > margin) | (want_z[..., :-1] == 0)).all(-1)
+    assert sure.mean() > (0.9 if margin < 4e-2 else 0.7)
     assert_array_equal(nodes[some][sure], want_nodes[sure])
-    assert_allclose(z[some][sure], want_z[sure], rtol=1e-4, atol=1e-4)
-    want = oracle.add_up(x[some], rows_in, b_in, rows_out, nodes[some])
-    if strategy == "products":
-        # Their sums, and in low precision their rounded logits, may send a token elsewhere at a near-tie.
-        error = np.abs(y[some] - want).max(1) / max(np.abs(want).max(), 1)
-        assert np.isfinite(y).all()
-        assert (error <= ERROR[dtype]).mean() >= (0.95 if dtype == "float32" else 0.6)
-        assert np.median(error) <= ERROR[dtype]
-    else:
-        assert_near(y[some], want, dtype)
+    assert_allclose(z[some][sure], want_z[sure], rtol=margin, atol=margin)
+    assert_near(y[some], oracle.add_up(x[some], rows_in, b_in, rows_out, nodes[some]), dtype, factor=2 if strategy in cuda.APART else 1)
 
 
 @needs_gpu

@@ -433,27 +433,30 @@ class CUDA(Reference):
         wanted = self.dtype or stored
         self.act = "float16" if wanted == "int8" else wanted
         self.int8_rows, self.width = wanted == "int8", up(hidden)
-        self._functions: dict[tuple[str, int | None], Any] = {}
-        self._modules: dict[int | None, Any] = {}
+        self._functions: dict[Any, Any] = {}
+        self._modules: dict[tuple[int, bool] | None, Any] = {}
         if hidden > MAX_HIDDEN:
             raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
         capability = self.cupy.cuda.Device(self.number).compute_capability
         if self.act == "bfloat16" and int(capability) < 80:
             raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32")
         self._architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
+        self._processors = self.cupy.cuda.Device(self.number).attributes["MultiProcessorCount"]
         self._options = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.width}")
         if heads:
             self._options += (f"-DHEADS={heads}",)
             with self.cupy.cuda.Device(self.number):
                 self.attention_launch = self.cupy.ndarray(3, np.int32, self._module(None).get_global("attention_launch")).tolist()
 
-    def _module(self, depth: int | None) -> Any:
-        """The kernels of trees walked `depth` decisions deep, or, for None, all others: compiled at first sight."""
-        if depth not in self._modules:
-            trees = () if depth is None else (f"-DDEPTH={depth}",) + ("-DROW_INT8",) * self.int8_rows
+    def _module(self, kind: tuple[int, bool] | None) -> Any:
+        """The kernels of trees (walked so deep, pruned or not), or, for None, all others: compiled at first sight."""
+        if kind not in self._modules:
+            trees: tuple[str, ...] = ()
+            if kind is not None:
+                trees = (f"-DDEPTH={kind[0]}", *("-DSTOPS",) * kind[1], *("-DROW_INT8",) * self.int8_rows)
             with self.cupy.cuda.Device(self.number):
-                self._modules[depth] = self.cupy.RawModule(path=str(cached_kernels(self._architecture, self._options + trees)))
-        return self._modules[depth]
+                self._modules[kind] = self.cupy.RawModule(path=str(cached_kernels(self._architecture, self._options + trees)))
+        return self._modules[kind]
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
         if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
@@ -499,7 +502,7 @@ class CUDA(Reference):
         # fff_mask spreads a tree over the lanes of one warp at most.
         if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
-        self._module(depth)
+        self._module((depth, children is not None))
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
         small = (scales, b_in, children)
@@ -524,10 +527,11 @@ class CUDA(Reference):
 
     # --- launching ---
 
-    def _launch(self, name: str, blocks: Any, threads: int, *arguments: Any, shared: int = 0, depth: int | None = None) -> None:
-        function = self._functions.get((name, depth))
+    def _launch(self, name: str, blocks: Any, threads: int, *arguments: Any, shared: int = 0, of: Trees | None = None) -> None:
+        kind = of and (of.depth, of.children is not None)
+        function = self._functions.get((name, kind))
         if function is None:
-            function = self._functions[name, depth] = self._module(depth).get_function(name)
+            function = self._functions[name, kind] = self._module(kind).get_function(name)
             if shared > 48 << 10:
                 function.max_dynamic_shared_size_bytes = shared
         function(blocks if isinstance(blocks, tuple) else (blocks,), (threads,), arguments, shared_mem=shared)
@@ -625,12 +629,41 @@ class CUDA(Reference):
         if not len(x):
             return
         strategy = self.plan(len(x), trees)
-        if nodes is not None or trees.children is not None:  # only these kernels record paths and follow tables
-            strategy = "fff_tree" if len(trees.nodes) == 1 else "fff_trees"
-        if strategy == "products":
-            self._fff_by_products(x, trees, bias, residual, out, norm, add_input, out_norm, eps)
+        if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
+            strategy = "fff_trees"
+        if strategy not in APART:
+            a_token, threads = STRATEGIES[strategy]
+            arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
+            self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._tree_threads, arguments, of=trees)
             return
-        arguments = np.zeros((), FFF_STRUCT)
+        if norm is not None:
+            h = self._session.take("normed", *x.shape)
+            self.norm(x, norm, eps, out=h)
+            x = h
+        step = APART[strategy]
+        for begin in range(0, len(x), step):
+            part = slice(begin, min(begin + step, len(x)))
+            recorded = (None, None) if nodes is None else (nodes[part], z[part])
+            before = x if add_input else residual
+            run = self._fff_by_bins if strategy == "fff_bins" else self._fff_by_products
+            run(x[part], trees, bias, None if before is None else before[part], out[part], *recorded)
+        if add_input and residual is not None:
+            out += residual
+        if out_norm is not None:
+            self.norm(out, out_norm, eps, out=out)
+
+    @property
+    def _tree_threads(self) -> int:
+        """Threads of fff_trees_few: as many warps as have room for its rows in registers, as kernels.cu decides it."""
+        row_words = -(-self.width // (32 * self.vector_size)) * (2 if self.int8_rows else 4)
+        return 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
+
+    @staticmethod
+    def _fff_arguments(
+        x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any,
+        norm: Any = None, add_input: bool = False, out_norm: Any = None, eps: float = 0.0,
+    ) -> np.ndarray:  # fmt: skip
+        """struct FFF"""
         arrays = {
             "x": x, "residual": residual, "nodes": trees.nodes, "scales": trees.scales, "b_in": trees.b_in, "children": trees.children,
             "bias": bias, "out": out, "path": nodes, "z": z,
@@ -639,38 +672,36 @@ class CUDA(Reference):
             arrays |= {"norm_weight": norm.weight, "norm_bias": norm.bias}
         if out_norm is not None:
             arrays |= {"out_norm_weight": out_norm.weight, "out_norm_bias": out_norm.bias}
+        arguments = np.zeros((), FFF_STRUCT)
         for name, array in arrays.items():
             arguments[name] = address(array)
         arguments["tokens"], arguments["trees"], arguments["count"] = len(x), *trees.nodes.shape[:2]
         arguments["add_input"], arguments["eps"] = add_input, eps
-        a_token, threads = STRATEGIES[strategy]
-        if strategy == "fff_trees_few":
-            row_words = -(-self.width // (32 * self.vector_size)) * (2 if self.int8_rows else 4)
-            threads = 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
-        self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads, arguments, depth=trees.depth)
+        return arguments
 
-    def _fff_by_products(
-        self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, norm: Any, add_input: bool, out_norm: Any, eps: float
-    ) -> None:
-        """Every neuron computed on tensor cores, those off the paths set to zero: cheaper than rows of many trees."""
-        session, products = self._session, trees.products
-        if norm is not None:
-            h = session.take("normed", *x.shape)
-            self.norm(x, norm, eps, out=h)
-            x = h
-        for part in self._parts(len(x), products.first):
-            logits = session.take("logits", len(x[part]), products.first.outputs)
-            if trees.depth:
-                self.linear(x[part], products.first, out=logits)
-                self._launch("fff_mask", len(logits), 256, logits, products.bias, scalar(logits.shape[1]), depth=trees.depth)
-            else:
-                self.linear(x[part], products.first, bias=products.bias, activation="gelu", out=logits)
-            before = x if add_input else residual
-            self.linear(logits, products.second, bias=bias, residual=None if before is None else before[part], out=out[part])
-        if add_input and residual is not None:
-            out += residual
-        if out_norm is not None:
-            self.norm(out, out_norm, eps, out=out)
+    def _fff_by_products(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
+        """Every neuron computed by products, those off the paths set to zero: cheaper than rows of many trees."""
+        products, width = trees.products, len(trees.products.first.data)
+        logits = self._session.take("logits", len(x), width)
+        if trees.depth:
+            self.linear(x, products.first, out=logits)
+            self._launch("fff_mask", len(x), 256, logits, products.bias, scalar(width), nodes, z, of=trees)
+        else:
+            self.linear(x, products.first, bias=products.bias, activation="gelu", out=logits)
+        self.linear(logits, products.second, bias=bias, residual=residual, out=out)
+
+    def _fff_by_bins(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
+        """One deep tree: tokens sorted by the subtree that they fall into, each subtree on tensor cores."""
+        session, tokens = self._session, len(x)
+        tops, lists = session.take("tops", tokens, 8), session.take("lists", BINS, tokens, dtype=np.int32)
+        counts = session.take("counts", BINS, dtype=np.int32)
+        counts.fill(0)
+        arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z)
+        in_row, out_row = 2 * self.width + 64, 2 * self.width + 16
+        blocks = min(self._processors, -(-tokens // 16))
+        self._launch("fff_route", blocks, 256, arguments, tops, counts, lists, shared=BINS * in_row, of=trees)
+        blocks = -(-tokens // 128) + BINS
+        self._launch("fff_bins", blocks, 256, arguments, tops, counts, lists, shared=32 * in_row + 40 * out_row, of=trees)
 
     def _parts(self, tokens: int, first: Matrix) -> Iterator[slice]:
         """Tokens cut so that the outputs of `first` stay in L2 until they are read."""
@@ -678,10 +709,21 @@ class CUDA(Reference):
         for begin in range(0, tokens, step):
             yield slice(begin, min(begin + step, tokens))
 
+    def _has_bins(self, trees: Trees) -> bool:
+        """Whether kernels.cu has fff_route and fff_bins for these trees."""
+        kind = self.act != "float32" and not self.int8_rows and self._architecture == "sm_90a"
+        return kind and trees.depth == 11 and len(trees.nodes) == 1 and self.width % 64 == 0 and self.width <= 768
+
     def plan(self, tokens: int, trees: Trees) -> str:
         """The strategy for so many tokens, by what each costs on an H100."""
+        if trees.children is not None:
+            return "fff_trees"
+        if tokens >= 12288 and self._has_bins(trees):
+            return "fff_bins"
         if len(trees.nodes) == 1:
-            return "fff_subtrees4" if tokens <= 512 else "fff_subtrees2" if tokens <= 1024 else "fff_tree"
+            return (
+                "fff_subtrees3" if tokens <= 384 else "fff_subtrees2" if tokens <= 512 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
+            )
         if trees.products is not None and tokens > 128:
             return "products"
         return "fff_trees_few" if tokens <= 512 else "fff_trees"
@@ -697,27 +739,30 @@ class CUDA(Reference):
     def encode(self, weights: Any, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
         """The forward pass of model.py as one graph; op by op where something is watched."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
-        if taps or routes:
-            return self._encode_watched(weights, work.place(batch, len(batch.ids), with_types), work, taps, routes)
         size = bucket(len(batch.ids))
         placed = work.place(batch, size, with_types)
-        run = lambda: super(CUDA, self).encode(weights, placed, work)  # noqa: E731
-        if (size, with_types) not in work.graphs:
-            run()
-            work.graphs[size, with_types] = work.capture(run)
-        work.graphs[size, with_types].launch(work.stream)
-        return work.take("x", size, weights.hidden)[: len(batch.ids)]
+        if taps or routes:
+            x = self._encode_watched(weights, placed, work, len(batch.ids), taps, routes)
+        else:
+            run = lambda: super(CUDA, self).encode(weights, placed, work)  # noqa: E731
+            if (size, with_types) not in work.graphs:
+                run()
+                work.graphs[size, with_types] = work.capture(run)
+            work.graphs[size, with_types].launch(work.stream)
+            x = work.take("x", size, weights.hidden)
+        return x[: len(batch.ids)]
 
-    def _encode_watched(self, weights: Any, placed: Placed, work: Any, taps: dict | None, routes: list | None) -> Any:
-        """Taps and routes are filled here and brought to the caller's arrays."""
-        taps_here = {i: self.empty(*array.shape) for i, array in (taps or {}).items()}
-        routes_here = [r and tuple(self.empty(*a.shape, dtype=a.dtype) for a in r) for r in routes or ()]
+    def _encode_watched(self, weights: Any, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:
+        """The same ops on the same sizes; taps and routes are filled on the GPU and brought to the caller's arrays."""
+        size = len(placed.ids)
+        taps_here = {i: self.empty(size, weights.hidden) for i in taps or ()}
+        routes_here = [r and tuple(self.empty(size, *a.shape[1:], dtype=a.dtype) for a in r) for r in routes or ()]
         x = super().encode(weights, placed, work, taps=taps_here, routes=routes_here)
         for i, array in taps_here.items():
-            taps[i][...] = self.bring(array)()
+            taps[i][...] = self.bring(array[:tokens])()
         for theirs, ours in zip(routes or (), routes_here, strict=True):
             for to, array in zip(theirs or (), ours or (), strict=True):
-                to[...] = self.bring(array)()
+                to[...] = self.bring(array[:tokens])()
         return x
 
     def attention_block(self, x: Any, attention: Any, cu_seqlens: Any, weights: Any, work: Any) -> None:
@@ -802,7 +847,7 @@ class CUDA(Reference):
         return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
 
 
-# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block.
+# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: _tree_threads).
 STRATEGIES = {
     "fff_tree": (False, WARPS * 32),
     "fff_tree_few": (False, WARPS * 32),
@@ -810,5 +855,8 @@ STRATEGIES = {
     "fff_trees_few": (True, 0),
     "fff_subtrees2": (True, 3 * 32),
     "fff_subtrees3": (True, 7 * 32),
-    "fff_subtrees4": (True, 15 * 32),
 }
+# Those that fuse nothing, and the most tokens that they take at once: logits of 4,096 neurons in float16 are then 32 MB and stay in
+# L2 between products; lists of bins are 32 MB.
+BINS = 128
+APART = {"products": 4096, "fff_bins": 65536}

@@ -5,6 +5,7 @@
 //   -D HIDDEN=D  -D HEADS=H                  all kernels but the feedforward's; no HEADS, no attention
 //   -D HIDDEN=D  -D DEPTH=depth              the feedforward of trees walked so deep: loops over levels are unrolled
 //   -D ROW_INT8                              rows of trees are int8 with a float32 scale each; else they are act
+//   -D STOPS                                 trees are pruned: a table says where a node leads, or that the walk stops
 // No header is included: a machine that only has CuPy has none. Sums are float32 whatever is stored.
 
 typedef unsigned short u16;
@@ -328,7 +329,7 @@ struct FFF {
     const row* nodes;           // (trees, count, 2, D): the in-row and the out-row of a node side by side
     const float* scales;        // (trees, count, 2) of int8 rows
     const float* b_in;          // (trees, count) or null
-    const int* children;        // (trees, count, 2), -1 = stop; null: 2n + 1, 2n + 2
+    const int* children;        // with STOPS: (trees, count, 2), -1 = stop; else null: 2n + 1, 2n + 2
     const act* bias;            // (D) or null
     const act* out_norm_weight; // out = LayerNorm(y), or y where null
     const act* out_norm_bias;
@@ -378,9 +379,15 @@ __device__ __forceinline__ float weight_of(const FFF& f, int n, float z) {
     return by;
 }
 
+#ifdef STOPS
+constexpr bool stops = true;
+#else
+constexpr bool stops = false;
+#endif
+
 __device__ __forceinline__ int next_node(const FFF& f, int tree, int node, float z) {
     const int right = z > 0.f;
-    return f.children ? __ldg(f.children + 2 * ((size_t)tree * f.count + node) + right) : 2 * node + 1 + right;
+    return stops ? __ldg(f.children + 2 * ((size_t)tree * f.count + node) + right) : 2 * node + 1 + right;
 }
 
 __device__ __forceinline__ void load_input(float (&x)[VALUES], const FFF& f, int token) {
@@ -399,23 +406,26 @@ __device__ __forceinline__ void finish(float (&y)[VALUES], const FFF& f, int tok
 // Where a token went in one tree, a level a lane.
 struct Path { int node; float z; };
 
-// This warp's token down the G trees `tree`, `tree + stride` ... (as far as there are), in step: loads of one hide those of another.
+// The g-th of the trees `tree`, `tree + stride` ...; behind the last, the last again, whose work is dropped: no load stands in a branch.
+__device__ __forceinline__ int tree_of(const FFF& f, int tree, int stride, int g) { return min(tree + g * stride, f.trees - 1); }
+
+// This warp's token down G trees in step: loads of one hide those of another.
 template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const float (&x)[VALUES], const FFF& f, int tree, int stride) {
     int at[G];
 #pragma unroll
-    for (int g = 0; g < G; g++) at[g] = tree + g * stride < f.trees ? 0 : -1, paths[g] = {-1, 0.f};
+    for (int g = 0; g < G; g++) at[g] = 0, paths[g] = {-1, 0.f};
 #pragma unroll 1
     for (int level = 0; level <= DEPTH; level++) {
         Node nodes[G];
 #pragma unroll
         for (int g = 0; g < G; g++)
-            if (at[g] >= 0) load_node(nodes[g], f, (tree + g * stride) * f.count + at[g]);
+            if (!stops || at[g] >= 0) load_node(nodes[g], f, tree_of(f, tree, stride, g) * f.count + at[g]);
 #pragma unroll
         for (int g = 0; g < G; g++) {
-            if (at[g] < 0) continue;
+            if (stops && at[g] < 0) continue;
             float z = logit(nodes[g], x);
             if (lane_id() == level) paths[g] = {at[g], z};
-            at[g] = next_node(f, tree + g * stride, at[g], z);
+            at[g] = next_node(f, tree_of(f, tree, stride, g), at[g], z);
         }
     }
 }
@@ -425,20 +435,26 @@ template <int G, int AHEAD>
 __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G], const FFF& f, int tree, int stride) {
     float by[G];
 #pragma unroll
-    for (int g = 0; g < G; g++) by[g] = paths[g].node >= 0 ? weight_of(f, (tree + g * stride) * f.count + paths[g].node, paths[g].z) : 0.f;
+    for (int g = 0; g < G; g++) {
+        const bool counts = lane_id() <= DEPTH && tree + g * stride < f.trees && (!stops || paths[g].node >= 0);
+        by[g] = counts ? weight_of(f, tree_of(f, tree, stride, g) * f.count + paths[g].node, paths[g].z) : 0.f;
+    }
 #pragma unroll
     for (int level = 0; level <= DEPTH; level += AHEAD / G) {
         Row rows[AHEAD];
         float scale[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int g = i % G, l = level + i / G, node = l <= DEPTH ? __shfl_sync(FULL, paths[g].node, l) : -1;
-            scale[i] = l <= DEPTH ? __shfl_sync(FULL, by[g], l) : 0.f;
-            if (node < 0) scale[i] = 0.f, rows[i] = Row();
-            else load_row(rows[i], out_row(f, (tree + g * stride) * f.count + node));
+            const int g = i % G, l = level + i / G;
+            if (l > DEPTH) continue;
+            const int node = __shfl_sync(FULL, paths[g].node, l);
+            scale[i] = __shfl_sync(FULL, by[g], l);
+            if (!stops || node >= 0) load_row(rows[i], out_row(f, tree_of(f, tree, stride, g) * f.count + node));
+            else rows[i] = Row();
         }
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) add_scaled(rows[i], scale[i], y);
+        for (int i = 0; i < AHEAD; i++)
+            if (level + i / G <= DEPTH) add_scaled(rows[i], scale[i], y);
     }
 }
 
@@ -506,6 +522,8 @@ extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF 
     for (int tree = warp; tree < f.trees; tree += TREE_WARPS * TOGETHER) {
         Path paths[TOGETHER];
         descend(paths, x, f, tree, TREE_WARPS);
+#pragma unroll
+        for (int g = 0; g < TOGETHER; g++) record(paths[g], f, token, tree + g * TREE_WARPS);
         gather<TOGETHER, TOGETHER>(y, paths, f, tree, TREE_WARPS);
     }
     for (int half = TREE_WARPS / 2; half; half >>= 1) {
@@ -592,7 +610,14 @@ template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
                 const int c = 2 * (threadIdx.x + k * THREADS);
                 if (c < HIDDEN) rows[k][l] = load<Pair>(out_row(f, visited(l)) + c);
             }
-        if (threadIdx.x <= DEPTH) by[threadIdx.x] = weight_of(f, visited(threadIdx.x), my_z);
+        if (threadIdx.x <= DEPTH) {
+            by[threadIdx.x] = weight_of(f, visited(threadIdx.x), my_z);
+            if (f.path) {
+                const size_t at = ((size_t)token * f.trees + tree) * (DEPTH + 1) + threadIdx.x;
+                f.path[at] = visited(threadIdx.x) - tree * f.count;
+                f.z[at] = my_z;
+            }
+        }
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
@@ -641,14 +666,13 @@ template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
 
 extern "C" __global__ void __launch_bounds__(3 * 32) fff_subtrees2(FFF f) { fff_subtrees<2>(f); }
 extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees3(FFF f) { fff_subtrees<3>(f); }
-extern "C" __global__ void __launch_bounds__(15 * 32) fff_subtrees4(FFF f) { fff_subtrees<4>(f); }
 
 // Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
 // logits (tokens, width), without b_in (width): trees side by side in SLOTS each, the last of which is unused. A block has a token; small
-// trees share a thread, large ones are spread over lanes.
+// trees share a thread, large ones are spread over lanes. path, z: as in FFF, or null.
 #define SLOTS (2 << DEPTH)
 #if SLOTS <= 32 * VECTOR
-extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const float* b_in, int width) {
+extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const float* b_in, int width, int* path, float* z) {
     constexpr int LANES = SLOTS > VECTOR ? SLOTS / VECTOR : 1, PER_THREAD = SLOTS < VECTOR ? SLOTS : VECTOR;
     const int words = width / VECTOR, mine = lane_id() % LANES, first = lane_id() - mine;
     for (int base = 0; base < words; base += 256) {
@@ -669,6 +693,13 @@ extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const fl
                 const int bit = tree + node % PER_THREAD, owner = node / PER_THREAD;
                 const u32 theirs = __shfl_sync(FULL, rights, first + owner);
                 if (owner == mine) keep |= 1u << bit;
+                if (path && owner == mine && base + threadIdx.x < words) {
+                    const size_t tree_here = ((size_t)blockIdx.x * words + i) * VECTOR / SLOTS + (SLOTS < VECTOR ? tree / PER_THREAD : 0);
+                    path[tree_here * (DEPTH + 1) + level] = node;
+#pragma unroll
+                    for (int j = 0; j < VECTOR; j++)
+                        if (j == bit) z[tree_here * (DEPTH + 1) + level] = f[j];
+                }
                 node = 2 * node + 1 + (theirs >> bit & 1);
             }
 #pragma unroll
@@ -676,6 +707,294 @@ extern "C" __global__ void __launch_bounds__(256) fff_mask(act* logits, const fl
         if (base + threadIdx.x < words) *at = pack(f);
     }
 }
+#endif
+
+// ---- one deep tree, tens of thousands of tokens ----------------------------------------------------------------------------------------
+// Tokens that go one way share rows, and tensor cores take 16 tokens at once. fff_route computes all of the top 7 levels' logits for every
+// token, follows the signs, and drops the token into one of 128 bins; fff_bins does the same with the 31 nodes below that a bin shares,
+// adds up what was visited (the rest is zero), and the 7 nodes above. A block has its rows in shared memory, brought by bulk copies.
+// tops (tokens, 8): the 7 logits. counts (128): tokens per bin, zero before. lists (128, tokens): which.
+
+#if DEPTH == 11 && !defined(STOPS) && !defined(ROW_INT8) && !defined(ACT_FLOAT) && HIDDEN % 64 == 0 && HIDDEN <= 768 && __CUDA_ARCH__ >= 900
+
+constexpr int TOP = 7, BINS = 1 << TOP, BELOW = DEPTH + 1 - TOP, BELOW_SLOTS = 1 << BELOW;
+constexpr int IN_STRIDE = 2 * HIDDEN + 64;   // bytes between in-rows: the 16 bytes of 2 x 4 lanes then fall into different banks
+constexpr int OUT_STRIDE = 2 * HIDDEN + 16;  // bytes between out-rows: so do those of 8 rows at one column
+constexpr int ROUTE_WARPS = 8, BIN_WARPS = 8, BIN_TOKENS = BIN_WARPS * 16;
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void expect_bytes(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from),
+                 "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+
+__device__ __forceinline__ void wait_for(u64* barrier) {
+    u32 done = 0;
+    while (!done)
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done) : "r"(shared_address(barrier)) : "memory");
+}
+
+#ifdef ACT_HALF
+#define MMA_TYPES "f32.f16.f16.f32"
+#else
+#define MMA_TYPES "f32.bf16.bf16.f32"
+#endif
+
+// c (16, 8) += a (16, 16) b (16, 8), and the same with 8 in the middle
+__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col." MMA_TYPES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[2], u32 b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col." MMA_TYPES " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+__device__ __forceinline__ void load_transposed(u32 (&m)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(address));
+}
+
+__device__ __forceinline__ uint4 load_streaming(const act* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+    return v;
+}
+
+// The warp's 16 tokens x TILES * 8 rows: c[t][2 h + b] is token lane / 4 + 8 h against row 8 t + 2 (lane % 4) + b, as mma lays it out.
+// The order of columns within 32 does not matter as long as both factors have the same one: each lane takes 8 that lie together.
+template <int TILES> __device__ __forceinline__ void logits_of(float (&c)[TILES][4], const act* const (&tokens)[2], const char* rows, u64* barrier) {
+    constexpr int CHUNKS = HIDDEN / 32, AHEAD = 6;
+    const int quad = lane_id() & 3, group = lane_id() >> 2;
+    uint4 x[AHEAD][2];
+#pragma unroll
+    for (int k = 0; k < AHEAD - 1; k++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) x[k][h] = load_streaming(tokens[h] + k * 32 + quad * 8);
+#pragma unroll
+    for (int t = 0; t < TILES; t++) c[t][0] = c[t][1] = c[t][2] = c[t][3] = 0.f;
+    wait_for(barrier);
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k++) {
+        if (k + AHEAD - 1 < CHUNKS)
+#pragma unroll
+            for (int h = 0; h < 2; h++) x[(k + AHEAD - 1) % AHEAD][h] = load_streaming(tokens[h] + (k + AHEAD - 1) * 32 + quad * 8);
+        const uint4 a = x[k % AHEAD][0], b = x[k % AHEAD][1];
+        const u32 first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            const uint4 row = *reinterpret_cast<const uint4*>(rows + (t * 8 + group) * IN_STRIDE + k * 64 + quad * 16);
+            multiply(c[t], first, row.x, row.y);
+            multiply(c[t], second, row.z, row.w);
+        }
+    }
+}
+
+// Follow the signs of token half `h` down LEVELS levels; bit 2 t + b of `visited` says whether this lane's c[t][2 h + b] was on the way.
+template <int TILES, int LEVELS> __device__ __forceinline__ int follow(const float (&c)[TILES][4], int h, u32& visited) {
+    const int quad = lane_id() & 3;
+    u32 rights = 0;
+#pragma unroll
+    for (int t = 0; t < TILES; t++) rights |= (u32)(c[t][2 * h] > 0.f) << 2 * t | (u32)(c[t][2 * h + 1] > 0.f) << (2 * t + 1);
+    int node = 0;
+    visited = 0;
+#pragma unroll
+    for (int level = 0; level < LEVELS; level++) {
+        const int owner = node >> 1 & 3, bit = (node >> 3) * 2 + (node & 1);
+        const u32 theirs = __shfl_sync(FULL, rights, (lane_id() & ~3) | owner);
+        if (owner == quad) visited |= 1u << bit;
+        node = 2 * node + 1 + (theirs >> bit & 1);
+    }
+    return node;
+}
+
+__device__ __forceinline__ void record_node(const FFF& f, int token, int level, int node, float z) {
+    if (!f.path) return;
+    f.path[(size_t)token * (DEPTH + 1) + level] = node;
+    f.z[(size_t)token * (DEPTH + 1) + level] = z;
+}
+
+extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * 32, 1) fff_route(FFF f, act* tops, int* counts, int* lists) {
+    extern __shared__ __align__(128) char rows[];  // BINS of IN_STRIDE, the last of them zero
+    __shared__ u64 barrier;
+    const int quad = lane_id() & 3, group = lane_id() >> 2;
+    if (threadIdx.x == 0) expect_bytes(&barrier, (BINS - 1) * HIDDEN * 2);
+    for (int i = threadIdx.x; i < HIDDEN / 8; i += ROUTE_WARPS * 32) *reinterpret_cast<uint4*>(rows + (BINS - 1) * IN_STRIDE + i * 16) = uint4();
+    __syncthreads();
+    if (threadIdx.x < BINS - 1) bulk_copy(rows + threadIdx.x * IN_STRIDE, in_row(f, threadIdx.x), HIDDEN * 2, &barrier);
+    for (int tile = (threadIdx.x >> 5) * gridDim.x + blockIdx.x; tile * 16 < f.tokens; tile += ROUTE_WARPS * gridDim.x) {
+        const int token[2] = {tile * 16 + group, tile * 16 + group + 8};
+        const act* const from[2] = {f.x + (size_t)min(token[0], f.tokens - 1) * HIDDEN, f.x + (size_t)min(token[1], f.tokens - 1) * HIDDEN};
+        float c[BINS / 8][4];
+        logits_of(c, from, rows, &barrier);
+        if (f.b_in)
+#pragma unroll
+            for (int t = 0; t < BINS / 8; t++)
+#pragma unroll
+                for (int b = 0; b < 2; b++) {
+                    const float bias = __ldg(f.b_in + t * 8 + quad * 2 + b);  // the one of slot 127 is the next level's, and not used
+                    c[t][b] += bias, c[t][2 + b] += bias;
+                }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            u32 visited;
+            const int bin = follow<BINS / 8, TOP>(c, h, visited) - (BINS - 1);
+            if (token[h] >= f.tokens) continue;
+#pragma unroll
+            for (int t = 0; t < BINS / 8; t++)
+#pragma unroll
+                for (int b = 0; b < 2; b++)
+                    if (visited >> (2 * t + b) & 1) {
+                        const int node = t * 8 + quad * 2 + b, level = 31 - __clz(node + 1);
+                        tops[(size_t)token[h] * 8 + level] = to_act(c[t][2 * h + b]);
+                        record_node(f, token[h], level, node, c[t][2 * h + b]);
+                    }
+            if (quad == 0) lists[(size_t)bin * f.tokens + atomicAdd(counts + bin, 1)] = token[h];
+        }
+    }
+    wait_for(&barrier);  // a block may not end before its copies have
+}
+
+// Which tile of which bin this block has: bins have ceil(count / BIN_TOKENS) each. All threads ask; false where there is none.
+__device__ __forceinline__ bool find_tile(const int* counts, int& bin, int& tile) {
+    __shared__ int found[2];
+    if (threadIdx.x == 0) found[0] = -1;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        int tiles[BINS / 32], sum = 0;
+#pragma unroll
+        for (int i = 0; i < BINS / 32; i++) sum += tiles[i] = (counts[lane_id() * (BINS / 32) + i] + BIN_TOKENS - 1) / BIN_TOKENS;
+        int before = sum;
+#pragma unroll
+        for (int step = 1; step < 32; step <<= 1) {
+            int left = __shfl_up_sync(FULL, before, step);
+            if (lane_id() >= step) before += left;
+        }
+        before -= sum;
+#pragma unroll
+        for (int i = 0; i < BINS / 32; before += tiles[i], i++)
+            if ((int)blockIdx.x >= before && (int)blockIdx.x < before + tiles[i])
+                found[0] = lane_id() * (BINS / 32) + i, found[1] = blockIdx.x - before;
+    }
+    __syncthreads();
+    bin = found[0], tile = found[1];
+    return bin >= 0;
+}
+
+extern "C" __global__ void __launch_bounds__(BIN_WARPS * 32, 2) fff_bins(FFF f, const act* tops, const int* counts, const int* lists) {
+    extern __shared__ __align__(128) char in_rows[];           // BELOW_SLOTS of IN_STRIDE, the last zero
+    char* out_rows = in_rows + BELOW_SLOTS * IN_STRIDE;        // BELOW_SLOTS of OUT_STRIDE, the last zero; then TOP, and one of zero
+    __shared__ u64 barrier;
+    int bin, tile;
+    if (!find_tile(counts, bin, tile)) return;
+    const int quad = lane_id() & 3, group = lane_id() >> 2, count = counts[bin];
+    if (threadIdx.x == 0) expect_bytes(&barrier, (2 * (BELOW_SLOTS - 1) + TOP) * HIDDEN * 2);
+    for (int i = threadIdx.x; i < HIDDEN / 8; i += BIN_WARPS * 32) {
+        *reinterpret_cast<uint4*>(in_rows + (BELOW_SLOTS - 1) * IN_STRIDE + i * 16) = uint4();
+        *reinterpret_cast<uint4*>(out_rows + (BELOW_SLOTS - 1) * OUT_STRIDE + i * 16) = uint4();
+        *reinterpret_cast<uint4*>(out_rows + (BELOW_SLOTS + TOP) * OUT_STRIDE + i * 16) = uint4();
+    }
+    __syncthreads();
+    // Slot m of a bin, in heap order: the node `m` of the subtree under it.
+    auto node_of = [&](int m) { const int level = 31 - __clz(m + 1); return (BINS + bin) * (1 << level) - 1 + m + 1 - (1 << level); };
+    if (threadIdx.x < BELOW_SLOTS - 1) {
+        bulk_copy(in_rows + threadIdx.x * IN_STRIDE, in_row(f, node_of(threadIdx.x)), HIDDEN * 2, &barrier);
+        bulk_copy(out_rows + threadIdx.x * OUT_STRIDE, out_row(f, node_of(threadIdx.x)), HIDDEN * 2, &barrier);
+    } else if (threadIdx.x >= 32 && threadIdx.x < 32 + TOP) {
+        const int level = threadIdx.x - 32, above = ((BINS + bin) >> (TOP - level)) - 1;
+        bulk_copy(out_rows + (BELOW_SLOTS + level) * OUT_STRIDE, out_row(f, above), HIDDEN * 2, &barrier);
+    }
+    const int first = tile * BIN_TOKENS + (threadIdx.x >> 5) * 16;
+    if (first < count) {
+        int token[2];
+        const act* from[2];
+        u32 above[2];  // the GELUs of the top levels 2 quad and 2 quad + 1
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            token[h] = lists[(size_t)bin * f.tokens + min(first + group + 8 * h, count - 1)];
+            from[h] = f.x + (size_t)token[h] * HIDDEN;
+            const float2 z = unpack2(*reinterpret_cast<const u32*>(tops + (size_t)token[h] * 8 + quad * 2));
+            above[h] = pack2(gelu(z.x), quad == 3 ? 0.f : gelu(z.y));
+            if (first + group + 8 * h >= count) token[h] = -1;
+        }
+        float c[BELOW_SLOTS / 8][4];
+        logits_of(c, from, in_rows, &barrier);
+        u32 below[BELOW_SLOTS / 16][4];
+#pragma unroll
+        for (int t = 0; t < BELOW_SLOTS / 8; t++)
+#pragma unroll
+            for (int b = 0; b < 2; b++) {
+                const int m = t * 8 + quad * 2 + b;
+                const float bias = f.b_in && m < BELOW_SLOTS - 1 ? __ldg(f.b_in + node_of(m)) : 0.f;
+                c[t][b] += bias, c[t][2 + b] += bias;
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            u32 visited;
+            follow<BELOW_SLOTS / 8, BELOW>(c, h, visited);
+#pragma unroll
+            for (int t = 0; t < BELOW_SLOTS / 8; t++) {
+                float by[2];
+#pragma unroll
+                for (int b = 0; b < 2; b++) {
+                    const bool there = visited >> (2 * t + b) & 1;
+                    const int m = t * 8 + quad * 2 + b;
+                    if (there && token[h] >= 0) record_node(f, token[h], TOP + 31 - __clz(m + 1), node_of(m), c[t][2 * h + b]);
+                    by[b] = there ? gelu(c[t][2 * h + b]) : 0.f;
+                }
+                below[t / 2][t % 2 * 2 + h] = pack2(by[0], by[1]);
+            }
+        }
+        const u32 base = shared_address(out_rows) + (lane_id() & 15) * OUT_STRIDE + (lane_id() >> 4) * 16;
+        const u32 base_above = shared_address(out_rows) + (BELOW_SLOTS + (lane_id() & 7)) * OUT_STRIDE + (lane_id() >> 3) * 16;
+#pragma unroll 2
+        for (int column = 0; column < HIDDEN; column += 32) {
+            float y[4][4] = {};
+            u32 m[4];
+#pragma unroll
+            for (int k = 0; k < BELOW_SLOTS / 16; k++)
+#pragma unroll
+                for (int t = 0; t < 4; t += 2) {
+                    load_transposed(m, base + k * 16 * OUT_STRIDE + column * 2 + t * 16);
+                    multiply(y[t], below[k], m[0], m[1]);
+                    multiply(y[t + 1], below[k], m[2], m[3]);
+                }
+            load_transposed(m, base_above + column * 2);
+#pragma unroll
+            for (int t = 0; t < 4; t++) multiply(y[t], above, m[t]);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                if (token[h] < 0) continue;
+#pragma unroll
+                for (int t = 0; t < 4; t++) {
+                    const int at = column + t * 8 + quad * 2;
+                    float2 sum = make_float2(y[t][2 * h], y[t][2 * h + 1]);
+                    if (f.bias) {
+                        const float2 more = unpack2(load<u32>(f.bias + at));
+                        sum.x += more.x, sum.y += more.y;
+                    }
+                    if (f.residual) {
+                        const float2 more = unpack2(*reinterpret_cast<const u32*>(f.residual + (size_t)token[h] * HIDDEN + at));
+                        sum.x += more.x, sum.y += more.y;
+                    }
+                    *reinterpret_cast<u32*>(f.out + (size_t)token[h] * HIDDEN + at) = pack2(sum.x, sum.y);
+                }
+            }
+        }
+    }
+    wait_for(&barrier);  // a block may not end before its copies have
+}
+
 #endif
 
 #endif  // DEPTH
