@@ -381,11 +381,11 @@ __device__ __forceinline__ void start_copies(Copies& copies, int stage) {
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// The barrier is passed once a tile, when all warps have said that their part of the tile has come, and that their products of the tile two
+// The barrier is passed once a tile, when all threads have said that their part of the tile has come, and that their products of the tile two
 // before are done. They say so long before they wait, hence a warp may be most of a tile ahead of the others: some multiply while others
 // take exponentials.
 __device__ __forceinline__ void begin_barrier(u32 barrier) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(ATTENTION_THREADS / 32) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(ATTENTION_THREADS) : "memory");
 }
 
 __device__ __forceinline__ void arrive(u32 barrier) {
@@ -393,8 +393,7 @@ __device__ __forceinline__ void arrive(u32 barrier) {
 #ifdef ATTENTION_WGMMA
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads shared memory another way than copies write it
 #endif
-    __syncwarp();
-    if (lane_id() == 0) asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(barrier) : "memory");
+    asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void wait(u32 barrier, int tile) {
