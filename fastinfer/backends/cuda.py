@@ -137,6 +137,20 @@ SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
 
+# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: _tree_threads).
+STRATEGIES = {
+    "fff_tree": (False, WARPS * 32),
+    "fff_tree_few": (False, WARPS * 32),
+    "fff_trees": (False, WARPS * 32),
+    "fff_trees_few": (True, 0),
+    "fff_subtrees": (True, 7 * 32),
+}
+# Those that fuse nothing, and the most tokens that they take at once: logits of 4,096 neurons in float16 are then 32 MB and stay in L2
+# between products; lists of bins are 32 MB.
+APART = {"products": 4096, "fff_bins": 65536}
+BINS, BINS_FROM = 128, 12288  # how many, and the tokens from which they pay
+
+
 def address(array: Any) -> int:
     return 0 if array is None else array.data.ptr
 
@@ -631,6 +645,8 @@ class CUDA(Reference):
         strategy = self.plan(len(x), trees)
         if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
             strategy = "fff_trees"
+        if strategy == "fff_bins" and (norm is not None or out_norm is not None):  # norms of their own would cost what bins save
+            strategy = "fff_tree"
         if strategy not in APART:
             a_token, threads = STRATEGIES[strategy]
             arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
@@ -715,18 +731,19 @@ class CUDA(Reference):
         return kind and trees.depth == 11 and len(trees.nodes) == 1 and self.width % 64 == 0 and self.width <= 768
 
     def plan(self, tokens: int, trees: Trees) -> str:
-        """The strategy for so many tokens, by what each costs on an H100."""
-        if trees.children is not None:
-            return "fff_trees"
-        if tokens >= 12288 and self._has_bins(trees):
-            return "fff_bins"
-        if len(trees.nodes) == 1:
-            return (
-                "fff_subtrees3" if tokens <= 384 else "fff_subtrees2" if tokens <= 512 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
-            )
-        if trees.products is not None and tokens > 128:
+        """The strategy for so many tokens: what was the fastest on an H100 at D = 768, where 7 to 25 microseconds hang on it.
+
+        A wave of blocks of fff_trees_few, a token per multiprocessor, takes about 11 us; fff_trees takes 4 us a tree while there are fewer
+        tokens than warps; products take 17 us and more, about what 256 neurons of a token take by rows.
+        """
+        count = len(trees.nodes)
+        if count == 1 and trees.children is None:
+            if tokens >= BINS_FROM and self._has_bins(trees):
+                return "fff_bins"
+            return "fff_subtrees" if tokens <= 320 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
+        if trees.products is not None and (tokens > 128 or count * (trees.depth + 1) > 256):
             return "products"
-        return "fff_trees_few" if tokens <= 512 else "fff_trees"
+        return "fff_trees_few" if 11 * -(-tokens // self._processors) < 4 * count else "fff_trees"
 
     def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
         """out is float32."""
@@ -845,18 +862,3 @@ class CUDA(Reference):
         if self.act != "bfloat16" or dtype == self.storage:
             return self.cupy.ascontiguousarray(y, dtype)
         return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
-
-
-# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: _tree_threads).
-STRATEGIES = {
-    "fff_tree": (False, WARPS * 32),
-    "fff_tree_few": (False, WARPS * 32),
-    "fff_trees": (False, WARPS * 32),
-    "fff_trees_few": (True, 0),
-    "fff_subtrees2": (True, 3 * 32),
-    "fff_subtrees3": (True, 7 * 32),
-}
-# Those that fuse nothing, and the most tokens that they take at once: logits of 4,096 neurons in float16 are then 32 MB and stay in
-# L2 between products; lists of bins are 32 MB.
-BINS = 128
-APART = {"products": 4096, "fff_bins": 65536}

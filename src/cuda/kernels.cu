@@ -562,10 +562,10 @@ typedef u32 Pair;
 __device__ __forceinline__ float2 unpack(u32 pair) { return unpack2(pair); }
 #endif
 
-// Few tokens, deep trees: a block a token. Its 2^L - 1 warps take the nodes of a whole subtree at once, so L levels cost one step; then
-// its threads own columns. Time here is waiting: what can be loaded early is.
-template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
-    constexpr int N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2);
+// Few tokens, deep trees: a block a token. Its 7 warps take the nodes of a whole subtree at once, so 3 levels cost one step; then its
+// threads own columns. Time here is waiting: what can be loaded early is.
+extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees(FFF f) {
+    constexpr int L = 3, N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2);
     __shared__ float logits[2][N], by[DEPTH + 1], input[HIDDEN], slots[2][N];
     const int token = blockIdx.x, warp = threadIdx.x >> 5, level = 31 - __clz(warp + 1), place = warp + 1 - (1 << level);
     Node next;
@@ -663,9 +663,6 @@ template <int L> __device__ __forceinline__ void fff_subtrees(const FFF& f) {
             f.out[(size_t)token * HIDDEN + c] = to_act(value);
         }
 }
-
-extern "C" __global__ void __launch_bounds__(3 * 32) fff_subtrees2(FFF f) { fff_subtrees<2>(f); }
-extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees3(FFF f) { fff_subtrees<3>(f); }
 
 // Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
 // logits (tokens, width), without b_in (width): trees side by side in SLOTS each, the last of which is unused. A block has a token; small
