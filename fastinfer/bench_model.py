@@ -205,7 +205,10 @@ class Oracle:
         self._dense: dict[bytes, np.ndarray] = {}
 
     def errors(self, engine: Engine, encode: Encode, ids: np.ndarray) -> tuple[float, float]:
-        """(largest, mean) error over the first texts of a batch. Raises BackendError where that is too much."""
+        """(largest, mean) error over the first texts of a batch. Raises BackendError where that is too much.
+
+        Routes are those of the whole batch: on a GPU its size decides how products round, and so on which side a near-tie falls.
+        """
         some = ids[: max(1, CHECKED // ids.shape[1])]
         got = np.stack([np.asarray(rows, np.float32) for rows in encode(ids)[: len(some)]])
         if engine.model not in self._loaded:
@@ -214,7 +217,7 @@ class Oracle:
         packed = PackedBatch.from_ids(some)
         routes = []
         if engine.own:
-            per_text = encode.model.routes(packed)  # type: ignore[attr-defined]
+            per_text = encode.model.routes(PackedBatch.from_ids(ids))[: len(some)]  # type: ignore[attr-defined]
             routes = [np.concatenate([r[0] for r in layer]) for layer in zip(*per_text, strict=True) if layer[0] is not None]
         key = some.tobytes()
         want = None if routes else self._dense.get(key)
@@ -546,7 +549,7 @@ def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
         left_out: dict[str, str] = {}
 
         def wanted(name: str) -> bool:
-            return any(word in name for word in words) and (not options.dtypes or any(d in name for d in options.dtypes))
+            return any(word in name for word in words) and (not options.dtypes or name.split()[-1] in options.dtypes)
 
         shapes = (options.shapes or [(1, 11)]) if not options.model else []
         chosen = list(own_engines(source, base, cache, threads, ops.device, shapes, options.dtypes or ops.dtypes, wanted))

@@ -11,7 +11,7 @@ cpu = pytest.importorskip("fastinfer.backends.cpu", reason="the compiled module 
 def test_the_baseline_is_always_there():
     assert "portable" in cpu.isas()
     assert "numpy" in backends.ALL
-    assert fastinfer.backends.get("auto").device == f"cpu:{cpu.isas()[0]}"
+    assert fastinfer.backends.get("auto").device == ("cuda:0" if "cuda" in backends.ALL else f"cpu:{cpu.isas()[0]}")
 
 
 def test_every_isa_can_be_forced(monkeypatch):
@@ -21,7 +21,7 @@ def test_every_isa_can_be_forced(monkeypatch):
         assert fastinfer.backends.get("cpu").device == f"cpu:{isa}"
 
 
-@pytest.mark.parametrize("device", ["cpu:quantum", "gpu", "numpy:2", "auto:1", "cuda", "cuda:1", ""])
+@pytest.mark.parametrize("device", ["cpu:quantum", "gpu", "numpy:2", "auto:1", "", *(["cuda", "cuda:1"] * ("cuda" not in backends.ALL))])
 def test_a_device_that_cannot_be_had(device):
     with pytest.raises(fastinfer.BackendError) as error:
         fastinfer.backends.get(device)
@@ -87,7 +87,7 @@ def test_info():
     info = fastinfer.info()
     assert info["version"] == fastinfer.__version__
     assert info["devices"]["numpy"] is None
-    assert info["devices"]["cuda"]
+    assert ("cuda" in backends.ALL) == (info["devices"]["cuda"] is None) == bool(info["gpus"])
     assert set(info["isas"]["usable"]) <= set(info["isas"]["compiled"])
     assert info["isas"]["chosen"] in info["isas"]["usable"]
     assert info["threads"] >= 1
@@ -95,6 +95,7 @@ def test_info():
 
 def test_without_the_compiled_module(monkeypatch):
     monkeypatch.setattr(fastinfer.backends, "_why_no_cpu", lambda: "the compiled module is missing")
+    monkeypatch.setattr(fastinfer.backends, "_why_no_cuda", lambda: "there is none")
     assert fastinfer.backends.get("auto").device == "numpy"
     assert fastinfer.info()["isas"] is None
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cpu'.*compiled module is missing.*Available here: numpy\."):

@@ -100,12 +100,9 @@ def torch_dense(dtype: str, compiled: bool) -> Rival:
         import torch
 
         xs, weights = tensors(stream, dtype, inputs, arrays)
+        layer = torch.compile(dense, dynamic=True) if compiled else dense
 
         def work(tokens: int) -> Work:
-            layer = dense
-            if compiled:
-                torch._dynamo.reset()  # it would stop compiling after the eighth shape
-                layer = torch.compile(dense, dynamic=False)
             return torch_work(stream, dtype, [functools.partial(layer, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)])
 
         return work
@@ -230,18 +227,18 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
     def split(qkv: Any) -> Any:
         return qkv.view(*qkv.shape[:2], 3, heads, hidden // heads).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def attention_block(x: Any, qkv: Any, qkv_bias: Any, out: Any, out_bias: Any, weight: Any, bias: Any) -> Any:
+    def attend(x: Any, qkv: Any, qkv_bias: Any, out: Any, out_bias: Any, weight: Any, bias: Any) -> Any:
         y = functional.scaled_dot_product_attention(*split(functional.linear(x, qkv, qkv_bias)))
         return norm(x + functional.linear(y.transpose(1, 2).reshape(x.shape), out, out_bias), weight, bias)
 
-    def ffn_block(x: Any, first: Any, first_bias: Any, second: Any, second_bias: Any, weight: Any, bias: Any) -> Any:
+    def feed(x: Any, first: Any, first_bias: Any, second: Any, second_bias: Any, weight: Any, bias: Any) -> Any:
         middle = functional.gelu(functional.linear(x, first, first_bias))
         return norm(x + functional.linear(middle, second, second_bias), weight, bias)
 
     def layer(x: Any, attention: Any, ffn: Any) -> Any:
-        return ffn_block(attention_block(x, *attention), *ffn)
+        return feed(attend(x, *attention), *ffn)
 
-    eager = {function.__name__: function for function in (embed, layer, attention_block, ffn_block)}
+    eager = {function.__name__: function for function in (embed, layer)}
 
     def forward(functions: dict[str, Any], ids: Any) -> Any:
         x = functions["embed"](ids, *tables, *first_norm)
@@ -286,13 +283,9 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
             x = forward(functions, ids)
             qkv = [torch.randn(*ids.shape, 3 * hidden, device="cuda").to(x.dtype) for _ in range(bench_cuda.SETS)]
         torch.cuda.synchronize()
-        parts = {
-            "attention": [functools.partial(functional.scaled_dot_product_attention, *split(q)) for q in qkv],
-            "attention block": [functools.partial(functions["attention_block"], x, *weights) for weights, _ in layers],
-            "ffn block": [functools.partial(functions["ffn_block"], x, *weights) for _, weights in layers],
-        }
-        replays = {part: bench_cuda.replay(torch_work(stream, dtype, calls)) for part, calls in parts.items()}
-        return bench_cuda.Encoder(bench_cuda.Replay(stream, graph, 1), call, replays)
+        attention = [functools.partial(functional.scaled_dot_product_attention, *split(q)) for q in qkv]
+        parts = {"attention": bench_cuda.replay(torch_work(stream, dtype, attention))}
+        return bench_cuda.Encoder(bench_cuda.Replay(stream, graph, 1, keep=work), call, parts)
 
     encode.encoder = encoder  # type: ignore[attr-defined]
     return encode
