@@ -585,7 +585,8 @@ def bench_sizes(
                     "mean_error": errors[name][1],
                 }
             )
-        yield rows
+        if rows:
+            yield rows
     if wrong:
         raise wrong
 

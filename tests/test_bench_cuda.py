@@ -173,3 +173,45 @@ def test_model_on_a_gpu(random_model, capsys):
     assert (row["op"], row["texts"], row["tokens"], row["dtype"]) == ("gpu", 3, 5, "float32")
     assert 0 < row["p10"] <= row["graph_ms"] <= row["p90"]
     assert row["attention_us"] > 0
+
+
+class Given:
+    """An oracle whose errors are given."""
+
+    def __init__(self, **errors):
+        self.given = errors
+
+    def errors(self, engine, encode, ids):
+        if self.given[engine.name] is None:
+            raise BackendError(f"{engine} is wrong")
+        return self.given[engine.name]
+
+
+def rival(name, graph_us):
+    encode = lambda ids: None  # noqa: E731
+    encode.encoder = lambda batches: bench_cuda.Encoder(graph_us, lambda which: None, {"attention": graph_us / 100})
+    return bench_model.Engine(name, "dense", "float16", None, (), ()), encode
+
+
+def test_sizes_of_models(monkeypatch, capsys):
+    """Rows of the engines that are right; those that are wrong or for texts only have none."""
+    monkeypatch.setattr(bench_cuda, "interleaved", lambda replays, seconds: {name: spread(us) for name, us in replays.items()})
+    engines = {"quick": rival("quick", 400.0), "slow": rival("slow", 800.0), "wrong": rival("wrong", 1.0)}
+    engines["texts"] = (rival("texts", 1.0)[0], lambda ids: None)
+    oracle_ = Given(quick=(0.1, 0.01), slow=(0.2, 0.02), wrong=None)
+    (rows,) = bench_cuda.bench_sizes(engines, oracle_, 100, sizes=[(2, 8)], seconds=0)
+    assert [(r["engine"], r["graph_ms"], r["us_per_token"], r["attention_us"], r["ffn_block_us"]) for r in rows] == [
+        ("quick", 0.4, 25.0, 4.0, None),
+        ("slow", 0.8, 50.0, 8.0, None),
+    ]
+    assert all(r["host_us"] == pytest.approx(1e3 * (r["wall_ms"] - r["graph_ms"])) and r["mean_error"] > 0 for r in rows)
+    assert "left out: wrong dense float16 at 2x8: wrong dense float16 is wrong" in capsys.readouterr().err
+    for row in rows:
+        assert len(bench_model.line(row)) == len(bench_model.header("gpu"))
+
+
+def test_interleaved_takes_off_what_comes_first(monkeypatch):
+    """Of a replay of 4 calls that takes 100 us, 60 of them before the calls' own: 10 us a call."""
+    monkeypatch.setattr(bench_cuda, "elapsed", lambda stream, launch, times=1, ahead=False: 100.0 * times)
+    spreads = bench_cuda.interleaved({"a": bench_cuda.Replay(None, None, 4, before=60.0), "b": bench_cuda.Replay(None, None, 1)}, seconds=0)
+    assert spreads == {"a": bench.Spread(10.0, 10.0, 10.0), "b": bench.Spread(100.0, 100.0, 100.0)}
