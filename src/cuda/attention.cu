@@ -8,7 +8,7 @@
 // launch follows from T alone: (ceil(T / ATTENTION_QUERIES), HEADS) blocks of ATTENTION_THREADS with ATTENTION_SHARED bytes of dynamic memory.
 //
 // The softmax is online: a row keeps a reference `most` near its largest exponent so far, the sum of its weights 2^(exponent - most), and the
-// weighted sum of values; exponents are scale * log2(e) * q.k. Masked keys have score -infinity, weight 0.
+// weighted sum of values; exponents are scale * log2(e) * q.k.
 //
 // Three ways to multiply, chosen by GPU and act: plain float32 arithmetic, the tensor cores of sm_80 (mma.sync: 16 queries a warp), those of
 // sm_90a (wgmma: 64 queries a group of 4 warps, tiles read from shared memory while the warps do other things).
@@ -39,7 +39,9 @@ extern "C" __device__ const int attention_launch[3] = {ATTENTION_QUERIES, ATTENT
 
 namespace attending {
 
-constexpr float NOTHING_YET = -1e30f;  // `most` before the first key: finite, so that (-infinity) - most is no NaN
+#define MASKED __int_as_float(0xff800000)  // -infinity, the score of a key that is not of the query's text
+constexpr float NOTHING_YET = -1e30f;  // `most` before the first key: finite, so that MASKED - most is no NaN
+constexpr float LOG2_E = 1.4426950408889634f;
 
 struct Span { int begin, end; };
 
@@ -77,6 +79,11 @@ constexpr int KEYS = HEAD > 64 ? 16 : 32;
 constexpr int STRIDE = HEAD + 4;  // floats between rows of shared memory: eight neighbouring rows then start in different banks
 constexpr int CHUNKS = (HEAD + 31) / 32;
 
+struct Query {
+    int2 text;
+    float most, total, sums[CHUNKS][4];
+};
+
 __device__ __forceinline__ void load_rows(float (*rows)[STRIDE], int count, const act* from, int present) {
     for (int i = threadIdx.x; i < count * (HEAD / VECTOR); i += ATTENTION_THREADS) {
         const int r = i / (HEAD / VECTOR), at = i % (HEAD / VECTOR) * VECTOR;
@@ -90,7 +97,7 @@ __device__ __forceinline__ void load_rows(float (*rows)[STRIDE], int count, cons
 
 __device__ __forceinline__ float4 four(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-__device__ __forceinline__ void scores(float (&s)[4][KEYS / 8], const float (*q)[STRIDE], const float (*k)[STRIDE]) {
+__device__ __forceinline__ void add_scores(float (&s)[4][KEYS / 8], const float (*q)[STRIDE], const float (*k)[STRIDE]) {
 #pragma unroll 4
     for (int d = 0; d < HEAD; d += 4) {
         float4 key[KEYS / 8];
@@ -106,7 +113,30 @@ __device__ __forceinline__ void scores(float (&s)[4][KEYS / 8], const float (*q)
     }
 }
 
-__device__ __forceinline__ void add_values(float (&sums)[4][CHUNKS][4], const float (*weights)[KEYS + 4], const float (*v)[STRIDE], int column) {
+// s[j] is the score of key `key` + 8 j; its weight goes to weights[8 j].
+__device__ __forceinline__ void weigh(Query& query, float (&s)[KEYS / 8], int key, float scale, float* weights) {
+    float largest = query.most;
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) {
+        s[j] = query.text.x <= key + 8 * j && key + 8 * j < query.text.y ? s[j] * scale : MASKED;
+        largest = fmaxf(largest, s[j]);
+    }
+#pragma unroll
+    for (int step = 4; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, step));
+    const float shrink = exp2f(query.most - largest);
+    query.most = largest;
+    query.total *= shrink;
+#pragma unroll
+    for (int j = 0; j < CHUNKS * 4; j++) query.sums[j / 4][j % 4] *= shrink;
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) {
+        const float weight = exp2f(s[j] - largest);
+        query.total += weight;
+        weights[8 * j] = weight;
+    }
+}
+
+__device__ __forceinline__ void add_values(Query (&queries)[4], const float (*weights)[KEYS + 4], const float (*v)[STRIDE], int column) {
 #pragma unroll
     for (int key = 0; key < KEYS; key += 4) {
         float4 weight[4];
@@ -115,13 +145,14 @@ __device__ __forceinline__ void add_values(float (&sums)[4][CHUNKS][4], const fl
 #pragma unroll
         for (int k = 0; k < 4; k++)
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                if (column + 32 * c >= HEAD) continue;
-                const float4 value = four(&v[key + k][column + 32 * c]);
+            for (int j = 0; j < CHUNKS; j++) {
+                if (column + 32 * j >= HEAD) continue;
+                const float4 value = four(&v[key + k][column + 32 * j]);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float w = k == 0 ? weight[i].x : k == 1 ? weight[i].y : k == 2 ? weight[i].z : weight[i].w;
-                    sums[i][c][0] += w * value.x, sums[i][c][1] += w * value.y, sums[i][c][2] += w * value.z, sums[i][c][3] += w * value.w;
+                    float(&sums)[4] = queries[i].sums[j];
+                    sums[0] += w * value.x, sums[1] += w * value.y, sums[2] += w * value.z, sums[3] += w * value.w;
                 }
             }
     }
@@ -135,18 +166,26 @@ __device__ __forceinline__ void store4(act* to, const float (&f)[4], float by) {
 #endif
 }
 
+__device__ __forceinline__ void store(act* out, const Query& query, int column) {
+    float total = query.total;
+#pragma unroll
+    for (int step = 4; step; step >>= 1) total += __shfl_xor_sync(FULL, total, step);
+    if (query.text.x == query.text.y) return;
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++)
+        if (column + 32 * j < HEAD) store4(out + column + 32 * j, query.sums[j], 1.f / total);
+}
+
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
-    __shared__ __align__(16) float queries[ATTENTION_QUERIES][STRIDE], tile[KEYS][STRIDE], weights[ATTENTION_QUERIES][KEYS + 4];
+    __shared__ __align__(16) float left[ATTENTION_QUERIES][STRIDE], tile[KEYS][STRIDE], weights[ATTENTION_QUERIES][KEYS + 4];
     const int first = blockIdx.x * ATTENTION_QUERIES, warp_row = threadIdx.x / 32 * 16, own = warp_row + lane_id() / 8, c = lane_id() % 8;
     const act* const q = qkv + blockIdx.y * HEAD;
     const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens), mine = texts_of<16>(bounds, first + warp_row, tokens);
-    load_rows(queries, ATTENTION_QUERIES, q + (size_t)first * (3 * HIDDEN), tokens - first);
+    load_rows(left, ATTENTION_QUERIES, q + (size_t)first * (3 * HIDDEN), tokens - first);
 
-    scale *= 1.4426950408889634f;
-    int2 text[4];
-    float most[4], total[4], sums[4][CHUNKS][4] = {};
+    Query queries[4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; i++) text[i] = text_of(bounds, first + own + 4 * i, tokens), most[i] = NOTHING_YET, total[i] = 0.f;
+    for (int i = 0; i < 4; i++) queries[i].text = text_of(bounds, first + own + 4 * i, tokens), queries[i].most = NOTHING_YET;
 
     for (int key = all.begin; key < all.end; key += KEYS) {
         const act* const k = q + (size_t)key * (3 * HIDDEN) + HIDDEN;
@@ -155,48 +194,18 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const 
         __syncthreads();
         if (needed) {
             float s[4][KEYS / 8] = {};
-            scores(s, queries + own, tile + c);
+            add_scores(s, left + own, tile + c);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float largest = most[i];
-#pragma unroll
-                for (int j = 0; j < KEYS / 8; j++) {
-                    const int at = key + c + 8 * j;
-                    s[i][j] = text[i].x <= at && at < text[i].y ? s[i][j] * scale : -__int_as_float(0x7f800000);
-                    largest = fmaxf(largest, s[i][j]);
-                }
-#pragma unroll
-                for (int step = 4; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, step));
-                const float shrink = exp2f(most[i] - largest);
-                most[i] = largest;
-                total[i] *= shrink;
-#pragma unroll
-                for (int j = 0; j < KEYS / 8; j++) {
-                    const float weight = exp2f(s[i][j] - largest);
-                    total[i] += weight;
-                    weights[own + 4 * i][c + 8 * j] = weight;
-                }
-#pragma unroll
-                for (int j = 0; j < CHUNKS * 4; j++) sums[i][j / 4][j % 4] *= shrink;
-            }
+            for (int i = 0; i < 4; i++) weigh(queries[i], s[i], key + c, scale * LOG2_E, &weights[own + 4 * i][c]);
         }
         __syncthreads();
         load_rows(tile, KEYS, k + HIDDEN, all.end - key);
         __syncthreads();
-        if (needed) add_values(sums, weights + own, tile, 4 * c);
+        if (needed) add_values(queries, weights + own, tile, 4 * c);
         __syncthreads();
     }
-
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int step = 4; step; step >>= 1) total[i] += __shfl_xor_sync(FULL, total[i], step);
-        if (text[i].x == text[i].y) continue;
-        act* const to = out + (size_t)(first + own + 4 * i) * HIDDEN + blockIdx.y * HEAD;
-#pragma unroll
-        for (int j = 0; j < CHUNKS; j++)
-            if (4 * c + 32 * j < HEAD) store4(to + 4 * c + 32 * j, sums[i][j], 1.f / total[i]);
-    }
+    for (int i = 0; i < 4; i++) store(out + (size_t)(first + own + 4 * i) * HIDDEN + blockIdx.y * HEAD, queries[i], 4 * c);
 }
 
 #else
@@ -466,7 +475,7 @@ __device__ __forceinline__ void mask(float (&s)[KEYS / 8][4], int key, const int
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const u32 at = key + n * 8 + lane_id() % 4 * 2 + e % 2 - text[e / 2].x;  // from the text's first key on; huge before it
-            if (at >= (u32)(text[e / 2].y - text[e / 2].x)) s[n][e] = -__int_as_float(0x7f800000);
+            if (at >= (u32)(text[e / 2].y - text[e / 2].x)) s[n][e] = MASKED;
         }
 }
 
@@ -544,7 +553,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
     const Span group = texts_of<GROUP_WARPS * 16>(bounds, first + warp / GROUP_WARPS * (GROUP_WARPS * 16), tokens);
     arrive(barrier);
 
-    scale *= 1.4426950408889634f;  // log2(e)
+    scale *= LOG2_E;
     Softmax softmax = {{NOTHING_YET, NOTHING_YET}, {0.f, 0.f}};
     float sums[WIDTH / 8][4] = {};
     for (int tile = 0, key = all.begin; key < all.end; tile++, key += KEYS) {
