@@ -46,11 +46,16 @@ class PackedBatch:
                 raise ShapeError(
                     f"token_types has rows of {type_lengths.tolist()[:8]} tokens, expected those of ids: {lengths.tolist()[:8]}"
                 )
+        return cls.from_flat(flat, lengths, types)
+
+    @classmethod
+    def from_flat(cls, ids: np.ndarray, lengths: np.ndarray, token_types: np.ndarray | None = None) -> PackedBatch:
+        """ids (T,) int32 of texts with these lengths, none of them 0."""
         cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=cu_seqlens[1:])
         if cu_seqlens[-1] > np.iinfo(np.int32).max:
             raise InputError(f"ids holds {cu_seqlens[-1]} tokens, expected fewer than 2**31: pass them in parts")
-        return cls(flat, cu_seqlens.astype(np.int32), types)
+        return cls(ids, cu_seqlens.astype(np.int32), token_types)
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1

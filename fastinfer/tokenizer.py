@@ -6,10 +6,13 @@ ask for are switched off, since batches are packed and the limit is the model's.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .batch import PackedBatch
 from .config import Config
@@ -142,15 +145,18 @@ class Tokenizer:
         """Pack encodings; a text without any token becomes the one token that begins a text (or pads, where there is none)."""
         ids = self._config.ids
         blank = next((i for i in (ids.cls, ids.sep, ids.pad) if i is not None), None)
-        rows = []
-        for i, encoding in enumerate(encodings):
-            if not encoding.ids and blank is None:
-                raise InputError(f"texts[{i}] gives no tokens, and the model names no token that could stand for an empty text")
-            rows.append(encoding.ids or [blank])
-        types = None
-        if self._config.token_types > 1:
-            types = [e.type_ids or [0] for e in encodings]
-        return PackedBatch.from_ids(rows, types)
+        rows = [encoding.ids or [blank] for encoding in encodings]
+        if blank is None and [None] in rows:
+            raise InputError(
+                f"texts[{rows.index([None])}] gives no tokens, and the model names no token that could stand for an empty text"
+            )
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+
+        def flat(lists: list[list[int]]) -> np.ndarray:
+            return np.fromiter(itertools.chain.from_iterable(lists), np.int32, lengths.sum())
+
+        types = flat([encoding.type_ids or [0] for encoding in encodings]) if self._config.token_types > 1 else None
+        return PackedBatch.from_flat(flat(rows), lengths, types)
 
     def windows(self, question: str, context: str) -> list[Tokens]:
         """The tokens of (question, window of context) for windows that cover a context of any length, neighbours sharing tokens."""

@@ -246,6 +246,7 @@ class Session(Workspace):
         self.ops.idle.append(self)
 
     def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        """As in model.py; float32, its default, stands for the compute dtype. A buffer that grows takes the graphs with it."""
         dtype = np.dtype(self.ops.storage if dtype is None or dtype == np.float32 else dtype)
         buffer = self._buffers.get(name)
         size = math.prod(shape)
@@ -269,11 +270,15 @@ class Session(Workspace):
         return self._products[key]
 
     def _fastest(self, product: Any, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
-        """The algorithm with the least time in the best of three runs, on scratch memory."""
+        """The algorithm with the least time in the best of three runs, on scratch memory: rows of the weight stand for x, since zeros
+        would draw less power.
+        """
         cupy = self.ops.cupy
         outputs, inputs = weight.data.shape
         x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
-        x.fill(0), out.fill(0)
+        for begin in range(0, rows, outputs):
+            x[begin : begin + outputs] = weight.data[: min(outputs, rows - begin)]
+        out.fill(0)
         offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
         best = []
         for algorithm in product.candidates():
