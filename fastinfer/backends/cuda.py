@@ -221,6 +221,7 @@ class Session(Workspace):
         super().__init__()
         self.ops, self.stream = ops, stream
         self.graphs: dict[Any, Any] = {}
+        self._placed: dict[Any, Placed] = {}
         self._products: dict[Any, Any] = {}
         self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
         self._outer: list[Any] = []
@@ -251,7 +252,8 @@ class Session(Workspace):
         buffer = self._buffers.get(name)
         size = math.prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            self.graphs.clear()  # they hold the old address
+            self.graphs.clear()  # they hold the old address, as these do
+            self._placed.clear()
             self._buffers[name] = buffer = None
             self._buffers[name] = buffer = self.ops.allocate(f"the buffer {name!r}", (size,), dtype)
             buffer.fill(0)
@@ -305,33 +307,37 @@ class Session(Workspace):
 
     def place(self, batch: PackedBatch, size: int, with_types: bool) -> Placed:
         """Send a batch to the GPU, filled up to `size` tokens: one copy from pinned memory, which nobody waits for."""
-        cupy = self.ops.cupy
         tokens, texts = len(batch.ids), len(batch)
-        words = 2 + 3 * size
-        if not self._blocks or self._blocks[0][0].size < words:
-            for _, left in self._blocks:
-                left.synchronize()
-            sizes = [cupy.cuda.alloc_pinned_memory(4 * words) for _ in range(2)]
-            self._blocks = [(np.frombuffer(memory, np.int32, words), cupy.cuda.Event(disable_timing=True)) for memory in sizes]
+        words, starts, types = 2 + 3 * size, 1 + size, 2 + 2 * size
+        placed = self._placed.get((size, with_types))
+        if placed is None:
+            device, bounds = self.take("input", words, dtype=np.int32), self.take("bounds", size, 2, dtype=np.int32)
+            placed = self._placed[size, with_types] = Placed(device[1:starts], device, with_types, bounds)
+        if not self._blocks or len(self._blocks[0][0]) < words:
+            self._blocks = [self._pinned(words) for _ in range(2)]
         host, left = self._blocks[0]
         self._blocks.reverse()
         left.synchronize()
         host[0] = texts
         host[1 : 1 + tokens] = batch.ids
-        host[1 + tokens : 1 + size] = 0
-        host[1 + size : 2 + size + texts] = batch.cu_seqlens
-        used = 2 + size + texts
+        host[1 + tokens : starts] = 0
+        host[starts : starts + texts + 1] = batch.cu_seqlens
         if with_types:
-            used = words
-            host[2 + 2 * size : 2 + 2 * size + tokens] = batch.token_types
-            host[2 + 2 * size + tokens : words] = 0
-        device = self.take("input", words, dtype=np.int32)
-        self.ops.cupy.cuda.runtime.memcpyAsync(
-            device.data.ptr, host.ctypes.data, 4 * used, cupy.cuda.runtime.memcpyHostToDevice, self.stream.ptr
-        )
+            host[types : types + tokens] = batch.token_types
+            host[types + tokens : words] = 0
+        used = words if with_types else starts + texts + 1
+        to_device = self.ops.cupy.cuda.runtime.memcpyHostToDevice
+        self.ops.cupy.cuda.runtime.memcpyAsync(placed.input.data.ptr, host.ctypes.data, 4 * used, to_device, self.stream.ptr)
         left.record(self.stream)
-        self.starts = batch.cu_seqlens, device[1 + size : 2 + size + texts]
-        return Placed(device[1 : 1 + size], device, with_types, self.take("bounds", size, 2, dtype=np.int32))
+        self.starts = batch.cu_seqlens, placed.input[starts : starts + texts + 1]
+        return placed
+
+    def _pinned(self, words: int) -> tuple[np.ndarray, Any]:
+        """Pinned memory and an event that is past when it may be written again."""
+        for _, left in self._blocks:
+            left.synchronize()
+        cupy = self.ops.cupy
+        return np.frombuffer(cupy.cuda.alloc_pinned_memory(4 * words), np.int32, words), cupy.cuda.Event(disable_timing=True)
 
     def capture(self, run: Callable[[], Any]) -> Any:
         """The graph of what `run` launches. It has run before: nothing is allocated, loaded or timed during capture."""
