@@ -134,7 +134,8 @@ class Model:
         progress      show a progress bar on standard error
         """
         normalize = self._head("embed").normalize if normalize is None else normalize
-        total, windows = self._windows(texts)
+        cuts: list = []
+        total, windows = self._windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
@@ -142,6 +143,7 @@ class Model:
 
         for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
             out[which] = heads.normalized(vectors) if normalize else vectors
+        warn_of(cuts)
         return out
 
     def embed_iter(
@@ -410,15 +412,18 @@ class Model:
             while waiting:
                 yield finish()
 
-    def _windows(self, texts: Any) -> tuple[int, Iterable[PackedBatch]]:
-        """(count, texts packed): all at once, or on a device that leaves the host free by the thousand, the next while one is worked on."""
+    def _windows(self, texts: Any, cuts: list) -> tuple[int, Iterable[PackedBatch]]:
+        """(count, texts packed): all at once, or on a device that leaves the host free by the thousand, the next while one is worked on.
+
+        cuts takes what there is to warn of.
+        """
         texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
         if isinstance(texts, PackedBatch) or len(texts) <= AHEAD_TEXTS or not self._replicas[0][0].asynchronous:
-            return len(texts), [self._pack(texts)[0]]
-        return len(texts), self._packed_ahead(texts)
+            return len(texts), [self._pack(texts, cuts)[0]]
+        return len(texts), self._packed_ahead(texts, cuts)
 
-    def _packed_ahead(self, texts: list) -> Iterator[PackedBatch]:
-        tokenizer, cuts = self._need_tokenizer("text"), []
+    def _packed_ahead(self, texts: list, cuts: list) -> Iterator[PackedBatch]:
+        tokenizer = self._need_tokenizer("text")
 
         def pack(begin: int) -> PackedBatch:
             return tokenizer.batch(tokenizer.encode(texts[begin : begin + AHEAD_TEXTS], cuts=cuts))
@@ -430,7 +435,6 @@ class Model:
                 following = pool.submit(pack, begin) if begin < len(texts) else None
                 self._check(packed)
                 yield packed
-        warn_of(cuts)
 
     def _class_logits(self, texts: Any, batch_tokens: int | None, threads: int | None, progress: bool) -> np.ndarray:
         packed, _ = self._pack(texts)
@@ -481,11 +485,11 @@ class Model:
 
     # --- checks ---
 
-    def _pack(self, texts: Any) -> tuple[PackedBatch, list]:
-        """Texts or a PackedBatch as a checked (PackedBatch, encodings)."""
+    def _pack(self, texts: Any, cuts: list | None = None) -> tuple[PackedBatch, list]:
+        """Texts or a PackedBatch as a checked (PackedBatch, encodings); cuts as in Tokenizer.encode."""
         encodings: list = []
         if not isinstance(texts, PackedBatch):
-            encodings = self._need_tokenizer("text").encode(as_texts(texts))
+            encodings = self._need_tokenizer("text").encode(as_texts(texts), cuts=cuts)
             texts = self.tokenizer.batch(encodings)
         self._check(texts)
         return texts, encodings

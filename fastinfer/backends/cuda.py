@@ -145,10 +145,6 @@ STRATEGIES = {
     "fff_trees_few": (True, 0),
     "fff_subtrees": (True, 7 * 32),
 }
-# Those that fuse nothing, and the most tokens that they take at once: logits of 4,096 neurons in float16 are then 32 MB and stay in L2
-# between products; lists of bins are 32 MB.
-APART = {"products": 4096, "fff_bins": 65536}
-BINS, BINS_FROM = 128, 12288  # how many, and the tokens from which they pay
 
 
 def address(array: Any) -> int:
@@ -656,9 +652,7 @@ class CUDA(Reference):
         strategy = self.plan(len(x), trees)
         if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
             strategy = "fff_trees"
-        if strategy == "fff_bins" and (norm is not None or out_norm is not None):  # norms of their own would cost what bins save
-            strategy = "fff_tree"
-        if strategy not in APART:
+        if strategy != "products":
             a_token, threads = STRATEGIES[strategy]
             arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
             self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._tree_threads, arguments, of=trees)
@@ -667,13 +661,10 @@ class CUDA(Reference):
             h = self._session.take("normed", *x.shape)
             self.norm(x, norm, eps, out=h)
             x = h
-        step = APART[strategy]
-        for begin in range(0, len(x), step):
-            part = slice(begin, min(begin + step, len(x)))
+        before = x if add_input else residual
+        for part in self._parts(len(x), trees.products.first):
             recorded = (None, None) if nodes is None else (nodes[part], z[part])
-            before = x if add_input else residual
-            run = self._fff_by_bins if strategy == "fff_bins" else self._fff_by_products
-            run(x[part], trees, bias, None if before is None else before[part], out[part], *recorded)
+            self._fff_by_products(x[part], trees, bias, None if before is None else before[part], out[part], *recorded)
         if add_input and residual is not None:
             out += residual
         if out_norm is not None:
@@ -688,7 +679,7 @@ class CUDA(Reference):
     @staticmethod
     def _fff_arguments(
         x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any,
-        norm: Any = None, add_input: bool = False, out_norm: Any = None, eps: float = 0.0,
+        norm: Any, add_input: bool, out_norm: Any, eps: float,
     ) -> np.ndarray:  # fmt: skip
         """struct FFF"""
         arrays = {
@@ -717,29 +708,11 @@ class CUDA(Reference):
             self.linear(x, products.first, bias=products.bias, activation="gelu", out=logits)
         self.linear(logits, products.second, bias=bias, residual=residual, out=out)
 
-    def _fff_by_bins(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
-        """One deep tree: tokens sorted by the subtree that they fall into, each subtree on tensor cores."""
-        session, tokens = self._session, len(x)
-        tops, lists = session.take("tops", tokens, 8), session.take("lists", BINS, tokens, dtype=np.int32)
-        counts = session.take("counts", BINS, dtype=np.int32)
-        counts.fill(0)
-        arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z)
-        in_row, out_row = 2 * self.width + 64, 2 * self.width + 16
-        blocks = min(self._processors, -(-tokens // 16))
-        self._launch("fff_route", blocks, 256, arguments, tops, counts, lists, shared=BINS * in_row, of=trees)
-        blocks = -(-tokens // 128) + BINS
-        self._launch("fff_bins", blocks, 256, arguments, tops, counts, lists, shared=32 * in_row + 40 * out_row, of=trees)
-
     def _parts(self, tokens: int, first: Matrix) -> Iterator[slice]:
         """Tokens cut so that the outputs of `first` stay in L2 until they are read."""
         step = max(1024, MIDDLE_BYTES // (len(first.data) * self.storage.itemsize) // 1024 * 1024)
         for begin in range(0, tokens, step):
             yield slice(begin, min(begin + step, tokens))
-
-    def _has_bins(self, trees: Trees) -> bool:
-        """Whether kernels.cu has fff_route and fff_bins for these trees."""
-        kind = self.act != "float32" and not self.int8_rows and self._architecture == "sm_90a"
-        return kind and trees.depth == 11 and len(trees.nodes) == 1 and self.width % 64 == 0 and self.width <= 768
 
     def plan(self, tokens: int, trees: Trees) -> str:
         """The strategy for so many tokens: what was the fastest on an H100 at D = 768, where 7 to 25 microseconds hang on it.
@@ -749,8 +722,6 @@ class CUDA(Reference):
         """
         count = len(trees.nodes)
         if count == 1 and trees.children is None:
-            if tokens >= BINS_FROM and self._has_bins(trees):
-                return "fff_bins"
             return "fff_subtrees" if tokens <= 320 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
         if trees.products is not None and (tokens > 128 or count * (trees.depth + 1) > 256):
             return "products"
