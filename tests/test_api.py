@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import backends
 import numpy as np
 import pytest
 from conftest import WORDS
@@ -376,12 +377,42 @@ def test_several_python_threads_at_once(model):
             assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", [["numpy", "numpy"], *([[name] for name in backends.ALL if name.startswith("cuda")])], ids=str)
+def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_model, monkeypatch, device):
+    """Windows of texts, and devices that take batches in turn, give what one window on one device gives, in order, with one warning."""
+    want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
+    for ops, _ in model._replicas:
+        monkeypatch.setattr(ops, "asynchronous", True)
+    monkeypatch.setattr(api, "AHEAD_TEXTS", 64)
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(["ada", "lovelace", "lived", "in", "london"], rng.integers(1, 60))) for _ in range(500)]
+    with pytest.warns(TruncationWarning) as said:
+        want, got = want_of.embed(texts), model.embed(texts, batch_tokens=100)
+    assert [str(w.message) for w in said] == [str(said[0].message)] * 2
+    assert {w.filename for w in said} == {__file__}
+    assert_allclose(got, want, atol=1e-5)
+    short = [text for text in texts if len(text) < 80]
+    assert_allclose(model.logits(short, task="classify", batch_tokens=64), want_of.logits(short, task="classify"), atol=1e-3)
+
+
+@pytest.mark.parametrize("device", [[], 3, None], ids=str)
+def test_devices_that_are_none(random_model, device):
+    with pytest.raises(InputError, match=r"device is .*, expected a string such as 'cpu', or a list of them"):
+        fastinfer.load(random_model, device=device)
+
+
+def test_release_leaves_the_weights(model):
+    want = model.embed("ada")
+    model.release()
+    assert_array_equal(model.embed("ada"), want)
+
+
 FORK = """
 import os, signal, sys
 import numpy as np
 import fastinfer
 
-model = fastinfer.load(sys.argv[1], threads=2)
+model = fastinfer.load(sys.argv[1], device="cpu", threads=2)
 texts = ["ada lovelace lived in london", "paris is the capital of france"] * 200
 want = model.embed(texts)
 child = os.fork()

@@ -1,7 +1,6 @@
 """The GPU backend against float64 and against the NumPy backend. What needs no GPU, compiling above all, runs wherever CuPy is."""
 
 import threading
-import warnings
 
 import backends
 import builders
@@ -393,22 +392,6 @@ def test_a_list_of_devices(folder):
     one, batch = fastinfer.load(folder, device="cuda"), batch_of(range(1, 80), types=False)
     assert_allclose(many.embed(batch, batch_tokens=200), one.embed(batch), atol=1e-4)
     assert_allclose(many.logits(batch, task="classify", batch_tokens=100), one.logits(batch, task="classify"), atol=2e-3)
-
-
-@needs_gpu
-def test_texts_ahead_of_the_device(random_model, monkeypatch):
-    """Windows of texts give what one window gives, in order, with one warning."""
-    model = fastinfer.load(random_model, device="cuda")
-    words = ["ada", "lovelace", "lived", "in", "london"]
-    rng = np.random.default_rng(3)
-    texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(500)]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        want = model.embed(texts)
-        monkeypatch.setattr(fastinfer.api, "AHEAD_TEXTS", 64)
-        got = model.embed(texts, batch_tokens=100)
-    assert [str(w.message) for w in said] == [str(said[0].message)] * 2
-    assert_allclose(got, want, atol=1e-4)
 
 
 @needs_gpu
