@@ -125,13 +125,16 @@ def batched_fff(x: Any, w_in: Any, b_in: Any, w_out: Any) -> Any:
     return torch.bmm(by[:, None], w_out[torch.stack(nodes, 1)])[:, 0]
 
 
-def torch_layer(layer: Callable[..., Any], dtype: str = "float32") -> Callable[..., Callable[[int], Work]]:
+def torch_layer(layer: Callable[..., Any]) -> Callable[..., Callable[[int], Work]]:
+    """A layer of float32 tensors; of trees, the one that there is."""
+
     def make(stream: Any, inputs: Sequence[Any], *arrays: np.ndarray) -> Callable[[int], Work]:
-        arrays = tuple(a[0] if a.shape[0] == 1 else a for a in arrays)  # the one tree
-        xs, weights = tensors(stream, dtype, inputs, arrays)
-        return lambda tokens: torch_work(
-            stream, dtype, [functools.partial(layer, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)]
-        )
+        xs, weights = tensors(stream, "float32", inputs, [a[0] if len(a) == 1 else a for a in arrays])
+
+        def work(tokens: int) -> Work:
+            return torch_work(stream, "float32", [functools.partial(layer, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)])
+
+        return work
 
     return make
 
@@ -169,7 +172,7 @@ def naive(tree: bool) -> Callable[..., Callable[[int], Work]]:
         kernel = cupy.RawKernel(NAIVE, "naive")
         hidden = inputs[0].shape[1]
         w_in, b_in, w_out = (cupy.asarray(a) for a in (w_in, b_in, w_out if tree else np.ascontiguousarray(w_out.T)))
-        steps = (w_in.shape[1].bit_length()) if tree else len(w_in)
+        steps = w_in.shape[1].bit_length() if tree else len(w_in)
         y = cupy.empty_like(inputs[0])
 
         def work(tokens: int) -> Work:
