@@ -70,6 +70,36 @@ def test_buckets():
     assert [cuda.bucket(n) for n in (16, 128, 4096, 16384, 32768)] == [16, 128, 4096, 16384, 32768]
 
 
+# us of (fff_trees_few, fff_trees, products) on an H100 at D = 768, from the benchmark; neurons that a token uses.
+MEASURED = {
+    ("float16", 128): {
+        1: (10.1, 35.2, 17.6),
+        128: (14.2, 60.2, 19.0),
+        256: (24.7, 60.0, 21.0),
+        1024: (82.7, 60.2, 35.7),
+        16384: (9e9, 525, 432),
+    },
+    ("float16", 384): {
+        1: (14.9, 107, 17.6),
+        16: (22.6, 189, 18.7),
+        128: (22.8, 180, 19.2),
+        1024: (163, 180, 40.5),
+        65536: (9e9, 9e9, 1801),
+    },
+    ("float16", 640): {1: (24.6, 185, 19.5), 16: (35.5, 316, 18.3), 512: (129, 293, 27.1), 4096: (9e9, 9e9, 109)},
+    ("float32", 384): {1: (41.9, 289, 21.0), 64: (54.8, 428, 55.6), 128: (55.6, 416, 62.6), 512: (118, 417, 167)},
+}
+
+
+@pytest.mark.parametrize(("dtype", "neurons"), MEASURED, ids=str)
+def test_the_cost_model_chooses_what_was_fastest(dtype, neurons):
+    """Or what took at most 5% more."""
+    for tokens, times in MEASURED[dtype, neurons].items():
+        measured = dict(zip(("fff_trees_few", "fff_trees", "products"), times, strict=True))
+        costs = cuda.many_trees_costs(tokens, neurons, 4096, dtype == "float32", processors=132)
+        assert measured[min(costs, key=costs.get)] <= 1.05 * min(times), (tokens, costs)
+
+
 @pytest.mark.skipif(WHY_NOT is None, reason="there is a GPU here")
 def test_without_a_gpu():
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cuda:1' was asked for but cannot run: .*Available here: numpy"):

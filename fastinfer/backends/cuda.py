@@ -167,6 +167,24 @@ def up(size: int, to: int = 8) -> int:
     return -(-size // to) * to
 
 
+def many_trees_costs(tokens: int, neurons: int, slots: int, float32: bool, processors: int) -> dict[str, float]:
+    """{strategy: microseconds} for a layer of many trees of which a token uses so many neurons, and has so many slots (0: no products).
+
+    Fitted to times on an H100 at D = 768, 1 to 65,536 tokens. By a block a token: waves of blocks, each a start and its rows; one
+    token has L2 to itself. By a warp a token: as long as the rows of one, until there are more tokens than warps. By products: what
+    dense layers cost.
+    """
+    row, lone_row, start, product = (0.138, 1.08, 30, 0.27) if float32 else (0.048, 0.47, 17, 0.024)
+    waves = 0.65 if tokens == 1 else -(-tokens // (processors * (2 if float32 else 1)))
+    costs = {
+        "fff_trees_few": waves * (6 + row * neurons),
+        "fff_trees": lone_row * neurons * max(1, tokens / (16 * processors)),
+    }
+    if slots:
+        costs["products"] = start + product * tokens * slots / 4096
+    return costs
+
+
 # --- prepared weights ---
 
 
@@ -715,17 +733,13 @@ class CUDA(Reference):
             yield slice(begin, min(begin + step, tokens))
 
     def plan(self, tokens: int, trees: Trees) -> str:
-        """The strategy for so many tokens: what was the fastest on an H100 at D = 768, where 7 to 25 microseconds hang on it.
-
-        A wave of blocks of fff_trees_few, a token per multiprocessor, takes about 11 us; fff_trees takes 4 us a tree while there are fewer
-        tokens than warps; products take 17 us and more, about what 256 neurons of a token take by rows.
-        """
+        """The strategy for so many tokens."""
         count = len(trees.nodes)
         if count == 1 and trees.children is None:
             return "fff_subtrees" if tokens <= 320 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
-        if trees.products is not None and (tokens > 128 or count * (trees.depth + 1) > 256):
-            return "products"
-        return "fff_trees_few" if 11 * -(-tokens // self._processors) < 4 * count else "fff_trees"
+        slots = 0 if trees.products is None else len(trees.products.first.data)
+        costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, self.act == "float32", self._processors)
+        return min(costs, key=costs.get)
 
     def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
         """out is float32."""
