@@ -136,7 +136,6 @@ ADDRESSES += ("out", "path", "z")
 SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
-
 # Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: _tree_threads).
 STRATEGIES = {
     "fff_tree": (False, WARPS * 32),
@@ -148,6 +147,7 @@ STRATEGIES = {
 
 
 def address(array: Any) -> int:
+    """Where a CuPy array lies, 0 for None."""
     return 0 if array is None else array.data.ptr
 
 
@@ -399,10 +399,11 @@ class CUDA(Reference):
         return 16 // self.storage.itemsize
 
     def workspace(self) -> Session:
-        if self.idle:
+        try:
             return self.idle.pop()
-        with self.cupy.cuda.Device(self.number):
-            return Session(self, self.cupy.cuda.Stream(non_blocking=True))
+        except IndexError:  # asking first would leave room for another thread
+            with self.cupy.cuda.Device(self.number):
+                return Session(self, self.cupy.cuda.Stream(non_blocking=True))
 
     def release(self) -> None:
         self.idle.clear()
