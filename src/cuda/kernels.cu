@@ -333,7 +333,7 @@ struct FFF {
     const act* bias;            // (D) or null
     const act* out_norm_weight; // out = LayerNorm(y), or y where null
     const act* out_norm_bias;
-    act* out;                   // (tokens, D), not x
+    act* out;                   // (tokens, D), may be x: a row is read before it is written
     int* path;                  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
     float* z;                   // the same shape: their logits, 0 after a stop; or null
     int tokens, trees, count, add_input;
