@@ -11,6 +11,11 @@ cpu = pytest.importorskip("fastinfer.backends.cpu", reason="the compiled module 
 def test_the_baseline_is_always_there():
     assert "portable" in cpu.isas()
     assert "numpy" in backends.ALL
+    assert fastinfer.backends.get("auto").device == f"cpu:{cpu.isas()[0]}"
+
+
+def test_auto_takes_a_gpu_first(monkeypatch):
+    monkeypatch.setattr(fastinfer.backends, "AUTO", ("cuda", "cpu", "numpy"))
     assert fastinfer.backends.get("auto").device == ("cuda:0" if "cuda" in backends.ALL else f"cpu:{cpu.isas()[0]}")
 
 
@@ -95,7 +100,6 @@ def test_info():
 
 def test_without_the_compiled_module(monkeypatch):
     monkeypatch.setattr(fastinfer.backends, "_why_no_cpu", lambda: "the compiled module is missing")
-    monkeypatch.setattr(fastinfer.backends, "_why_no_cuda", lambda: "there is none")
     assert fastinfer.backends.get("auto").device == "numpy"
     assert fastinfer.info()["isas"] is None
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cpu'.*compiled module is missing.*Available here: numpy\."):

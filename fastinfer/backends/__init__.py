@@ -8,6 +8,7 @@ from ..errors import BackendError
 
 __all__ = ["available", "get"]
 
+AUTO = ("cuda", "cpu", "numpy")  # what "auto" takes, the first that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -27,7 +28,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise BackendError(f"dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
-        kind = "cuda" if _why_no_cuda() is None else "cpu" if _why_no_cpu() is None else "numpy"
+        why_not = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
+        kind = next(name for name in AUTO if why_not[name]() is None)
     if kind == "numpy" and not rest:
         backend: Any = Reference
         arguments: dict[str, Any] = {}
