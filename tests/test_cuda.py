@@ -213,6 +213,28 @@ def test_attention(dtype, heads, size):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize(("heads", "size"), [(2, 32), (2, 64)])
+def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
+    """Tokens behind the last text, whose bounds are 0 and 0, reach nobody, and their output stays as it was; scores grow along the batch."""
+    lengths, filling = [1, 2, 15, 16, 17, 63, 64, 65, 127, 200, 513], 37
+    tokens, ops = sum(lengths), fastinfer.backends.get("cuda", dtype=dtype)
+    ops.begin(heads * size, heads, dtype)
+    qkv = np.random.default_rng(size).standard_normal((tokens, 3 * heads * size), np.float32)
+    qkv[:, heads * size : 2 * heads * size] *= np.linspace(0.2, 4, tokens, dtype=np.float32)[:, None]
+    qkv = rounded(qkv, dtype)
+    filled = np.concatenate([qkv, np.full((filling, qkv.shape[1]), np.nan, np.float32)])
+    cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    bounds = np.zeros((tokens + filling, 2), np.int32)
+    bounds[:tokens] = np.stack([np.repeat(cu[:-1], lengths), np.repeat(cu[1:], lengths)], 1)
+    out = ops.empty(tokens + filling, heads * size)
+    out.view(np.uint8).fill(255)
+    ops.attention(ops._send("qkv", ops._bits(filled)), ops._send("bounds", bounds), heads, out=out)
+    assert_near(ops.bring(out[:tokens])(), in_float64(qkv, lengths, heads, size), dtype, factor=2)
+    assert (out[tokens:].get().view(np.uint8) == 255).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize("activation", [None, "gelu", "tanh", "relu"])
 @pytest.mark.parametrize("shape", [(5, 8, 16), (1, 33, 7), (300, 64, 3), (130, 768, 768)], ids=str)
 def test_linear(shape, activation, dtype):
