@@ -215,7 +215,7 @@ def test_attention(dtype, heads, size):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize(("heads", "size"), [(2, 32), (2, 64)])
 def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
-    """Tokens behind the last text, whose bounds are 0 and 0, reach nobody, and their output stays as it was; scores grow along the batch."""
+    """Tokens behind the last text, whose bounds are 0 and 0, reach nobody; their output stays as it was. Scores grow along the batch."""
     lengths, filling = [1, 2, 15, 16, 17, 63, 64, 65, 127, 200, 513], 37
     tokens, ops = sum(lengths), fastinfer.backends.get("cuda", dtype=dtype)
     ops.begin(heads * size, heads, dtype)
