@@ -133,8 +133,33 @@ class Model:
         batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
         progress      show a progress bar on standard error
         """
-        normalize = self._head("embed").normalize if normalize is None else normalize
         cuts: list = []
+        out = self._embed(texts, cuts, normalize, batch_tokens, threads, progress)
+        warn_of(cuts)
+        return out
+
+    def embed_iter(
+        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int | None = None, threads: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts.
+
+        What was cut is warned of once, at the end.
+        """
+        self._head("embed")
+        cuts: list = []
+        if isinstance(texts, PackedBatch):
+            yield from self._embed(texts, cuts, normalize, batch_tokens, threads)
+            return
+        stream = each_text(texts)
+        while window := list(itertools.islice(stream, STREAM_TEXTS)):
+            yield from self._embed(window, cuts, normalize, batch_tokens, threads)
+        warn_of(cuts)
+
+    def _embed(
+        self, texts: Any, cuts: list, normalize: bool | None, batch_tokens: int | None, threads: int | None, progress: bool = False
+    ) -> np.ndarray:
+        """embed(); cuts takes what there is to warn of."""
+        normalize = self._head("embed").normalize if normalize is None else normalize
         total, windows = self._windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
 
@@ -143,21 +168,7 @@ class Model:
 
         for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
             out[which] = heads.normalized(vectors) if normalize else vectors
-        warn_of(cuts)
         return out
-
-    def embed_iter(
-        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int | None = None, threads: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts."""
-        self._head("embed")
-        options: dict[str, Any] = {"normalize": normalize, "batch_tokens": batch_tokens, "threads": threads}
-        if isinstance(texts, PackedBatch):
-            yield from self.embed(texts, **options)
-            return
-        stream = each_text(texts)
-        while window := list(itertools.islice(stream, STREAM_TEXTS)):
-            yield from self.embed(window, **options)
 
     def classify(
         self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
