@@ -171,6 +171,7 @@ def test_the_command(glue, tmp_path, random_model, capsys):
     assert train.main(arguments) == 0
     out, _ = capsys.readouterr()
     assert out.startswith("| model | SST-2 |")
+    assert "<!-- SST-2 -->" in (tmp_path / "out" / finetune.PLOT).read_text()
     model = fastinfer.load(tmp_path / "out")
     assert (model.tasks, model.config.stored.trees) == (("classify",), "int8")
     assert {label for label, _ in model.classify("ada")[0]} == {"negative", "positive"}
@@ -199,7 +200,7 @@ def test_a_study_goes_on_where_it_stopped_and_by_several_workers(glue, tmp_path,
     assert not list(tmp_path.glob("out/**/config.json"))
 
 
-def test_the_table_of_a_study(glue):
+def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
     """Medians, extremes and averages by hand; a model against itself keeps 100%, one that errs more keeps less."""
     pytest.importorskip("sklearn", reason="CoLA's metric is of scikit-learn")
     settings = finetune.Finetune(models=("a/good", "a/same", "a/bad"), out="", **glue | {"seeds": 3})
@@ -228,6 +229,10 @@ def test_the_table_of_a_study(glue):
     assert value == pytest.approx(100 * averages["a/bad"] / averages["a/good"], abs=0.06)
     assert low < value < high < 100
     assert "MNLI and QQP could not be had" in text
+    pytest.importorskip("matplotlib", reason="which draws")
+    finetune.plot(settings, lines, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in ("SST-2", "CoLA", "good", "same", "bad"))
 
 
 # --- what is refused -------------------------------------------------------------------------------

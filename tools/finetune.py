@@ -37,7 +37,7 @@ from fastinfer.config import Classify, Config, Embed, HeadLayer, Tag, Tasks
 from fastinfer.errors import CheckpointError, InputError
 from fastinfer.tokenizer import Tokenizer
 
-RESULTS = "results.jsonl"
+RESULTS, PLOT = "results.jsonl", "plot.svg"
 WINDOW = 50  # batches whose texts are sorted by length together
 MULTIPLE = 8  # lengths are padded to multiples of it
 SHARPNESS = 20.0  # of cosines, before the softmax over a batch's partners
@@ -297,8 +297,10 @@ class Job(NamedTuple):
 
 
 def run(settings: Finetune, resume: bool) -> None:
-    """Fine-tune as `settings` say and print what came of it."""
-    print(table(settings, results(settings, resume)))
+    """Fine-tune as `settings` say; print what came of it, and draw it into OUT/plot.svg."""
+    lines = results(settings, resume)
+    plot(settings, lines, Path(settings.out) / PLOT)
+    print(table(settings, lines))
 
 
 def results(settings: Finetune, resume: bool = False) -> list[dict[str, Any]]:
@@ -441,6 +443,26 @@ def table(settings: Finetune, lines: Sequence[dict[str, Any]]) -> str:
     note = f"\n\nMedian of {settings.seeds} seeds (lowest..highest)." if settings.seeds > 1 else "\n\nOne seed."
     note += f" Of GLUE, {NOT_HAD}." if named.keys() & GLUE.keys() else ""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + note
+
+
+def plot(settings: Finetune, lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """A panel per task: a dot per seed, a bar at the median, model by model."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    named, names = tasks_of(settings), short_names(settings.models)
+    figure, panels = pyplot.subplots(1, len(named), figsize=(1 + 2.5 * len(named), 3.5), squeeze=False)
+    for axes, task in zip(panels[0], named, strict=True):
+        for x, model in enumerate(settings.models):
+            scores = [_mean(line["metrics"]) for line in lines if (line["model"], line["task"]) == (model, task)]
+            axes.plot([x] * len(scores), scores, "o", color=f"C{x}", alpha=0.5)
+            axes.plot([x - 0.3, x + 0.3], [np.median(scores)] * 2, color=f"C{x}")
+        axes.set(title=task, ylabel="score" if axes is panels[0][0] else "")
+        axes.set_xticks(range(len(settings.models)), [names[model] for model in settings.models], rotation=45, ha="right")
+    figure.savefig(path, bbox_inches="tight")
+    pyplot.close(figure)
 
 
 def _retention(settings: Finetune, lines: Sequence[dict[str, Any]], averages: dict[str, list[str]]) -> dict[tuple[str, str], str]:
