@@ -344,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DTYPE,...",
         help="what to compute in (default: what is stored suggests)",
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA or numpy")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy")
     parser.add_argument("--threads", type=int, metavar="N", help="most threads (default: the CPUs this process may use)")
     parser.add_argument("--json", action="store_true", help="a line of JSON per model and task")
     return parser

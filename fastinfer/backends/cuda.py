@@ -25,12 +25,13 @@ from ..checkpoint import Tensor
 from ..config import Config
 from ..errors import BackendError, DtypeError, ShapeError, check_array
 from ..model import Workspace
+from .cublaslt import WORKSPACE, Product
 from .reference import Reference
 
 MAX_HIDDEN = 4096  # a warp holds a row in registers
 POOLING = ("cls", "mean", "max", "lse")
 ACTIVATIONS = (None, "gelu", "tanh", "relu")
-STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
 WARPS = 8  # tokens per block where a warp has a token, as in kernels.cu
 MIDDLE_BYTES = 32 << 20  # of a feedforward's middle layer that are written before they are read: more would not stay in L2
@@ -50,10 +51,11 @@ def why_not() -> str | None:
     except ImportError:
         return "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
+        cupy.cuda.runtime.getDeviceCount()  # no GPU is an error, too
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"the driver cannot run CuPy's CUDA {cupy.cuda.runtime.runtimeGetVersion() // 1000}: {error}"
-    return None if count else "there is a driver, but no GPU that this process may use (CUDA_VISIBLE_DEVICES?)"
+        version = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        return f"CuPy finds no GPU to use: {error} (is the driver too old for CUDA {version}, or does CUDA_VISIBLE_DEVICES hide all GPUs?)"
+    return None
 
 
 def names() -> list[str]:
@@ -162,9 +164,9 @@ def bucket(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def up(size: int, to: int = 8) -> int:
-    """The next multiple: 8 values of two bytes are what loads and tensor cores take."""
-    return -(-size // to) * to
+def up(size: int) -> int:
+    """The next multiple of 8: so many values of two bytes are what loads and tensor cores take."""
+    return -(-size // 8) * 8
 
 
 def many_trees_costs(tokens: int, neurons: int, slots: int, float32: bool, processors: int) -> dict[str, float]:
@@ -236,7 +238,7 @@ class Session(Workspace):
         self.ops, self.stream = ops, stream
         self.graphs: dict[Any, Any] = {}
         self._placed: dict[Any, Placed] = {}
-        self._products: dict[Any, Any] = {}
+        self._products: dict[Any, Product] = {}
         self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
         self._outer: list[Any] = []
         self.starts: Any = None  # (host array, device array) of the last batch's cu_seqlens
@@ -260,9 +262,9 @@ class Session(Workspace):
         """Ready for the next call."""
         self.ops.idle.append(self)
 
-    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+    def take(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
         """As in model.py; float32, its default, stands for the compute dtype. A buffer that grows takes the graphs with it."""
-        dtype = np.dtype(self.ops.storage if dtype is None or dtype == np.float32 else dtype)
+        dtype = np.dtype(self.ops.storage if dtype == np.float32 else dtype)
         buffer = self._buffers.get(name)
         size = math.prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
@@ -273,10 +275,8 @@ class Session(Workspace):
             buffer.fill(0)
         return buffer[:size].reshape(shape)
 
-    def product(self, rows: int, weight: Matrix, bias: bool, residual: bool) -> Any:
+    def product(self, rows: int, weight: Matrix, bias: bool, residual: bool) -> Product:
         """The planned product of this shape; at first sight its algorithms are timed, and the fastest is kept for all sessions."""
-        from .cublaslt import Product
-
         key = rows, *weight.data.shape, bias, residual
         if key not in self._products:
             self._products[key] = product = Product(self.ops.number, self.ops.act, *key)
@@ -285,7 +285,7 @@ class Session(Workspace):
             product.algorithm = self.ops.algorithms[key]
         return self._products[key]
 
-    def _fastest(self, product: Any, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
+    def _fastest(self, product: Product, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
         """The algorithm with the least time in the best of three runs, on scratch memory: rows of the weight stand for x, since zeros
         would draw less power.
         """
@@ -313,8 +313,6 @@ class Session(Workspace):
 
     def workspace(self) -> Any:
         """Scratch memory for cuBLASLt."""
-        from .cublaslt import WORKSPACE
-
         if "workspace" not in self._buffers:
             self._buffers["workspace"] = self.ops.allocate("the workspace of products", (WORKSPACE,), np.uint8)
         return self._buffers["workspace"]
