@@ -138,7 +138,7 @@ ADDRESSES += ("out", "path", "z")
 SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
-# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: _tree_threads).
+# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: what the kernels say)
 STRATEGIES = {
     "fff_tree": (False, WARPS * 32),
     "fff_tree_few": (False, WARPS * 32),
@@ -483,8 +483,7 @@ class CUDA(Reference):
         self._options = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.width}")
         if heads:
             self._options += (f"-DHEADS={heads}",)
-            with self.cupy.cuda.Device(self.number):
-                self.attention_launch = self.cupy.ndarray(3, np.int32, self._module(None).get_global("attention_launch")).tolist()
+            self.attention_launch = self._constants(None, "attention_launch", 3)
 
     def _module(self, kind: tuple[int, bool] | None) -> Any:
         """The kernels of trees (walked so deep, pruned or not), or, for None, all others: compiled at first sight."""
@@ -495,6 +494,11 @@ class CUDA(Reference):
             with self.cupy.cuda.Device(self.number):
                 self._modules[kind] = self.cupy.RawModule(path=str(cached_kernels(self._architecture, self._options + trees)))
         return self._modules[kind]
+
+    def _constants(self, kind: tuple[int, bool] | None, name: str, count: int) -> list[int]:
+        """What the kernels say of how they are to be launched."""
+        with self.cupy.cuda.Device(self.number):
+            return self.cupy.ndarray(count, np.int32, self._module(kind).get_global(name)).tolist()
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
         if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
@@ -540,7 +544,7 @@ class CUDA(Reference):
         # fff_mask spreads a tree over the lanes of one warp at most.
         if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
-        self._module((depth, children is not None))
+        self._trees_few_threads = self._constants((depth, children is not None), "trees_few_threads", 1)[0]
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
         small = (scales, b_in, children)
@@ -672,7 +676,7 @@ class CUDA(Reference):
         if strategy != "products":
             a_token, threads = STRATEGIES[strategy]
             arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
-            self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._tree_threads, arguments, of=trees)
+            self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._trees_few_threads, arguments, of=trees)
             return
         if norm is not None:
             h = self._session.take("normed", *x.shape)
@@ -686,12 +690,6 @@ class CUDA(Reference):
             out += residual
         if out_norm is not None:
             self.norm(out, out_norm, eps, out=out)
-
-    @property
-    def _tree_threads(self) -> int:
-        """Threads of fff_trees_few: as many warps as have room for its rows in registers, as kernels.cu decides it."""
-        row_words = -(-self.width // (32 * self.vector_size)) * (2 if self.int8_rows else 4)
-        return 32 * (16 if row_words <= 12 else 8 if row_words <= 24 else 4)
 
     @staticmethod
     def _fff_arguments(

@@ -512,6 +512,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) fff_trees(FFF f) {
 
 // Many trees, few tokens: a block a token, whose warps share the trees out and then add up in one order.
 #define TREE_WARPS (ROW_WORDS <= 12 ? 16 : ROW_WORDS <= 24 ? 8 : 4)
+extern "C" __device__ const int trees_few_threads[1] = {TREE_WARPS * 32};  // what the host asks for
 extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF f) {
     __shared__ float sums[TREE_WARPS / 2][VALUES * 32];
     const int token = blockIdx.x, warp = threadIdx.x >> 5;
