@@ -87,8 +87,8 @@ def source() -> str:
     folder = resources.files("fastinfer") / "cuda"  # installed
     if not folder.is_dir():
         folder = Path(__file__).parents[2] / "src" / "cuda"  # a source tree
-    kernels, bins, attention = ((folder / name).read_text() for name in ("kernels.cu", "bins.cu", "attention.cu"))
-    return f"{kernels}\n#if defined(DEPTH)\n{bins}\n#elif defined(HEADS)\n{attention}\n#endif\n"
+    kernels, attention = ((folder / name).read_text() for name in ("kernels.cu", "attention.cu"))
+    return f"{kernels}\n#if defined(HEADS) && !defined(DEPTH)\n{attention}\n#endif\n"
 
 
 def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
@@ -137,8 +137,6 @@ ADDRESSES = ("x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_
 ADDRESSES += ("out", "path", "z")
 SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
-BINS, BINS_STATE = 128, 130 * 32  # of bins.cu, as its struct is
-BINS_STRUCT = np.dtype([("f", FFF_STRUCT), *((a, np.uint64) for a in ("top", "weights", "lists", "state"))], align=True)
 
 # Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: what the kernels say)
 STRATEGIES = {
@@ -211,10 +209,7 @@ class Products(NamedTuple):
 
 
 class Trees(NamedTuple):
-    """nodes (P, N, 2, D); scales (P, N, 2) float32 of int8 rows; b_in (P, N) float32; children (P, N, 2) int32; decisions to walk.
-
-    bins: how the kernels of bins.cu are launched for one such tree, and its upper in-rows as they want them; None where they do not take it.
-    """
+    """nodes (P, N, 2, D); scales (P, N, 2) float32 of int8 rows; b_in (P, N) float32; children (P, N, 2) int32; decisions to walk."""
 
     nodes: Any
     scales: Any
@@ -222,8 +217,6 @@ class Trees(NamedTuple):
     children: Any
     depth: int
     products: Products | None
-    bins: list[int] | None
-    top: Any
 
 
 class Placed(NamedTuple):
@@ -486,8 +479,7 @@ class CUDA(Reference):
         if self.act == "bfloat16" and int(capability) < 80:
             raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32")
         self._architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
-        attributes = self.cupy.cuda.Device(self.number).attributes
-        self._processors, self._shared_memory = attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+        self._processors = self.cupy.cuda.Device(self.number).attributes["MultiProcessorCount"]
         self._options = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.width}")
         if heads:
             self._options += (f"-DHEADS={heads}",)
@@ -552,10 +544,7 @@ class CUDA(Reference):
         # fff_mask spreads a tree over the lanes of one warp at most.
         if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
-        kind = depth, children is not None
-        self._trees_few_threads = self._constants(kind, "trees_few_threads", 1)[0]
-        bins = self._constants(kind, "bins_launch", 5) if len(rows) == 1 else [0]
-        bins = bins if 0 < max(bins) <= self._shared_memory else None
+        self._trees_few_threads = self._constants((depth, children is not None), "trees_few_threads", 1)[0]
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
         small = (scales, b_in, children)
@@ -564,16 +553,7 @@ class CUDA(Reference):
             *(None if a is None else self._send("the trees of a layer", a) for a in small),
             depth,
             products,
-            bins,
-            self._send("the trees of a layer", self._bits(self._as_top(rows[0, : BINS - 1, 0]))) if bins else None,
         )
-
-    def _as_top(self, rows: np.ndarray) -> np.ndarray:
-        """In-rows of the upper nodes (BINS - 1, D) as bins.cu wants them in shared memory: (D / 64, BINS, 64), chunks of 8 permuted by row."""
-        image = np.zeros((BINS, self.width), np.float32)
-        image[: len(rows), : rows.shape[1]] = rows
-        row = np.arange(BINS)[:, None]
-        return image.reshape(BINS, -1, 8, 8)[row, :, np.arange(8) ^ (row & 7)].transpose(2, 0, 1, 3)
 
     def _as_products(self, nodes: np.ndarray, b_in: np.ndarray | None, depth: int) -> Products:
         """Trees of `depth` with a slot per node and, but for depth 0, one more that stays empty: slots are then a power of two."""
@@ -693,17 +673,9 @@ class CUDA(Reference):
         strategy = self.plan(len(x), trees)
         if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
             strategy = "fff_trees"
-        if strategy == "fff_bins":
-            if norm is not None:
-                h = self._session.take("normed", *x.shape)
-                self.norm(x, norm, eps, out=h)
-                x = h
-            arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, None, add_input, out_norm, eps)
-            self._fff_by_bins(arguments, x, trees)
-            return
         if strategy != "products":
-            arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
             a_token, threads = STRATEGIES[strategy]
+            arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
             self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._trees_few_threads, arguments, of=trees)
             return
         if norm is not None:
@@ -740,18 +712,6 @@ class CUDA(Reference):
         arguments["add_input"], arguments["eps"] = add_input, eps
         return arguments
 
-    def _fff_by_bins(self, f: np.ndarray, x: Any, trees: Trees) -> None:
-        """x is normed. Each of 128 bins has a list that all tokens would fit on."""
-        take, tokens = self._session.take, len(x)
-        weights, lists = take("bins' weights", tokens, 8), take("bins' lists", BINS, tokens, dtype=np.int32)
-        arguments = np.zeros((), BINS_STRUCT)
-        arguments["f"] = f
-        for name, array in zip(BINS_STRUCT.names[1:], (trees.top, weights, lists, take("bins' state", BINS_STATE, dtype=np.int32)), strict=True):
-            arguments[name] = address(array)
-        threads, shared, tile, lower_threads, lower_shared = trees.bins
-        self._launch("fff_upper", -(-tokens // tile), threads, arguments, shared=shared, of=trees)
-        self._launch("fff_lower", self._processors, lower_threads, arguments, shared=lower_shared, of=trees)
-
     def _fff_by_products(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
         """Every neuron computed by products, those off the paths set to zero: cheaper than rows of many trees."""
         products, width = trees.products, len(trees.products.first.data)
@@ -773,8 +733,6 @@ class CUDA(Reference):
         """The strategy for so many tokens."""
         count = len(trees.nodes)
         if count == 1 and trees.children is None:
-            if trees.bins and tokens >= 3072:
-                return "fff_bins"
             return "fff_subtrees" if tokens <= 320 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
         slots = 0 if trees.products is None else len(trees.products.first.data)
         costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, self.act == "float32", self._processors)

@@ -215,6 +215,12 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const 
 // l / 4 + 8 and, of each 8 columns, 2 (l % 4) and the next; [columns / 8][2 * second row + column]. Two such groups of 8 columns, rounded to act
 // in pairs, are the left operand of the next product, so weights never leave their registers.
 
+#ifdef ACT_HALF
+#define ACT_PTX "f16"
+#else
+#define ACT_PTX "bf16"
+#endif
+
 constexpr int WIDTH = (HEAD + 15) / 16 * 16;  // of a head as the instructions see it: columns past HEAD are zeros
 constexpr int CHUNKS = WIDTH / 8;             // 16 bytes each
 
@@ -300,6 +306,12 @@ constexpr int ROW_BYTES = WIDTH * 2 + 16;  // an odd number of chunks: eight nei
 
 __device__ __forceinline__ int place(int r, int chunk) { return r * ROW_BYTES + chunk * 16; }
 
+__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ACT_PTX "." ACT_PTX ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 struct Queries { u32 words[WIDTH / 16][4]; };
 
 __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], const Queries& queries, u32 keys) {
@@ -310,7 +322,9 @@ __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], const Quer
 #pragma unroll
         for (int d = 0; d < WIDTH / 16; d++) {
             u32 b[4];
-            load_matrices(b, keys + place(n * 8 + r, d * 2 + chunk));
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                         : "r"(keys + place(n * 8 + r, d * 2 + chunk)));
             multiply(s[n], queries.words[d], b[0], b[1]);
             multiply(s[n + 1], queries.words[d], b[2], b[3]);
         }
@@ -324,7 +338,9 @@ __device__ __forceinline__ void start_sums(float (&sums)[WIDTH / 8][4], const u3
 #pragma unroll
         for (int n = 0; n < WIDTH / 8; n += 2) {
             u32 b[4];
-            load_transposed(b, values + place(k * 16 + r, n + chunk));
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                         : "r"(values + place(k * 16 + r, n + chunk)));
             multiply(sums[n], weights[k], b[0], b[1]);
             multiply(sums[n + 1], weights[k], b[2], b[3]);
         }
@@ -353,6 +369,12 @@ __device__ __forceinline__ Copies plan_copies(const act* keys, Span rows, u32 st
     return {keys + (size_t)(rows.begin + r) * (3 * HIDDEN) + chunk * 8, rows.end - rows.begin - r, stages + place(r, chunk)};
 }
 
+// 16 bytes past the registers; zeros, and nothing is read, if they are not there. L2 may fetch the 128 bytes around: what they hold of another
+// head is wanted as well (5% of the time of short texts with HEAD 32).
+__device__ __forceinline__ void copy16(u32 to, const act* from, bool there) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
 __device__ __forceinline__ void start_copies(Copies& copies, int stage) {
     const u32 to = copies.to + stage * (2 * TILE_BYTES);
 #pragma unroll
@@ -367,6 +389,8 @@ __device__ __forceinline__ void start_copies(Copies& copies, int stage) {
     copies.left -= KEYS;
 }
 
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
 // The barrier is passed once a tile, when all threads have said that their part of the tile has come, and that their products of the tile two
 // before are done. They say so long before they wait, hence a warp may be most of a tile ahead of the others: some multiply while others
 // take exponentials.
@@ -375,7 +399,7 @@ __device__ __forceinline__ void begin_barrier(u32 barrier) {
 }
 
 __device__ __forceinline__ void arrive(u32 barrier) {
-    finish_copies<1>();  // all but those of the newest tile
+    asm volatile("cp.async.wait_group 1;" ::: "memory");  // all copies but those of the newest tile
 #ifdef ATTENTION_WGMMA
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads shared memory another way than copies write it
 #endif
