@@ -72,7 +72,7 @@ def device_number(name: str) -> int:
 
     count = cupy.cuda.runtime.getDeviceCount()
     number = name.partition(":")[2] or "0"
-    if not number.isdigit() or int(number) >= count:
+    if not number.isdecimal() or int(number) >= count:
         raise BackendError(
             f"device {name!r} was asked for, but this machine has {count} GPU{'s' * (count > 1)}: cuda:0 to cuda:{count - 1}"
         )
