@@ -51,12 +51,10 @@ def assert_near(got, want, dtype, factor=1):
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90a"])
 def test_the_kernels_compile(architecture, options):
     pytest.importorskip("cupy", reason="CuPy, which calls the compiler, is not installed")
-    from cupy.cuda import nvrtc
-
     try:
-        supported = nvrtc.getSupportedArchs()
-    except Exception as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
+        supported = cuda.compiler().getSupportedArchs()
+    except fastinfer.BackendError as error:
+        pytest.skip(str(error))
     if int(architecture[3:5]) not in supported:
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     act, hidden, heads = options
@@ -147,6 +145,15 @@ def test_numbers_of_devices(fake_cupy):
         with pytest.raises(fastinfer.BackendError) as error:
             fastinfer.load(device=name)
         assert str(error.value) == f"device {name!r} was asked for, but this machine has 3 GPUs: cuda:0 to cuda:2"
+
+
+def test_nvrtc_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nvrtc=SimpleNamespace(getVersion=refuse(RuntimeError("no libnvrtc.so")))))
+    with pytest.raises(
+        fastinfer.BackendError, match=r"NVRTC, .* cannot be loaded: no libnvrtc.so\n  pip install 'fastinfer\[cuda\]' brings it"
+    ):
+        cuda.cached_kernels("sm_90a", ())
 
 
 def test_cublaslt_that_is_missing(monkeypatch):
