@@ -171,17 +171,18 @@ def test_without_a_gpu():
 
 # --- ops ---
 
-STRATEGIES = ["fff_tree", "fff_tree_few", "fff_trees", "fff_trees_few", "fff_subtrees"]
+ONE_TREE, MANY_TREES = ["fff_tree", "fff_tree_few", "fff_subtrees"], ["fff_trees", "fff_trees_few"]
 CASES = [
-    *((FFFCase(1, 11, 768, 37), s) for s in STRATEGIES),
-    *((FFFCase(16, 7, 384, 37), s) for s in (*STRATEGIES[2:], "products")),
+    *((FFFCase(1, 11, 768, 37), s) for s in ONE_TREE + MANY_TREES),
+    *((FFFCase(16, 7, 384, 37), s) for s in (*MANY_TREES, "products")),
     *((FFFCase(p, d, 128, 300), "products") for p, d in ((64, 5), (128, 4), (512, 2), (1536, 1), (40, 0))),
-    *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in STRATEGIES[2:]),
+    *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in MANY_TREES),
     *((FFFCase(9, 4, 72, 50, paths="skewed", bias=False), s) for s in ("fff_trees", "products")),
-    (FFFCase(1, 15, 16, 17), "fff_tree"),
-    (FFFCase(1, 15, 16, 17), "fff_subtrees"),
-    (FFFCase(1, 11, 2048, 9), "fff_tree"),
-    *((FFFCase(1, 11, 384, 1030, paths=paths), "fff_tree") for paths in ("balanced", "left", "right", "ties")),
+    # steps of 2 and of 3 levels that come out even, or not; parts of a row per thread that do, or not
+    *((FFFCase(1, depth, 72, 21, bias=False), s) for depth in (0, 1, 2, 3, 4) for s in ONE_TREE),
+    *((FFFCase(1, 15, 16, 17), s) for s in ONE_TREE),
+    *((FFFCase(1, 11, 2048, 9), s) for s in ONE_TREE),
+    *((FFFCase(1, 11, 384, 1030, paths=paths), s) for paths in ("balanced", "left", "right", "ties") for s in ONE_TREE),
     *((FFFCase(64, 5, 40, 1030, paths=paths), "products") for paths in ("left", "right", "ties")),
 ]
 
@@ -218,11 +219,11 @@ def test_every_strategy(case, strategy, dtype):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "products"])
+@pytest.mark.parametrize("strategy", [*ONE_TREE, *MANY_TREES, "products"])
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_fff_between_norms(order, strategy, dtype):
     """The fused form is the plain ops in turn."""
-    case = FFFCase(1, 11, 384, 70) if strategy in ("fff_tree", "fff_tree_few", "fff_subtrees") else FFFCase(8, 5, 384, 70)
+    case = FFFCase(1, 11, 384, 70) if strategy in ONE_TREE else FFFCase(8, 5, 384, 70)
     x, w_in, b_in, w_out = case.build(6)
     rng = np.random.default_rng(7)
     before, after = norm_of(rng, 384), norm_of(rng, 384)

@@ -148,13 +148,13 @@ ADDRESSES += ("out", "path", "z")
 SIZES = ("tokens", "trees", "count", "add_input")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
-# Strategies of kernels.cu: whether a block has one token (else each of its warps has one), and threads of a block (0: what the kernels say)
+# Strategies of kernels.cu: tokens and threads of a block (0: what the kernels say)
 STRATEGIES = {
-    "fff_tree": (False, WARPS * 32),
-    "fff_tree_few": (False, WARPS * 32),
-    "fff_trees": (False, WARPS * 32),
-    "fff_trees_few": (True, 0),
-    "fff_subtrees": (True, 7 * 32),
+    "fff_tree": (WARPS, WARPS * 32),
+    "fff_tree_few": (2, 2 * 32),
+    "fff_trees": (WARPS, WARPS * 32),
+    "fff_trees_few": (1, 0),
+    "fff_subtrees": (1, 7 * 32),
 }
 
 
@@ -684,9 +684,9 @@ class CUDA(Reference):
         if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
             strategy = "fff_trees"
         if strategy != "products":
-            a_token, threads = STRATEGIES[strategy]
+            tokens, threads = STRATEGIES[strategy]
             arguments = self._fff_arguments(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
-            self._launch(strategy, len(x) if a_token else -(-len(x) // WARPS), threads or self._trees_few_threads, arguments, of=trees)
+            self._launch(strategy, -(-len(x) // tokens), threads or self._trees_few_threads, arguments, of=trees)
             return
         if norm is not None:
             h = self._session.take("normed", *x.shape)

@@ -145,8 +145,10 @@ struct Row { word words[VECTORS]; };
 template <typename Word, typename T> __device__ __forceinline__ Word load(const T* from) { return __ldg(reinterpret_cast<const Word*>(from)); }
 
 __device__ __forceinline__ void load_row(Row& r, const row* from) {
+    from += column(0);
+    asm("" : "+l"(from));  // one address; left alone, the compiler keeps one for each v in registers
 #pragma unroll
-    for (int v = 0; v < VECTORS; v++) r.words[v] = inside(v) ? load<word>(from + column(v)) : word();
+    for (int v = 0; v < VECTORS; v++) r.words[v] = inside(v) ? load<word>(from + v * (32 * VECTOR)) : word();
 }
 
 // Tokens pass through once: L1 is kept for the trees.
@@ -227,7 +229,7 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
 
 #define WARPS 8  // per block, where a warp has a token
 
-__device__ __forceinline__ int own_token() { return blockIdx.x * WARPS + (threadIdx.x >> 5); }
+__device__ __forceinline__ int own_token(int warps = WARPS) { return blockIdx.x * warps + (threadIdx.x >> 5); }
 
 #ifndef DEPTH
 
@@ -370,14 +372,16 @@ __device__ __forceinline__ float logit(const Node& node, const float (&x)[VALUES
     return product + node.bias;
 }
 
-// What the out-row is multiplied by.
-__device__ __forceinline__ float weight_of(const FFF& f, int n, float z) {
-    float by = gelu(z);
+__device__ __forceinline__ float out_scale(const FFF& f, int n) {
 #ifdef ROW_INT8
-    by *= __ldg(f.scales + 2 * (size_t)n + 1);
+    return __ldg(f.scales + 2 * (size_t)n + 1);
+#else
+    return 1.f;
 #endif
-    return by;
 }
+
+// What the out-row is multiplied by.
+__device__ __forceinline__ float weight_of(const FFF& f, int n, float z) { return gelu(z) * out_scale(f, n); }
 
 #ifdef STOPS
 constexpr bool stops = true;
@@ -468,8 +472,10 @@ __device__ __forceinline__ void record(const Path& path, const FFF& f, int token
 #define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
 #define TOGETHER (ROW_WORDS <= 8 ? 4 : ROW_WORDS <= 12 ? 2 : 1)  // trees that a warp walks in step
 
-// One tree, a warp a token. AHEAD: out-rows that are loaded at once.
-template <int AHEAD> __device__ __forceinline__ void fff_one_tree(const FFF& f) {
+// One tree, a warp a token. For many tokens, whose speed is that of many warps: registers are held to what lets four blocks (three, two)
+// share a multiprocessor.
+#define HELD (VALUES + ROW_WORDS)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, HELD <= 48 ? 4 : HELD <= 72 ? 3 : 2) fff_tree(FFF f) {
     const int token = own_token();
     if (token >= f.tokens) return;
     float x[VALUES];
@@ -480,17 +486,9 @@ template <int AHEAD> __device__ __forceinline__ void fff_one_tree(const FFF& f) 
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
-    gather<1, AHEAD>(x, path, f, 0, 1);
+    gather<1, ROW_WORDS <= 12 ? 3 : 1>(x, path, f, 0, 1);
     finish(x, f, token);
 }
-
-// For many tokens, whose speed is that of many warps: registers are held to what lets four blocks (three, two) share a multiprocessor.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_WORDS <= 12 ? 4 : ROW_WORDS <= 24 ? 3 : 2) fff_tree(FFF f) {
-    fff_one_tree<ROW_WORDS <= 12 ? 2 : 1>(f);
-}
-
-// For hundreds of tokens, whose speed is that of a warp.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) fff_tree_few(FFF f) { fff_one_tree<ROW_WORDS <= 12 ? 6 : 3>(f); }
 
 // Many trees, a warp a token.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) fff_trees(FFF f) {
@@ -551,119 +549,244 @@ template <int N> __device__ __forceinline__ float block_sum(float v, float (&slo
     return v;
 }
 
-// Two neighbouring values of a row, as they are stored.
-#if defined(ROW_INT8)
-typedef char2 Pair;
-__device__ __forceinline__ float2 unpack(char2 pair) { return make_float2(pair.x, pair.y); }
-#elif defined(ACT_FLOAT)
-typedef float2 Pair;
-__device__ __forceinline__ float2 unpack(float2 pair) { return pair; }
-#else
-typedef u32 Pair;
-__device__ __forceinline__ float2 unpack(u32 pair) { return unpack2(pair); }
-#endif
+#ifndef STOPS
 
-// Few tokens, deep trees: a block a token. Its 7 warps take the nodes of a whole subtree at once, so 3 levels cost one step; then its
-// threads own columns. Time here is waiting: what can be loaded early is.
-extern "C" __global__ void __launch_bounds__(7 * 32) fff_subtrees(FFF f) {
-    constexpr int L = 3, N = (1 << L) - 1, THREADS = N * 32, COLUMNS = (HIDDEN + THREADS * 2 - 1) / (THREADS * 2);
-    __shared__ float logits[2][N], by[DEPTH + 1], input[HIDDEN], slots[2][N];
-    const int token = blockIdx.x, warp = threadIdx.x >> 5, level = 31 - __clz(warp + 1), place = warp + 1 - (1 << level);
-    Node next;
-    if (level <= DEPTH) load_node(next, f, warp);
-    float x[VALUES], y[COLUMNS][2];
+// ---- one tree, not many tokens: time is waiting for memory, several levels cost one wait, and what can be loaded early is ----------------
+
+// Places in a subtree are counted in heap order. Level of a place, and the node there in the subtree under `root`:
+__device__ __forceinline__ int level_of(int place) { return 31 - __clz(place + 1); }
+__device__ __forceinline__ int node_at(int root, int place) { return ((root + 1) << level_of(place)) + place - (1 << level_of(place)); }
+
+// The heap becomes what lies below its left child or its right one.
+template <int N, typename T> __device__ __forceinline__ void go_down(T (&heap)[N], bool right) {
+#pragma unroll
+    for (int first = 0; 2 * first + 2 < N; first = 2 * first + 1)
+#pragma unroll
+        for (int i = 0; i <= first; i++) heap[first + i] = right ? heap[3 * first + 2 + i] : heap[2 * first + 1 + i];
+}
+
+// The way through a subtree of L levels: nodes, their logits, and where it leads.
+template <int L> struct Way { int nodes[L], next; float z[L]; };
+
+template <int L, int N> __device__ __forceinline__ Way<L> way_through(int root, float (&logits)[N]) {
+    Way<L> way;
+    way.next = root;
+#pragma unroll
+    for (int l = 0; l < L; l++) {
+        const bool right = logits[0] > 0.f;
+        way.nodes[l] = way.next, way.z[l] = logits[0];
+        way.next = 2 * way.next + 1 + right;
+        go_down(logits, right);
+    }
+    return way;
+}
+
+// Asks for `count` nodes to be brought from memory to L2, before somebody waits for them.
+__device__ __forceinline__ void prefetch(const FFF& f, int first, int count) {
+#if __CUDA_ARCH__ >= 900
+    count = min(count, f.count - first);
+    if (lane_id() == 0 && count > 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(in_row(f, first)), "r"(count * 2 * HIDDEN * (int)sizeof(row)));
+#endif
+}
+
+// Hundreds of tokens: a warp a token, 2 levels a step. The 3 nodes that a step may need are loaded at once; the out-rows of the 2 visited are
+// loaded, and added, while the next step is waited for.
+#define FEW_WARPS 2  // per block: small blocks spread evenly over the multiprocessors
+extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 4) fff_tree_few(FFF f) {
+    constexpr int L = ROW_WORDS <= 24 ? 2 : 1, N = (1 << L) - 1;
+    const int token = own_token(FEW_WARPS);
+    if (token >= f.tokens) return;
+    Node nodes[N];
+    auto load_nodes = [&](int top, int root) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (top + level_of(i) <= DEPTH) load_node(nodes[i], f, node_at(root, i));
+    };
+    load_nodes(0, 0);
+    float x[VALUES], y[VALUES];
+    prefetch(f, token, 1);
     load_input(x, f, token);
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) y[i] = f.add_input ? x[i] : 0.f;
+    Path path = {0, 0.f};
+    Row rows[L];
+    float by[L];
+    int root = 0;
+#pragma unroll
+    for (int top = 0; top <= DEPTH; top += L) {
+        float logits[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) logits[i] = top + level_of(i) <= DEPTH ? logit(nodes[i], x) : 0.f;
+        const Way<L> way = way_through<L>(root, logits);
+        root = way.next;
+        load_nodes(top + L, root);
+#pragma unroll
+        for (int l = 0; l < L; l++)
+            if (top) add_scaled(rows[l], by[l], y);
+#pragma unroll
+        for (int l = 0; l < L; l++) {
+            if (top + l > DEPTH) continue;
+            load_row(rows[l], out_row(f, way.nodes[l]));
+            by[l] = weight_of(f, way.nodes[l], way.z[l]);
+            if (lane_id() == top + l) path = {way.nodes[l], way.z[l]};
+        }
+    }
+#pragma unroll
+    for (int l = 0; l <= DEPTH % L; l++) add_scaled(rows[l], by[l], y);
+    record(path, f, token, 0);
+    finish(y, f, token);
+}
+
+template <int N, typename Word> __device__ __forceinline__ void add_words(float (&y)[N][VECTOR], const Word (&words)[N], float by) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        float f[VECTOR];
+        unpack(words[k], f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) y[k][j] += by * f[j];
+    }
+}
+
+#ifndef PREFETCHED
+#define PREFETCHED 4
+#endif
+// Few tokens: a block a token, 3 levels a step, a warp to each of their 7 nodes. Columns of the output belong to threads. Out-rows are loaded
+// when their nodes are known, and added while the next step is waited for; in the last step all 7 are loaded with the in-rows.
+extern "C" __global__ void __launch_bounds__(7 * 32, ROW_WORDS <= 24 ? 2 : 1) fff_subtrees(FFF f) {
+    constexpr int L = 3, N = 7, STRIDE = N * 32 * VECTOR, COLUMNS = (HIDDEN + STRIDE - 1) / STRIDE;
+    struct Own { word words[COLUMNS]; float scale; };  // a thread's part of an out-row
+    __shared__ __align__(16) float logits[2][N + 1];
+    __shared__ float input[HIDDEN], slots[2][N];
+    const int token = blockIdx.x, warp = threadIdx.x >> 5, column_0 = threadIdx.x * VECTOR;
+    auto takes_part = [&](int top) { return top + L <= DEPTH + 1 || top + level_of(warp) <= DEPTH; };  // in the step that begins there
+    auto owns = [&](int k) { return HIDDEN % STRIDE == 0 || column_0 + k * STRIDE < HIDDEN; };
+    auto load_own = [&](Own& own, int n) {
+        const row* from = out_row(f, n) + column_0;
+        asm("" : "+l"(from));  // as in load_row
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++) own.words[k] = owns(k) ? load<word>(from + k * STRIDE) : word();
+        own.scale = out_scale(f, n);
+    };
+    auto load_act = [&](uint4 (&words)[COLUMNS], const act* from) {
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++)
+            words[k] = from && owns(k) ? *reinterpret_cast<const uint4*>(from + column_0 + k * STRIDE) : make_uint4(0, 0, 0, 0);
+    };
+    float y[COLUMNS][VECTOR] = {};
+
+    if (token >= f.tokens) {
+        if (warp == 0) prefetch(f, PREFETCHED * token, PREFETCHED);
+        return;
+    }
+    Node node;
+    if (takes_part(0)) load_node(node, f, warp);
+    float x[VALUES];
+    load_input(x, f, token);
+    if (warp == N - 1) prefetch(f, PREFETCHED * token, PREFETCHED);
+    uint4 bias[COLUMNS], residual[COLUMNS], weight[COLUMNS], offset[COLUMNS];
+    const bool owner = column_0 < HIDDEN;  // a branch of its own, behind the loads that the next step waits for
+    if (owner) {
+        load_act(bias, f.bias);
+        load_act(residual, f.residual ? f.residual + (size_t)token * HIDDEN : nullptr);
+        load_act(weight, f.out_norm_weight);
+        load_act(offset, f.out_norm_bias);
+    }
     if (f.add_input && warp == 0)
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
 #pragma unroll
             for (int j = 0; j < VECTOR; j++)
                 if (inside(v)) input[column(v) + j] = x[v * VECTOR + j];
-#pragma unroll
-    for (int k = 0; k < COLUMNS; k++) y[k][0] = y[k][1] = 0.f;
 
-    for (int tree = 0; tree < f.trees; tree++) {
-        int node = 0;  // what comes next on the path; one level below the leaf in the end
-        float my_z = 0.f;
+    Own rows[L], candidates[N];  // out-rows of the step before; of the last step
+    auto load_last = [&](int top, int root) {
+        if (top > DEPTH || top + L <= DEPTH) return;
 #pragma unroll
-        for (int top = 0; top <= DEPTH; top += L) {
-            if (top + level <= DEPTH) {
-                float z = logit(next, x);
-                if (lane_id() == 0) logits[top / L & 1][warp] = z;
-            }
-            __syncthreads();
+        for (int i = 0; i < N; i++)
+            if (top + level_of(i) <= DEPTH) load_own(candidates[i], node_at(root, i));
+    };
+    if (owner) load_last(0, 0);
+    float by[L];
+    int root = 0;
 #pragma unroll
-            for (int l = 0, at = 0; l < L && top + l <= DEPTH; l++) {  // `at`: the node within the subtree, in heap order too
-                const float z = logits[top / L & 1][at];
-                if (threadIdx.x == top + l) my_z = z;
-                const int right = z > 0.f;
-                at = 2 * at + 1 + right, node = 2 * node + 1 + right;
-            }
-            if (top + L + level <= DEPTH) load_node(next, f, tree * f.count + ((node + 1) << level) - 1 + place);
-        }
-        if (tree + 1 < f.trees && level <= DEPTH) load_node(next, f, (tree + 1) * f.count + warp);
-        auto visited = [&](int l) { return tree * f.count + ((node + 1) >> (DEPTH + 1 - l)) - 1; };
-        Pair rows[COLUMNS][DEPTH + 1];
-#pragma unroll
-        for (int k = 0; k < COLUMNS; k++)
-#pragma unroll
-            for (int l = 0; l <= DEPTH; l++) {
-                const int c = 2 * (threadIdx.x + k * THREADS);
-                if (c < HIDDEN) rows[k][l] = load<Pair>(out_row(f, visited(l)) + c);
-            }
-        if (threadIdx.x <= DEPTH) {
-            by[threadIdx.x] = weight_of(f, visited(threadIdx.x), my_z);
-            if (f.path) {
-                const size_t at = ((size_t)token * f.trees + tree) * (DEPTH + 1) + threadIdx.x;
-                f.path[at] = visited(threadIdx.x) - tree * f.count;
-                f.z[at] = my_z;
-            }
+    for (int top = 0; top <= DEPTH; top += L) {
+        const bool last = top + L > DEPTH;
+        if (takes_part(top)) {
+            const float z = logit(node, x);
+            if (lane_id() == 0) logits[top / L & 1][warp] = z;
         }
         __syncthreads();
+        float z[N + 1];
 #pragma unroll
-        for (int k = 0; k < COLUMNS; k++)
+        for (int i = 0; i < N; i += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(&logits[top / L & 1][i]);
+            z[i] = four.x, z[i + 1] = four.y, z[i + 2] = four.z, z[i + 3] = four.w;
+        }
+        const Way<L> way = way_through<L>(root, reinterpret_cast<float(&)[N]>(z));
+        root = way.next;
+        if (takes_part(top + L)) load_node(node, f, node_at(root, warp));
+        if (owner) {
+            load_last(top + L, root);
 #pragma unroll
-            for (int l = 0; l <= DEPTH; l++) {
-                const float2 pair = unpack(rows[k][l]);
-                y[k][0] += by[l] * pair.x, y[k][1] += by[l] * pair.y;
+            for (int l = 0; l < L; l++)
+                if (top) add_words(y, rows[l].words, by[l] * rows[l].scale);
+#pragma unroll
+            for (int l = 0; l < L; l++) {
+                if (top + l > DEPTH) continue;
+                by[l] = gelu(way.z[l]);
+                if (!last) load_own(rows[l], way.nodes[l]);
+                else add_words(y, candidates[0].words, by[l] * candidates[0].scale), go_down(candidates, way.z[l] > 0.f);
             }
-        __syncthreads();
+        }
+        if (f.path && threadIdx.x == 0)
+#pragma unroll
+            for (int l = 0; l < L; l++) {
+                if (top + l > DEPTH) continue;
+                f.path[(size_t)token * (DEPTH + 1) + top + l] = way.nodes[l];
+                f.z[(size_t)token * (DEPTH + 1) + top + l] = way.z[l];
+            }
     }
 
-    // finish(), a thread to two columns
+    // finish(), a thread to its columns
     float sum = 0.f, squares = 0.f;
+    if (owner) {
+        add_words(y, bias, 1.f);
+        add_words(y, residual, 1.f);
+        if (f.add_input)
 #pragma unroll
-    for (int k = 0; k < COLUMNS; k++)
+            for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int c = 2 * (threadIdx.x + k * THREADS) + j;
-            if (c >= HIDDEN) continue;
-            if (f.add_input) y[k][j] += input[c];
-            if (f.bias) y[k][j] += to_float(f.bias[c]);
-            if (f.residual) y[k][j] += to_float(f.residual[(size_t)token * HIDDEN + c]);
-            sum += y[k][j];
-        }
-    float mean = 0.f, factor = 1.f;
-    if (f.out_norm_weight) {
-        mean = block_sum(sum, slots[0]) * (1.f / HIDDEN);
+                for (int j = 0; j < VECTOR; j++)
+                    if (owns(k)) y[k][j] += input[column_0 + k * STRIDE + j];
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                if (2 * (threadIdx.x + k * THREADS) + j < HIDDEN) squares += (y[k][j] - mean) * (y[k][j] - mean);
-        factor = rsqrtf(block_sum(squares, slots[1]) * (1.f / HIDDEN) + f.eps);
+            for (int j = 0; j < VECTOR; j++) sum += y[k][j];
+    }
+    if (f.out_norm_weight) {
+        const float mean = block_sum(sum, slots[0]) * (1.f / HIDDEN);
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++)
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++)
+                if (owns(k)) y[k][j] -= mean, squares += y[k][j] * y[k][j];
+        const float factor = rsqrtf(block_sum(squares, slots[1]) * (1.f / HIDDEN) + f.eps);
+#pragma unroll
+        for (int k = 0; k < COLUMNS; k++) {
+            float w[VECTOR], b[VECTOR];
+            unpack(weight[k], w);
+            unpack(offset[k], b);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) y[k][j] = y[k][j] * factor * w[j] + b[j];
+        }
     }
 #pragma unroll
     for (int k = 0; k < COLUMNS; k++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int c = 2 * (threadIdx.x + k * THREADS) + j;
-            if (c >= HIDDEN) continue;
-            float value = y[k][j];
-            if (f.out_norm_weight) value = (value - mean) * factor * to_float(f.out_norm_weight[c]) + to_float(f.out_norm_bias[c]);
-            f.out[(size_t)token * HIDDEN + c] = to_act(value);
-        }
+        if (owns(k)) *reinterpret_cast<uint4*>(f.out + (size_t)token * HIDDEN + column_0 + k * STRIDE) = pack(y[k]);
 }
+
+#endif  // STOPS
 
 // Wide layers by matrix products: between x @ in.T and @ out, keep the GELU of the logits on the path and zero the rest, in place.
 // logits (tokens, width), without b_in (width): trees side by side in SLOTS each, the last of which is unused. A block has a token; small
