@@ -314,7 +314,8 @@ class Model:
                 taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
-                states = [part.split(last.copy() if i == -1 else taps[i]) for i in given]
+                taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
+                states = [part.split(taps[i]) for i in given]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
         return result
