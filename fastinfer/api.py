@@ -553,7 +553,7 @@ class Model:
 def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
     """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
     for which in batch.cut(packed.lengths, batch_tokens):
-        yield which, packed.select(which)
+        yield which, packed.select(which) if len(packed) > 1 else packed
 
 
 def _positive(name: str, value: int | None) -> int | None:

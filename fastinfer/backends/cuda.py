@@ -253,7 +253,7 @@ class Session(Workspace):
     def __init__(self, ops: CUDA, stream: Any) -> None:
         super().__init__()
         self.ops, self.stream = ops, stream
-        self.graphs: dict[Any, Any] = {}
+        self.graphs: dict[Any, tuple[Any, Any]] = {}  # by size of batch: the graph of the forward pass, and where its result is
         self._placed: dict[Any, Placed] = {}
         self._products: dict[Any, Product] = {}
         self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
@@ -304,34 +304,35 @@ class Session(Workspace):
 
     def _fastest(self, product: Product, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
         """The algorithm with the least time in the best of three replays of a graph, on scratch memory: rows of the weight stand for x,
-        since zeros would draw less power.
+        since zeros would draw less power. On a stream of its own: a caller's may be one that cannot be captured.
         """
         cupy = self.ops.cupy
         outputs, inputs = weight.data.shape
-        x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
-        for begin in range(0, rows, outputs):
-            x[begin : begin + outputs] = weight.data[: min(outputs, rows - begin)]
-        out.fill(0)
-        offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
-        operands = x, weight.data, offset, out if residual else None, out, self.workspace(), self.stream.ptr
-
-        def run() -> None:
-            for _ in range(TRIALS):
-                product(*operands)
-
         best = []
-        for algorithm in product.candidates():
-            product.algorithm = algorithm
-            run()
-            graph, times = self.capture(run), []
-            for _ in range(4):
-                begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-                begin.record(self.stream)
-                graph.launch(self.stream)
-                end.record(self.stream)
-                end.synchronize()
-                times.append(cupy.cuda.get_elapsed_time(begin, end))
-            best.append((min(times[1:]), algorithm))
+        with Session(self.ops, cupy.cuda.Stream(non_blocking=True)) as session:
+            x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
+            for begin in range(0, rows, outputs):
+                x[begin : begin + outputs] = weight.data[: min(outputs, rows - begin)]
+            out.fill(0)
+            offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
+            operands = x, weight.data, offset, out if residual else None, out, session.workspace(), session.stream.ptr
+
+            def run() -> None:
+                for _ in range(TRIALS):
+                    product(*operands)
+
+            for algorithm in product.candidates():
+                product.algorithm = algorithm
+                run()
+                graph, times = session.capture(run), []
+                for _ in range(4):
+                    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+                    begin.record(session.stream)
+                    graph.launch(session.stream)
+                    end.record(session.stream)
+                    end.synchronize()
+                    times.append(cupy.cuda.get_elapsed_time(begin, end))
+                best.append((min(times[1:]), algorithm))
         return min(best, key=lambda b: b[0])[1]
 
     def workspace(self) -> Any:
@@ -792,10 +793,10 @@ class CUDA(Reference):
         else:
             run = lambda: super(CUDA, self).encode(weights, placed, work)  # noqa: E731
             if (size, with_types) not in work.graphs:
-                run()
-                work.graphs[size, with_types] = work.capture(run)
-            work.graphs[size, with_types].launch(work.stream)
-            x = work.take("x", size, weights.hidden)
+                x = run()
+                work.graphs[size, with_types] = work.capture(run), x
+            graph, x = work.graphs[size, with_types]
+            graph.launch(work.stream)
         return x[: len(batch.ids)]
 
     def _encode_watched(self, weights: Any, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:

@@ -90,8 +90,7 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
             if (residual && tile < R * N && to < rows && o < outputs)
                 residuals[t][h] = *reinterpret_cast<const u32*>(residual + (size_t)to * outputs + o);
         }
-    __syncwarp();  // the weights have been used, and sums take their place
-#pragma unroll
+#pragma unroll  // this lane's weights have been used; its sums take their place
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int n = 0; n < N; n++) {
