@@ -1,6 +1,6 @@
 // Matrix products of few rows; this text follows kernels.cu in the same program.
 //
-//   product_R_N(x (rows, inputs), weight (outputs, inputs), bias (outputs), residual (rows, outputs), out (rows, outputs), rows, outputs, inputs, kind)
+//   product_R_N(x (rows, inputs), weight (outputs, inputs), bias (outputs), residual, out (rows, outputs), rows, outputs, inputs, kind)
 //       out = activation(x weight^T + bias) + residual; bias and residual may be null, residual may be out; kind as in activated()
 //
 // What few rows cost is that weights come from memory and that each kernel waits for the one before. A block has 16 R rows and 8 N outputs; all its
@@ -23,8 +23,9 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
     constexpr int AHEAD = 6 / R, TILES = (R * N + PRODUCT_WARPS - 1) / PRODUCT_WARPS;  // steps of x on their way; tiles of sums that a warp adds up
     const int warp = threadIdx.x / 32, row = blockIdx.y * 16 * R + lane_id() / 4, output = blockIdx.x * 8 * N + lane_id() / 4;
     const int steps = (inputs + 32 * PRODUCT_WARPS - 1) / (32 * PRODUCT_WARPS), weights_of_warp = max(R, steps) * N * 32;
-    uint4* const weights = operands + warp * weights_of_warp + lane_id();                                                     // [step][n] of this lane
-    uint4* const left = operands + PRODUCT_WARPS * weights_of_warp + warp * (AHEAD * R * 2 * 32) + lane_id();  // [step % AHEAD][r][row / 8]
+    // This lane's weights [step][n] and inputs [step % AHEAD][r][h], h = 1 for rows 8 on.
+    uint4* const weights = operands + warp * weights_of_warp + lane_id();
+    uint4* const left = operands + PRODUCT_WARPS * weights_of_warp + warp * (AHEAD * R * 2 * 32) + lane_id();
     auto input = [&](int step) { return (step * PRODUCT_WARPS + warp) * 32 + lane_id() % 4 * 8; };
     auto copy = [](uint4* to, const act* from, bool there) { copy16(__cvta_generic_to_shared(to), from, there); };
 
@@ -90,7 +91,8 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
             if (residual && tile < R * N && to < rows && o < outputs)
                 residuals[t][h] = *reinterpret_cast<const u32*>(residual + (size_t)to * outputs + o);
         }
-#pragma unroll  // this lane's weights have been used; its sums take their place
+    // This lane's weights have been used; its sums take their place.
+#pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int n = 0; n < N; n++) {
