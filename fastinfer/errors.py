@@ -5,8 +5,9 @@ A message says what, where, what was got, what was expected, and, where it is kn
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "InputError",
     "ShapeError",
     "TaskError",
+    "about",
     "check_array",
     "short",
 ]
@@ -55,6 +57,16 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """A device, ISA or dtype was asked for that cannot run here."""
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """Errors raised on purpose in here begin with what they are about."""
+    try:
+        yield
+    except FastinferError as error:
+        error.args = (f"{what}: {error}",)
+        raise
 
 
 _brief = reprlib.Repr()

@@ -1,6 +1,10 @@
 """The GPU backend against float64 and against the NumPy backend. What needs no GPU, compiling above all, runs wherever CuPy is."""
 
+import gc
+import re
+import sys
 import threading
+from types import SimpleNamespace
 
 import backends
 import builders
@@ -14,7 +18,7 @@ from test_reference import CU, LENGTHS, layer_norm, norm_of
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.backends import cuda
+from fastinfer.backends import cublaslt, cuda
 from fastinfer.backends.reference import Reference, gelu
 from fastinfer.cases import FFFCase
 from fastinfer.checkpoint import Group, Tensor
@@ -47,12 +51,10 @@ def assert_near(got, want, dtype, factor=1):
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90a"])
 def test_the_kernels_compile(architecture, options):
     pytest.importorskip("cupy", reason="CuPy, which calls the compiler, is not installed")
-    from cupy.cuda import nvrtc
-
     try:
-        supported = nvrtc.getSupportedArchs()
-    except Exception as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
+        supported = cuda.compiler().getSupportedArchs()
+    except fastinfer.BackendError as error:
+        pytest.skip(str(error))
     if int(architecture[3:5]) not in supported:
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     act, hidden, heads = options
@@ -110,6 +112,66 @@ def test_the_cost_model_chooses_what_was_fastest(dtype, neurons):
         measured = dict(zip(("fff_trees_few", "fff_trees", "products"), times, strict=True))
         costs = cuda.many_trees_costs(tokens, neurons, 4096, dtype == "float32", processors=132)
         assert measured[min(costs, key=costs.get)] <= 1.05 * min(times), (tokens, costs)
+
+
+class FakeError(Exception):
+    pass
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """make(getDeviceCount): a driver that loads, and of CuPy what is asked before a device is chosen."""
+
+    def make(count):
+        monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: None)
+        runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=FakeError, runtimeGetVersion=lambda: 13020)
+        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+
+    return make
+
+
+def refuse(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+def test_why_a_gpu_cannot_be_used(monkeypatch, fake_cupy):
+    fake_cupy(lambda: 1)
+    assert cuda.why_not() is None
+    fake_cupy(refuse(FakeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")))
+    assert re.match(r"CuPy finds no GPU to use: cudaErrorInsufficientDriver.*is the driver too old for CUDA 13, or does", cuda.why_not())
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert cuda.why_not() == "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
+    monkeypatch.setattr(cuda.ctypes, "CDLL", refuse(OSError("cannot open shared object file")))
+    assert cuda.why_not() == "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    with pytest.raises(fastinfer.BackendError, match=r"(?s)'cuda' was asked for but cannot run: there is no NVIDIA driver.*Available here"):
+        fastinfer.FFF(*FFFCase(1, 2, 8, 1).build(0)[1:], depth=2, device="cuda")
+
+
+def test_numbers_of_devices(fake_cupy):
+    fake_cupy(lambda: 3)
+    assert [cuda.device_number(name) for name in ("cuda", "cuda:0", "cuda:2")] == [0, 0, 2]
+    for name in ("cuda:3", "cuda:-1", "cuda:1.0", "cuda:x", "cuda:²", "cuda:0:1"):
+        with pytest.raises(fastinfer.BackendError) as error:
+            fastinfer.load(device=name)
+        assert str(error.value) == f"device {name!r} was asked for, but this machine has 3 GPUs: cuda:0 to cuda:2"
+
+
+def test_nvrtc_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nvrtc=SimpleNamespace(getVersion=refuse(RuntimeError("no libnvrtc.so")))))
+    with pytest.raises(
+        fastinfer.BackendError, match=r"NVRTC, .* cannot be loaded: no libnvrtc.so\n  pip install 'fastinfer\[cuda\]' brings it"
+    ):
+        cuda.cached_kernels("sm_90a", ())
+
+
+def test_cublaslt_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    with pytest.raises(fastinfer.BackendError, match=r"cuBLASLt cannot be loaded: .*\n  pip install 'fastinfer\[cuda\]' brings it"):
+        cublaslt.library.__wrapped__()
 
 
 @pytest.mark.skipif(WHY_NOT is None, reason="there is a GPU here")
@@ -505,13 +567,22 @@ def test_what_a_gpu_cannot_take(tmp_path):
 
 
 @needs_gpu
-def test_memory_that_runs_out(folder, monkeypatch):
-    model = fastinfer.load(folder, device="cuda")
-    ops = model._replicas[0][0]
+def test_memory_that_runs_out(folder):
+    """The limit of CuPy's pool stands for the end of the memory: errors say what there was no room for, and when there is, all goes on."""
+    import cupy
 
-    def full(shape, dtype):
-        raise ops.cupy.cuda.memory.OutOfMemoryError(1, 2, 3)
-
-    monkeypatch.setattr(ops.cupy, "empty", full)
-    with pytest.raises(fastinfer.BackendError, match=r"cuda:0 has no room for .*MB are free\.\n  Give a smaller batch_tokens"):
-        model.embed(batch_of((5, 9), types=False))
+    model, batch, pool = fastinfer.load(folder, device="cuda"), batch_of((5, 9), types=False), cupy.get_default_memory_pool()
+    want = model.embed(batch)
+    model.release()
+    gc.collect()
+    try:
+        pool.set_limit(size=pool.used_bytes() + (100 << 10))
+        with pytest.raises(fastinfer.BackendError, match=r"^[\w.]+: cuda:0 has no room for .*: float32 \(.*MB are free\.\n  Give"):
+            fastinfer.load(folder, device="cuda")
+        with pytest.raises(
+            fastinfer.BackendError, match=r"cuda:0 has no room for the workspace of products: uint8 .*, 34 MB; .* MB are free"
+        ):
+            model.embed(batch)
+    finally:
+        pool.set_limit(size=0)
+    assert_array_equal(model.embed(batch), want)

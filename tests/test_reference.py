@@ -3,8 +3,10 @@
 import inspect
 import itertools
 import math
+import re
 
 import backends
+import builders
 import numpy as np
 import oracle
 import pytest
@@ -49,6 +51,21 @@ def test_every_backend_has_the_signatures_of_the_reference(ops):
             assert str(inspect.signature(getattr(type(ops), name))).split(" -> ")[0] == str(inspect.signature(method)).split(" -> ")[0], (
                 name
             )
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [("matrix", "layers.0.attention.qkv.weight"), ("trees", "layers.0.ffn.nodes"), ("table", "embedding.word")]
+)
+def test_a_tensor_that_cannot_be_prepared_is_named(op, name):
+    class Full(Reference):
+        pass
+
+    def refuse(*_):
+        raise fastinfer.BackendError("there is no room")
+
+    setattr(Full, op, refuse)
+    with pytest.raises(fastinfer.BackendError, match=f"^{re.escape(name)}: there is no room$"):
+        Full().prepare(builders.tiny(), builders.weights(builders.tiny()))
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "tanh", "relu"])

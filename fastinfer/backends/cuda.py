@@ -75,7 +75,7 @@ def device_number(name: str) -> int:
 
     count = cupy.cuda.runtime.getDeviceCount()
     number = name.partition(":")[2] or "0"
-    if not number.isdigit() or int(number) >= count:
+    if not number.isdecimal() or int(number) >= count:
         raise BackendError(
             f"device {name!r} was asked for, but this machine has {count} GPU{'s' * (count > 1)}: cuda:0 to cuda:{count - 1}"
         )
@@ -94,10 +94,22 @@ def source() -> str:
     return f"{kernels}\n#ifndef DEPTH\n{products}\n#ifdef HEADS\n{attention}\n#endif\n#endif\n"
 
 
-def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """The kernels as (program, "cubin" or "ptx") for an architecture such as "sm_90a". Needs NVRTC and no GPU."""
+def compiler() -> Any:
+    """NVRTC, as CuPy calls it. Raises BackendError where it cannot be loaded."""
     from cupy.cuda import nvrtc
 
+    try:
+        nvrtc.getVersion()
+    except Exception as error:  # each way of finding a library has its own
+        raise BackendError(
+            f"NVRTC, which compiles the kernels, cannot be loaded: {error}\n  pip install 'fastinfer[cuda]' brings it."
+        ) from error
+    return nvrtc
+
+
+def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """The kernels as (program, "cubin" or "ptx") for an architecture such as "sm_90a". Needs NVRTC and no GPU."""
+    nvrtc = compiler()
     newest = max(nvrtc.getSupportedArchs())
     kind = "cubin"
     if int(architecture.removeprefix("sm_").rstrip("a")) > newest:  # a GPU newer than the compiler: its driver compiles the rest of the way
@@ -114,9 +126,7 @@ def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes,
 
 def cached_kernels(architecture: str, options: tuple[str, ...]) -> Path:
     """The file with the compiled kernels, made at first use: $XDG_CACHE_HOME/fastinfer, ~/.cache/fastinfer, or a temporary folder."""
-    from cupy.cuda import nvrtc
-
-    key = hashlib.sha256(repr((source(), architecture, options, nvrtc.getVersion())).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((source(), architecture, options, compiler().getVersion())).encode()).hexdigest()[:24]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastinfer"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from .. import checkpoint
 from ..batch import PackedBatch
 from ..checkpoint import Group, Tensor
 from ..config import Config
+from ..errors import about
 from ..model import Forward, Workspace
 
 GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
@@ -84,25 +85,27 @@ class Reference(Forward):
         """Stored tensors to what the ops take, by the same names, plus hidden, heads, eps, pre_norm.
 
         Trees become layers[i].ffn.trees, walked at most `max_depth` decisions deep; a position table is made
-        of sines where the config says so; a tied decoder is the word embedding.
+        of sines where the config says so; a tied decoder is the word embedding. Errors name the tensor.
         """
         self.begin(config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype)
         prepared: dict[str, Any] = {}
         for name, (_, _, family) in checkpoint.tensors(config).items():
             if name not in stored:  # a scale: it came with its tensor
                 continue
-            if family == "trees":
-                at = name.removesuffix(".nodes")
-                depth = config.ffn[int(at.split(".")[1])].depth
-                depth = depth if max_depth is None else min(depth, max_depth)
-                b_in, children = stored.get(f"{at}.b_in"), stored.get(f"{at}.children")
-                prepared[f"{at}.trees"] = self.trees(stored[name], b_in and b_in.data, children and children.data, depth)
-            elif family != "table" and not name.endswith(".ffn.b_in"):
-                prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
-                prepared[name] = prepare(stored[name])
+            with about(name):
+                if family == "trees":
+                    at = name.removesuffix(".nodes")
+                    depth = config.ffn[int(at.split(".")[1])].depth
+                    depth = depth if max_depth is None else min(depth, max_depth)
+                    b_in, children = stored.get(f"{at}.b_in"), stored.get(f"{at}.children")
+                    prepared[f"{at}.trees"] = self.trees(stored[name], b_in and b_in.data, children and children.data, depth)
+                elif family != "table" and not name.endswith(".ffn.b_in"):
+                    prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
+                    prepared[name] = prepare(stored[name])
             stored[name].release()  # what was packed is not read again; what is used where it lies comes back page by page
         if config.tasks.fill_mask and config.tasks.fill_mask.tied:
-            prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
+            with about("embedding.word, which is the decoder, too"):
+                prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
             stored["embedding.word"].release()
         weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":

@@ -7,7 +7,8 @@
  * Threads. Kernels open none. A kernel that takes (team) is called by every thread of a team with the
  * same arguments; it takes its share by team.rank and meets the others at fi_barrier(team). The caller brings
  * the team (fi_run; one run may hold many kernels). Kernels that meet need the whole region as their team. None waits for the
- * others before it returns: the barrier between kernels that share a buffer or a workspace is the caller's.
+ * others before it returns: the barrier between kernels that share a buffer or a workspace is the caller's. A workspace must
+ * be enough for every team up to the size it is asked for, since a run may get fewer threads.
  *
  * Order of summation. Answers may not depend on the batch, its order, the number of threads or the
  * strategy, so each sum has one order per ISA and storage type:
