@@ -2,8 +2,10 @@
 //
 //   attention(qkv (T, 3 D), bounds (T), T, out (T, D), scale)       out = softmax(scale q k^T) v, per text and head
 //
-// bounds, which no kernel just before may write, are read before waiting: bounds[t] is [begin, end), the rows of token t's text in the packed batch; padding behind the last text has begin == end == 0, and its rows of
-// out are left alone. A block takes one head of ATTENTION_QUERIES consecutive tokens, whatever texts they belong to: several short ones, or a
+// bounds[t] is [begin, end), the rows of token t's text in the packed batch; padding behind the last text has begin == end == 0, and its rows of
+// out are left alone. The kernel just before must not write bounds: they are read while it runs.
+//
+// A block takes one head of ATTENTION_QUERIES consecutive tokens, whatever texts they belong to: several short ones, or a
 // part of a long one. It passes over all rows of those texts, a tile of keys at a time, and each query masks what is not of its own text. So the
 // launch follows from T alone: (ceil(T / ATTENTION_QUERIES), HEADS) blocks of ATTENTION_THREADS with ATTENTION_SHARED bytes of dynamic memory.
 //
