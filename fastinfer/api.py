@@ -314,7 +314,8 @@ class Model:
                 taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
-                states = [part.split(last.copy() if i == -1 else taps[i]) for i in given]
+                taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
+                states = [part.split(taps[i]) for i in given]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
         return result
@@ -552,7 +553,7 @@ class Model:
 def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
     """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
     for which in batch.cut(packed.lengths, batch_tokens):
-        yield which, packed.select(which)
+        yield which, packed.select(which) if len(packed) > 1 else packed
 
 
 def _positive(name: str, value: int | None) -> int | None:

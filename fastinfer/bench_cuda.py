@@ -499,7 +499,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
         session.stream.synchronize()
 
     call(0)
-    (graph,) = session.graphs.values()
+    ((graph, _),) = session.graphs.values()
     whole = Replay(session.stream, functools.partial(graph.launch, session.stream), 1, keep=session)
 
     with other:
@@ -528,6 +528,12 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     return Encoder(whole, call, parts)
 
 
+def started(replay: Replay, which: int) -> None:
+    """A graph launched and waited for."""
+    replay.launch()
+    replay.stream.synchronize()
+
+
 def bench_sizes(
     engines: dict[str, tuple[bench_model.Engine, Any]],
     oracle: bench_model.Oracle,
@@ -536,7 +542,9 @@ def bench_sizes(
     sizes: Sequence[tuple[int, int]],
     seconds: float,
 ) -> Iterator[list[dict]]:
-    """Per size a list of rows, one per engine: times of the graph, of a whole call by the host's clock, of the parts of a layer."""
+    """Per size a list of rows, one per engine: times of the graph, of its launch, of a whole call, of the way from ids to hidden states on
+    the host (fastinfer's alone), all three by the host's clock, and of the parts of a layer.
+    """
     wrong: Exception | None = None
     for texts, tokens in sizes:
         rng = np.random.default_rng(texts * tokens)
@@ -557,7 +565,13 @@ def bench_sizes(
                 wrong = error if engine.own else wrong
                 print(f"left out: {engine} at {texts}x{tokens}: {error}", file=sys.stderr)
         spreads = interleaved({name: e.replay for name, e in encoders.items()}, seconds=seconds)
-        walls = bench.interleaved({name: e.call for name, e in encoders.items()}, range(SETS), seconds=seconds, least=LEAST, pause=0)
+        starts = {name: functools.partial(started, e.replay) for name, e in encoders.items()}
+        launches, walls = (
+            bench.interleaved(calls, range(SETS), seconds=seconds, least=LEAST, pause=0)
+            for calls in (starts, {name: e.call for name, e in encoders.items()})
+        )
+        own = {name: engines[name][1] for name in encoders if engines[name][0].own}
+        states = bench.interleaved(own, inputs, seconds=seconds, least=LEAST, pause=0)
         of_parts = {
             part: interleaved({n: e.parts[part] for n, e in encoders.items() if part in e.parts}, seconds=seconds)
             for part in ("attention", "attention block", "ffn block")
@@ -577,7 +591,9 @@ def bench_sizes(
                     "p10": spreads[name].low / 1e3,
                     "p90": spreads[name].high / 1e3,
                     "wall_ms": walls[name].median / 1e3,
+                    "launch_us": launches[name].median - spreads[name].median,
                     "host_us": walls[name].median - spreads[name].median,
+                    "states_ms": states[name].median / 1e3 if name in states else None,
                     "us_per_token": spreads[name].median / texts / tokens,
                     **{part.replace(" ", "_") + "_us": us[name].median if name in us else None for part, us in of_parts.items()},
                     **bench_model.ratios(name, {n: engines[n][0] for n in encoders}, {n: s.median for n, s in spreads.items()}),

@@ -444,13 +444,15 @@ RATIOS = (
 )
 COLUMNS = {
     "model": (*WHO, *SPEED, *RATIOS),
-    "gpu": (  # host us: what a whole call takes beyond its graph; us of parts: per layer
+    "gpu": (  # launch us, host us: what launching and waiting, and a whole call, take beyond the graph; us of parts: per layer
         *WHO,
         ("graph ms", "graph_ms", 8, ".3f"),
         ("p10", "p10", 8, ".3f"),
         ("p90", "p90", 8, ".3f"),
+        ("launch us", "launch_us", 9, ".1f"),
         ("call ms", "wall_ms", 8, ".3f"),
         ("host us", "host_us", 7, ".1f"),
+        ("states ms", "states_ms", 9, ".3f"),
         ("attention us", "attention_us", 12, ".1f"),
         ("its block", "attention_block_us", 9, ".1f"),
         ("ffn block us", "ffn_block_us", 12, ".1f"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import types
 
 import numpy as np
 import oracle
@@ -173,6 +174,7 @@ def test_model_on_a_gpu(random_model, capsys):
     assert (row["op"], row["texts"], row["tokens"], row["dtype"]) == ("gpu", 3, 5, "float32")
     assert 0 < row["p10"] <= row["graph_ms"] <= row["p90"]
     assert row["attention_us"] > 0
+    assert row["states_ms"] > row["graph_ms"]
 
 
 class Given:
@@ -189,13 +191,14 @@ class Given:
 
 def rival(name, graph_us):
     encode = lambda ids: None  # noqa: E731
-    encode.encoder = lambda batches: bench_cuda.Encoder(graph_us, lambda which: None, {"attention": graph_us / 100})
+    replay = lambda us: bench_cuda.Replay(types.SimpleNamespace(synchronize=lambda: None), lambda: None, 1, us)  # noqa: E731
+    encode.encoder = lambda batches: bench_cuda.Encoder(replay(graph_us), lambda which: None, {"attention": replay(graph_us / 100)})
     return bench_model.Engine(name, "dense", "float16", None, (), ()), encode
 
 
 def test_sizes_of_models(monkeypatch, capsys):
     """Rows of the engines that are right; those that are wrong or for texts only have none."""
-    monkeypatch.setattr(bench_cuda, "interleaved", lambda replays, seconds: {name: spread(us) for name, us in replays.items()})
+    monkeypatch.setattr(bench_cuda, "interleaved", lambda replays, seconds: {name: spread(r.before) for name, r in replays.items()})
     engines = {"quick": rival("quick", 400.0), "slow": rival("slow", 800.0), "wrong": rival("wrong", 1.0)}
     engines["texts"] = (rival("texts", 1.0)[0], lambda ids: None)
     oracle_ = Given(quick=(0.1, 0.01), slow=(0.2, 0.02), wrong=None)
@@ -205,6 +208,7 @@ def test_sizes_of_models(monkeypatch, capsys):
         ("slow", 0.8, 50.0, 8.0, None),
     ]
     assert all(r["host_us"] == pytest.approx(1e3 * (r["wall_ms"] - r["graph_ms"])) and r["mean_error"] > 0 for r in rows)
+    assert all(-r["graph_ms"] * 1e3 < r["launch_us"] < 0 and r["states_ms"] is None for r in rows)  # what is launched does nothing
     assert "left out: wrong dense float16 at 2x8: wrong dense float16 is wrong" in capsys.readouterr().err
     for row in rows:
         assert len(bench_model.line(row)) == len(bench_model.header("gpu"))

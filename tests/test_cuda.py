@@ -72,6 +72,18 @@ def test_buckets():
     assert [cuda.bucket(n) for n in (16, 128, 4096, 16384, 32768)] == [16, 128, 4096, 16384, 32768]
 
 
+def test_products_of_few_rows():
+    """Blocks cover the product, run all at once, and are the smallest that do."""
+    shared = 227 << 10
+    assert cuda.few_rows(16, 2304, 768, 132, shared) == ("product_1_3", (96, 1), 512 * 8 * (3 * 3 + 12))
+    assert cuda.few_rows(17, 768, 3072, 132, shared) == ("product_2_3", (32, 1), 512 * 8 * (3 * 12 + 12))
+    assert cuda.few_rows(128, 3072, 768, 132, shared) == ("product_2_12", (32, 4), 512 * 8 * (12 * 3 + 12))
+    assert cuda.few_rows(128, 8, 64, 132, shared) == ("product_2_3", (1, 4), 512 * 8 * (3 * 2 + 12))
+    assert cuda.few_rows(128, 3072, 768, 132, 99 << 10) is None  # too little shared memory
+    assert cuda.few_rows(129, 3072, 768, 132, shared) is None  # too many blocks
+    assert cuda.few_rows(16, 30528, 768, 132, shared) is None
+
+
 # us of (fff_trees_few, fff_trees, products) on an H100 at D = 768, from the benchmark; neurons that a token uses.
 MEASURED = {
     ("float16", 128): {
@@ -299,7 +311,11 @@ def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize("activation", [None, "gelu", "tanh", "relu"])
-@pytest.mark.parametrize("shape", [(5, 8, 16), (1, 33, 7), (300, 64, 3), (130, 768, 768)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 8, 16), (1, 33, 7), (300, 64, 3), (16, 768, 2304), (9, 3072, 776), (50, 768, 2304), (100, 776, 3072), (130, 768, 768)],
+    ids=str,
+)
 def test_linear(shape, activation, dtype):
     rng = np.random.default_rng(8)
     tokens, width, outputs = shape

@@ -25,6 +25,7 @@ from ..checkpoint import Tensor
 from ..config import Config
 from ..errors import BackendError, DtypeError, ShapeError, check_array
 from ..model import Workspace
+from . import driver
 from .cublaslt import WORKSPACE, Product
 from .reference import Reference
 
@@ -34,6 +35,8 @@ ACTIVATIONS = (None, "gelu", "tanh", "relu")
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
 WARPS = 8  # tokens per block where a warp has a token, as in kernels.cu
+PRODUCT_WARPS, PRODUCTS = 8, ((1, 1), (1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (2, 9), (2, 12))  # of products.cu: (R, N) of its kernels
+TRIALS = 5  # calls of a product in a graph that is timed
 MIDDLE_BYTES = 32 << 20  # of a feedforward's middle layer that are written before they are read: more would not stay in L2
 
 
@@ -87,8 +90,8 @@ def source() -> str:
     folder = resources.files("fastinfer") / "cuda"  # installed
     if not folder.is_dir():
         folder = Path(__file__).parents[2] / "src" / "cuda"  # a source tree
-    kernels, attention = ((folder / name).read_text() for name in ("kernels.cu", "attention.cu"))
-    return f"{kernels}\n#if defined(HEADS) && !defined(DEPTH)\n{attention}\n#endif\n"
+    kernels, products, attention = ((folder / name).read_text() for name in ("kernels.cu", "products.cu", "attention.cu"))
+    return f"{kernels}\n#ifndef DEPTH\n{products}\n#ifdef HEADS\n{attention}\n#endif\n#endif\n"
 
 
 def compiler() -> Any:
@@ -163,9 +166,23 @@ def address(array: Any) -> int:
     return 0 if array is None else array.data.ptr
 
 
-def scalar(value: float, dtype: Any = np.int32) -> Any:
-    """A kernel's argument by value: CuPy would pass Python's numbers as 64 bits."""
-    return dtype(value)
+def by_value(argument: Any) -> Any:
+    """A kernel's argument as its bytes: an array's address, an int of 32 bits, a float of 32, or what has its size already."""
+    if isinstance(argument, (int, float)):
+        return (ctypes.c_float if isinstance(argument, float) else ctypes.c_int32)(argument)
+    return argument if isinstance(argument, (np.ndarray, ctypes.c_int64)) else ctypes.c_void_p(address(argument))
+
+
+def few_rows(rows: int, outputs: int, inputs: int, processors: int, shared: int) -> tuple[str, tuple[int, int], int] | None:
+    """(name, blocks, bytes of shared memory) of the kernel of products.cu for a product of this shape, by the smallest blocks of which all
+    can run at once on so many processors with so much shared memory each; None where there are none.
+    """
+    steps = -(-inputs // (32 * PRODUCT_WARPS))
+    for r, n in PRODUCTS:
+        blocks, needed = (-(-outputs // (8 * n)), -(-rows // (16 * r))), 512 * PRODUCT_WARPS * (n * max(r, steps) + 12)
+        if r == min(2, -(-rows // 16)) and blocks[0] * blocks[1] <= processors and needed <= shared:
+            return f"product_{r}_{n}", blocks, needed
+    return None
 
 
 def bucket(tokens: int) -> int:
@@ -246,12 +263,12 @@ class Session(Workspace):
     def __init__(self, ops: CUDA, stream: Any) -> None:
         super().__init__()
         self.ops, self.stream = ops, stream
-        self.graphs: dict[Any, Any] = {}
+        self.graphs: dict[Any, tuple[Any, Any]] = {}  # by size of batch: the graph of the forward pass, and where its result is
         self._placed: dict[Any, Placed] = {}
         self._products: dict[Any, Product] = {}
         self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
         self._outer: list[Any] = []
-        self.starts: Any = None  # (host array, device array) of the last batch's cu_seqlens
+        self.starts: Any = None  # the last batch's cu_seqlens: on the host, the device array that has them, from where on
 
     def __enter__(self) -> Session:
         cupy = self.ops.cupy
@@ -296,29 +313,36 @@ class Session(Workspace):
         return self._products[key]
 
     def _fastest(self, product: Product, rows: int, weight: Matrix, bias: bool, residual: bool) -> bytes:
-        """The algorithm with the least time in the best of three runs, on scratch memory: rows of the weight stand for x, since zeros
-        would draw less power.
+        """The algorithm with the least time in the best of three replays of a graph, on scratch memory: rows of the weight stand for x,
+        since zeros would draw less power. On a stream of its own: a caller's may be one that cannot be captured.
         """
         cupy = self.ops.cupy
         outputs, inputs = weight.data.shape
-        x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
-        for begin in range(0, rows, outputs):
-            x[begin : begin + outputs] = weight.data[: min(outputs, rows - begin)]
-        out.fill(0)
-        offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
         best = []
-        for algorithm in product.candidates():
-            product.algorithm = algorithm
-            times = []
-            for _ in range(4):
-                begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-                begin.record(self.stream)
-                for _ in range(3):
-                    product(x, weight.data, offset, out if residual else None, out, self.workspace(), self.stream.ptr)
-                end.record(self.stream)
-                end.synchronize()
-                times.append(cupy.cuda.get_elapsed_time(begin, end))
-            best.append((min(times[1:]), algorithm))
+        with Session(self.ops, cupy.cuda.Stream(non_blocking=True)) as session:
+            x, out = (self.ops.allocate("a trial of products", (rows, n), self.ops.storage) for n in (inputs, outputs))
+            for begin in range(0, rows, outputs):
+                x[begin : begin + outputs] = weight.data[: min(outputs, rows - begin)]
+            out.fill(0)
+            offset = self.ops.allocate("a trial of products", (outputs,), self.ops.storage) if bias else None
+            operands = x, weight.data, offset, out if residual else None, out, session.workspace(), session.stream.ptr
+
+            def run() -> None:
+                for _ in range(TRIALS):
+                    product(*operands)
+
+            for algorithm in product.candidates():
+                product.algorithm = algorithm
+                run()
+                graph, times = session.capture(run), []
+                for _ in range(4):
+                    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+                    begin.record(session.stream)
+                    graph.launch(session.stream)
+                    end.record(session.stream)
+                    end.synchronize()
+                    times.append(cupy.cuda.get_elapsed_time(begin, end))
+                best.append((min(times[1:]), algorithm))
         return min(best, key=lambda b: b[0])[1]
 
     def workspace(self) -> Any:
@@ -337,7 +361,7 @@ class Session(Workspace):
             placed = self._placed[size, with_types] = Placed(device[1:starts], device, with_types, bounds)
         if not self._blocks or len(self._blocks[0][0]) < words:
             self._blocks = [self._pinned(words) for _ in range(2)]
-        host, left = self._blocks[0]
+        host, source, left = self._blocks[0]
         self._blocks.reverse()
         left.synchronize()
         host[0] = texts
@@ -348,18 +372,19 @@ class Session(Workspace):
             host[types : types + tokens] = batch.token_types
             host[types + tokens : words] = 0
         used = words if with_types else starts + texts + 1
-        to_device = self.ops.cupy.cuda.runtime.memcpyHostToDevice
-        self.ops.cupy.cuda.runtime.memcpyAsync(placed.input.data.ptr, host.ctypes.data, 4 * used, to_device, self.stream.ptr)
+        runtime = self.ops.cupy.cuda.runtime
+        runtime.memcpyAsync(placed.input.data.ptr, source, 4 * used, runtime.memcpyHostToDevice, self.stream.ptr)
         left.record(self.stream)
-        self.starts = batch.cu_seqlens, placed.input[starts : starts + texts + 1]
+        self.starts = batch.cu_seqlens, placed.input, starts
         return placed
 
-    def _pinned(self, words: int) -> tuple[np.ndarray, Any]:
-        """Pinned memory and an event that is past when it may be written again."""
-        for _, left in self._blocks:
+    def _pinned(self, words: int) -> tuple[np.ndarray, int, Any]:
+        """Pinned memory, its address, and an event that is past when it may be written again."""
+        for *_, left in self._blocks:
             left.synchronize()
         cupy = self.ops.cupy
-        return np.frombuffer(cupy.cuda.alloc_pinned_memory(4 * words), np.int32, words), cupy.cuda.Event(disable_timing=True)
+        memory = cupy.cuda.alloc_pinned_memory(4 * words)
+        return np.frombuffer(memory, np.int32, words), memory.ptr, cupy.cuda.Event(disable_timing=True)
 
     def capture(self, run: Callable[[], Any]) -> Any:
         """The graph of what `run` launches. It has run before: nothing is allocated, loaded or timed during capture."""
@@ -452,19 +477,19 @@ class CUDA(Reference):
         return array
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        cupy, shape = self.cupy, array.shape
+        cupy, shape, runtime = self.cupy, array.shape, self.cupy.cuda.runtime
         array = cupy.ascontiguousarray(array)
+        if array.dtype == self.storage and array.dtype != np.float32 and array.size:
+            bits, array = array, self.empty(*shape, dtype=np.float32)
+            self._launch("to_float32", min(4096, -(-array.size // 2048)), 256, bits, array, ctypes.c_int64(array.size))
         memory = cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
         stream, done = cupy.cuda.get_current_stream(), cupy.cuda.Event(disable_timing=True)
-        cupy.cuda.runtime.memcpyAsync(memory.ptr, array.data.ptr, array.nbytes, cupy.cuda.runtime.memcpyDeviceToHost, stream.ptr)
+        runtime.memcpyAsync(memory.ptr, array.data.ptr, array.nbytes, runtime.memcpyDeviceToHost, stream.ptr)
         done.record(stream)
 
         def finish() -> np.ndarray:
             done.synchronize()
-            values = np.frombuffer(memory, array.dtype, array.size).reshape(shape)
-            if values.dtype == np.uint16:
-                return Tensor(values, "bfloat16").float32()
-            return values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
+            return np.frombuffer(memory, array.dtype, array.size).reshape(shape).copy()
 
         return finish
 
@@ -489,7 +514,11 @@ class CUDA(Reference):
         if self.act == "bfloat16" and int(capability) < 80:
             raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {self.device} has {capability}: use float16 or float32")
         self._architecture = f"sm_{capability}" + ("a" if capability == "90" else "")
-        self._processors = self.cupy.cuda.Device(self.number).attributes["MultiProcessorCount"]
+        attributes = self.cupy.cuda.Device(self.number).attributes
+        self._processors, self._shared_memory = attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+        # Kernels that start early are captured as such from CUDA 12.3 on.
+        self._early = int(capability) >= 90 and self.cupy.cuda.runtime.driverGetVersion() >= 12030
+        self._few = self.act != "float32" and int(capability) >= 80
         self._options = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.width}")
         if heads:
             self._options += (f"-DHEADS={heads}",)
@@ -584,9 +613,11 @@ class CUDA(Reference):
         function = self._functions.get((name, kind))
         if function is None:
             function = self._functions[name, kind] = self._module(kind).get_function(name)
-            if shared > 48 << 10:
-                function.max_dynamic_shared_size_bytes = shared
-        function(blocks if isinstance(blocks, tuple) else (blocks,), (threads,), arguments, shared_mem=shared)
+            if shared:
+                function.max_dynamic_shared_size_bytes = self._shared_memory - function.shared_size_bytes
+        blocks = blocks if isinstance(blocks, tuple) else (blocks,)
+        stream = self.cupy.cuda.get_current_stream().ptr
+        driver.launch(function.kernel.ptr, blocks, threads, shared, stream, map(by_value, arguments), self._early)
 
     # --- primitives ---
 
@@ -599,16 +630,16 @@ class CUDA(Reference):
             -(-len(out) // WARPS),
             WARPS * 32,
             batch.input,
-            scalar(batch.with_types),
+            batch.with_types,
             embedding.word,
             embedding.position,
             embedding.token_type,
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
-            scalar(embedding.eps, np.float32),
+            float(embedding.eps),
             batch.cu_seqlens,
             out,
-            scalar(len(out)),
+            len(out),
         )
 
     def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
@@ -616,6 +647,12 @@ class CUDA(Reference):
         if x.dtype != self.storage:  # pooled vectors
             x = self._as_act(x)
         x = self._widened(x, inputs)
+        few = few_rows(len(x), outputs, inputs, self._processors, self._shared_memory) if self._few and out.shape[1] == outputs else None
+        if few is not None:
+            name, blocks, shared = few
+            sizes = len(x), outputs, inputs, ACTIVATIONS.index(activation)
+            self._launch(name, blocks, PRODUCT_WARPS * 32, x, weight.data, bias, residual, out, *sizes, shared=shared)
+            return
         aside = out.shape[1] != outputs or (activation is not None and residual is not None)
         y = self.empty(len(x), outputs) if aside else out
         before = residual if activation is None and y is out else None  # added by the product itself
@@ -625,8 +662,8 @@ class CUDA(Reference):
         if after is not None and y is not out:
             after = self._widened(after, outputs)
         if activation is not None or after is not None:
-            kind = scalar(ACTIVATIONS.index(activation))
-            self._launch("activate", min(4096, -(-y.size // 2048)), 256, y, after, kind, scalar(y.size, np.int64))
+            kind = ACTIVATIONS.index(activation)
+            self._launch("activate", min(4096, -(-y.size // 2048)), 256, y, after, kind, ctypes.c_int64(y.size))
         if y is not out:
             out[...] = y[:, : out.shape[1]]
 
@@ -640,7 +677,7 @@ class CUDA(Reference):
         return wide
 
     def norm(self, x: Any, norm: Any, eps: float, *, out: Any) -> None:
-        self._launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, x, norm.weight, norm.bias, scalar(eps, np.float32), out, scalar(len(x)))
+        self._launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, x, norm.weight, norm.bias, float(eps), out, len(x))
 
     def qkv_dtype(self, head_size: int) -> Any:
         return self.storage
@@ -652,7 +689,7 @@ class CUDA(Reference):
             cu_seqlens = self._send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1))
         size = out.shape[1] // heads
         queries, threads, shared = self.attention_launch
-        arguments = qkv, cu_seqlens, scalar(len(out)), out, scalar(size**-0.5, np.float32)
+        arguments = qkv, cu_seqlens, len(out), out, size**-0.5
         self._launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
 
     def fff(
@@ -728,7 +765,7 @@ class CUDA(Reference):
         logits = self._session.take("logits", len(x), width)
         if trees.depth:
             self.linear(x, products.first, out=logits)
-            self._launch("fff_mask", len(x), 256, logits, products.bias, scalar(width), nodes, z, of=trees)
+            self._launch("fff_mask", len(x), 256, logits, products.bias, width, nodes, z, of=trees)
         else:
             self.linear(x, products.first, bias=products.bias, activation="gelu", out=logits)
         self.linear(logits, products.second, bias=bias, residual=residual, out=out)
@@ -750,9 +787,9 @@ class CUDA(Reference):
 
     def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
         """out is float32."""
-        here = self._session.starts
-        starts = here[1] if here is not None and here[0] is cu_seqlens else self._send("bounds of texts", cu_seqlens)
-        self._launch("pool", len(out), 128, x, starts, scalar(POOLING.index(kind)), out)
+        here, array, begin = self._session.starts or (None, None, 0)
+        starts = array[begin : begin + len(cu_seqlens)] if here is cu_seqlens else self._send("bounds of texts", cu_seqlens)
+        self._launch("pool", len(out), 128, x, starts, POOLING.index(kind), out)
 
     # --- the forward pass ---
 
@@ -766,10 +803,10 @@ class CUDA(Reference):
         else:
             run = lambda: super(CUDA, self).encode(weights, placed, work)  # noqa: E731
             if (size, with_types) not in work.graphs:
-                run()
-                work.graphs[size, with_types] = work.capture(run)
-            work.graphs[size, with_types].launch(work.stream)
-            x = work.take("x", size, weights.hidden)
+                x = run()
+                work.graphs[size, with_types] = work.capture(run), x
+            graph, x = work.graphs[size, with_types]
+            graph.launch(work.stream)
         return x[: len(batch.ids)]
 
     def _encode_watched(self, weights: Any, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:

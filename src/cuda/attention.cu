@@ -3,7 +3,9 @@
 //   attention(qkv (T, 3 D), bounds (T), T, out (T, D), scale)       out = softmax(scale q k^T) v, per text and head
 //
 // bounds[t] is [begin, end), the rows of token t's text in the packed batch; padding behind the last text has begin == end == 0, and its rows of
-// out are left alone. A block takes one head of ATTENTION_QUERIES consecutive tokens, whatever texts they belong to: several short ones, or a
+// out are left alone. The kernel just before must not write bounds: they are read while it runs.
+//
+// A block takes one head of ATTENTION_QUERIES consecutive tokens, whatever texts they belong to: several short ones, or a
 // part of a long one. It passes over all rows of those texts, a tile of keys at a time, and each query masks what is not of its own text. So the
 // launch follows from T alone: (ceil(T / ATTENTION_QUERIES), HEADS) blocks of ATTENTION_THREADS with ATTENTION_SHARED bytes of dynamic memory.
 //
@@ -48,7 +50,7 @@ struct Span { int begin, end; };
 // volatile: loaded where it is written, not where it is first used, behind copies that take long.
 __device__ __forceinline__ int2 text_of(const int2* bounds, int token, int tokens) {
     int2 text;
-    asm volatile("ld.global.nc.v2.s32 {%0, %1}, [%2];" : "=r"(text.x), "=r"(text.y) : "l"(bounds + min(token, tokens - 1)));
+    asm volatile("ld.global.v2.s32 {%0, %1}, [%2];" : "=r"(text.x), "=r"(text.y) : "l"(bounds + min(token, tokens - 1)));
     return token < tokens ? text : make_int2(0, 0);
 }
 
@@ -178,6 +180,7 @@ __device__ __forceinline__ void store(act* out, const Query& query, int column) 
 
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
     __shared__ __align__(16) float left[ATTENTION_QUERIES][STRIDE], tile[KEYS][STRIDE], weights[ATTENTION_QUERIES][KEYS + 4];
+    await_previous();
     const int first = blockIdx.x * ATTENTION_QUERIES, warp_row = threadIdx.x / 32 * 16, own = warp_row + lane_id() / 8, c = lane_id() % 8;
     const act* const q = qkv + blockIdx.y * HEAD;
     const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens), mine = texts_of<16>(bounds, first + warp_row, tokens);
@@ -215,12 +218,6 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const 
 // l / 4 + 8 and, of each 8 columns, 2 (l % 4) and the next; [columns / 8][2 * second row + column]. Two such groups of 8 columns, rounded to act
 // in pairs, are the left operand of the next product, so weights never leave their registers.
 
-#ifdef ACT_HALF
-#define ACT_PTX "f16"
-#else
-#define ACT_PTX "bf16"
-#endif
-
 constexpr int WIDTH = (HEAD + 15) / 16 * 16;  // of a head as the instructions see it: columns past HEAD are zeros
 constexpr int CHUNKS = WIDTH / 8;             // 16 bytes each
 
@@ -229,12 +226,6 @@ struct Softmax { float most[2], total[2]; };
 // A row's reference follows its largest exponent only when that has outgrown it by SLACK: weights up to 2^SLACK are as exact as those below 1,
 // and most tiles then leave the sums unscaled.
 constexpr float SLACK = 8.f;
-
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 #ifdef ATTENTION_WGMMA
 
@@ -306,12 +297,6 @@ constexpr int ROW_BYTES = WIDTH * 2 + 16;  // an odd number of chunks: eight nei
 
 __device__ __forceinline__ int place(int r, int chunk) { return r * ROW_BYTES + chunk * 16; }
 
-__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ACT_PTX "." ACT_PTX ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 struct Queries { u32 words[WIDTH / 16][4]; };
 
 __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], const Queries& queries, u32 keys) {
@@ -322,9 +307,7 @@ __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], const Quer
 #pragma unroll
         for (int d = 0; d < WIDTH / 16; d++) {
             u32 b[4];
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                         : "r"(keys + place(n * 8 + r, d * 2 + chunk)));
+            load_matrices(b, keys + place(n * 8 + r, d * 2 + chunk));
             multiply(s[n], queries.words[d], b[0], b[1]);
             multiply(s[n + 1], queries.words[d], b[2], b[3]);
         }
@@ -338,9 +321,7 @@ __device__ __forceinline__ void start_sums(float (&sums)[WIDTH / 8][4], const u3
 #pragma unroll
         for (int n = 0; n < WIDTH / 8; n += 2) {
             u32 b[4];
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                         : "r"(values + place(k * 16 + r, n + chunk)));
+            load_transposed(b, values + place(k * 16 + r, n + chunk));
             multiply(sums[n], weights[k], b[0], b[1]);
             multiply(sums[n + 1], weights[k], b[2], b[3]);
         }
@@ -369,12 +350,6 @@ __device__ __forceinline__ Copies plan_copies(const act* keys, Span rows, u32 st
     return {keys + (size_t)(rows.begin + r) * (3 * HIDDEN) + chunk * 8, rows.end - rows.begin - r, stages + place(r, chunk)};
 }
 
-// 16 bytes past the registers; zeros, and nothing is read, if they are not there. L2 may fetch the 128 bytes around: what they hold of another
-// head is wanted as well (5% of the time of short texts with HEAD 32).
-__device__ __forceinline__ void copy16(u32 to, const act* from, bool there) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
 __device__ __forceinline__ void start_copies(Copies& copies, int stage) {
     const u32 to = copies.to + stage * (2 * TILE_BYTES);
 #pragma unroll
@@ -389,8 +364,6 @@ __device__ __forceinline__ void start_copies(Copies& copies, int stage) {
     copies.left -= KEYS;
 }
 
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
 // The barrier is passed once a tile, when all threads have said that their part of the tile has come, and that their products of the tile two
 // before are done. They say so long before they wait, hence a warp may be most of a tile ahead of the others: some multiply while others
 // take exponentials.
@@ -399,7 +372,7 @@ __device__ __forceinline__ void begin_barrier(u32 barrier) {
 }
 
 __device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("cp.async.wait_group 1;" ::: "memory");  // all copies but those of the newest tile
+    finish_copies<1>();  // all but those of the newest tile
 #ifdef ATTENTION_WGMMA
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads shared memory another way than copies write it
 #endif
@@ -540,11 +513,12 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
     const int first = blockIdx.x * ATTENTION_QUERIES, warp = threadIdx.x / 32, own = first + warp * 16 + lane_id() / 4;
     qkv += blockIdx.y * HEAD;
 
-    const Queries queries = load_queries(qkv, first, tokens, room);
     if (threadIdx.x == 0) begin_barrier(barrier);
-    __syncthreads();
     const int2 text[2] = {text_of(bounds, own, tokens), text_of(bounds, own + 8, tokens)};
     const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens);
+    __syncthreads();
+    await_previous();
+    const Queries queries = load_queries(qkv, first, tokens, room);
     Copies copies = plan_copies(qkv + HIDDEN, all, stages);
 #pragma unroll
     for (int stage = 0; stage < 2; stage++) {
