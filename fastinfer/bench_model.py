@@ -554,11 +554,11 @@ def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
             return any(word in name for word in words) and (not options.dtypes or name.split()[-1] in options.dtypes)
 
         shapes = (options.shapes or [(1, 11)]) if not options.model else []
-        chosen = list(own_engines(source, base, cache, threads, ops.device, shapes, options.dtypes or ops.dtypes, wanted))
+        chosen = list(own_engines(source, base, cache, threads, ops.device, shapes, ops.dtypes, wanted))
         if rivals is not None and base == "dense":
             chosen += rivals(source, cache, threads, wanted, left_out)
         if not chosen:
-            raise InputError(f"--engines {options.engines} matches no engine")
+            raise InputError(f"no engine matches --engines {','.join(words)} and --dtypes {','.join(options.dtypes or ops.dtypes)}")
 
         def emit(row: dict) -> None:
             print(json.dumps({**row, "machine": about}) if options.json else line(row), flush=True)

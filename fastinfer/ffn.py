@@ -149,18 +149,27 @@ class FFF:
             self._check(x)
         if out is None:
             out = np.empty(x.shape, FLOAT32)
-        else:
-            if not (type(out) is np.ndarray and out.dtype == FLOAT32 and out.shape == x.shape and out.flags.carray):
-                check_array("out", out, x.shape, because="out has the shape of x")
-                raise InputError("out is read-only")
-            if np.may_share_memory(x, out):
-                raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
+        elif not (
+            type(out) is np.ndarray
+            and out.dtype == FLOAT32
+            and out.shape == x.shape
+            and out.flags.carray
+            and not np.may_share_memory(x, out)
+        ):
+            self._check(x, out)
         ops = self._ops if threads is None else self._ops.using(threads)
         forward(ops, x, self._layer, residual=None, out=out, work=self._workspace and self._workspace())
         return out
 
-    def _check(self, x: Any) -> None:
+    def _check(self, x: Any, out: Any = None) -> None:
         check_array("x", x, ("T", self.hidden), because=f"hidden={self.hidden} comes from w_in")
+        if out is None:
+            return
+        check_array("out", out, x.shape, because="out has the shape of x")
+        if not out.flags.writeable:
+            raise InputError("out is read-only")
+        if np.may_share_memory(x, out):
+            raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
 
     def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""

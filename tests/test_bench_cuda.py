@@ -168,7 +168,7 @@ def test_ladder_on_a_gpu(capsys):
 @needs_gpu
 def test_model_on_a_gpu(random_model, capsys):
     cli.main(
-        ["bench", "model", "--device", "cuda", "-m", random_model, "--sizes", "3x5", "--dtypes", "float32", "--seconds", "0", "--json"]
+        ["bench", "model", "--device", "cuda", "-m", random_model, "--sizes", "3x5", "--dtypes", "float32,tf32", "--seconds", "0", "--json"]
     )
     (row,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (row["op"], row["texts"], row["tokens"], row["dtype"]) == ("gpu", 3, 5, "float32")

@@ -567,23 +567,50 @@ def test_what_a_gpu_cannot_take(tmp_path):
         fastinfer.load(tmp_path, device="cuda:99")
 
 
-@needs_gpu
-def test_memory_that_runs_out(folder):
-    """The limit of CuPy's pool stands for the end of the memory: errors say what there was no room for, and when there is, all goes on."""
+@pytest.fixture
+def limited_memory():
+    """limit(bytes): so much more of the GPU's memory than now can be had, by the limit of CuPy's pool; until the test ends."""
     import cupy
 
-    model, batch, pool = fastinfer.load(folder, device="cuda"), batch_of((5, 9), types=False), cupy.get_default_memory_pool()
+    pool = cupy.get_default_memory_pool()
+
+    def limit(more):
+        gc.collect()
+        pool.free_all_blocks()
+        pool.set_limit(size=pool.used_bytes() + more)
+
+    yield limit
+    pool.set_limit(size=0)
+
+
+@needs_gpu
+def test_memory_that_runs_out(folder, limited_memory):
+    """Errors say what there was no room for; when there is, all goes on."""
+    model, batch = fastinfer.load(folder, device="cuda"), batch_of((5, 9), types=False)
     want = model.embed(batch)
     model.release()
-    gc.collect()
-    try:
-        pool.set_limit(size=pool.used_bytes() + (100 << 10))
-        with pytest.raises(fastinfer.BackendError, match=r"^[\w.]+: cuda:0 has no room for .*: float32 \(.*MB are free\.\n  Give"):
-            fastinfer.load(folder, device="cuda")
-        with pytest.raises(
-            fastinfer.BackendError, match=r"cuda:0 has no room for the workspace of products: uint8 .*, 34 MB; .* MB are free"
-        ):
-            model.embed(batch)
-    finally:
-        pool.set_limit(size=0)
+    limited_memory(100 << 10)
+    with pytest.raises(fastinfer.BackendError, match=r"^[\w.]+: cuda:0 has no room for .*: float32 \(.*MB are free\.\n  Give"):
+        fastinfer.load(folder, device="cuda")
+    with pytest.raises(
+        fastinfer.BackendError, match=r"^cuda:0 has no room for the (buffer '\w+'|workspace of products): .* MB are free\.\n"
+    ):
+        model.embed(batch)
+    limited_memory(1 << 30)
     assert_array_equal(model.embed(batch), want)
+
+
+@needs_gpu
+def test_memory_that_runs_out_in_a_layer(limited_memory):
+    """The output fits; what CuPy makes of it for the caller does not."""
+    import cupy
+
+    x, w_in, b_in, w_out = FFFCase(1, 5, 768, 2000).build(4)
+    layer = fastinfer.FFF(w_in, b_in, w_out, depth=5, device="cuda", dtype="float16")
+    there = cupy.asarray(x)
+    want = layer(there).get()
+    limited_memory(int(1.2 * x.nbytes))  # float16 input and output, but no float32 output
+    with pytest.raises(fastinfer.BackendError, match=r"cuda:0 has no room for a copy \(Out of memory allocating .*\); .* MB are free"):
+        layer(there)
+    limited_memory(1 << 30)
+    assert_array_equal(layer(there).get(), want)

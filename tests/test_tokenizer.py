@@ -88,8 +88,12 @@ def limited(raw, limit, **options):
 
 
 lengths = st.integers(0, 40)
+right_oracle = pytest.mark.skipif(
+    tokenizers.__version__ in ("0.23.1", "0.23.2"), reason="these versions cut otherwise than those before and after, and lose tokens"
+)
 
 
+@right_oracle
 @given(first=lengths, second=st.none() | lengths, limit=st.integers(4, 32))
 def test_truncation_is_that_of_the_tokenizers_library(tmp_path_factory, first, second, limit):
     text = "ada london " * (first // 2) + "paris" * (first % 2)
@@ -110,6 +114,7 @@ def test_the_limit_itself_is_allowed(tmp_path):
         assert len(tokenizer.encode(["ada " * 31])[0].ids) == 32
 
 
+@right_oracle
 @given(question=st.integers(0, 20), context=st.integers(0, 120), limit=st.integers(24, 32))
 def test_windows_are_those_of_the_tokenizers_library(tmp_path_factory, question, context, limit):
     question, context = "is " * question, "ada lived in london " * (context // 4) + "the " * (context % 4)

@@ -21,7 +21,7 @@ from fastinfer.bench_cuda import Call, Rival, Rivals, Work
 from fastinfer.bench_model import Encode, Engine
 
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
-SENTENCE_BATCHES = (32, 512)  # its default; what suits this size of GPU
+SENTENCE_BATCHES = (32, 1024)  # its default; what suits this size of GPU
 
 
 @contextlib.contextmanager

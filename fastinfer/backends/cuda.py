@@ -23,7 +23,7 @@ from .. import ffn
 from ..batch import PackedBatch
 from ..checkpoint import Tensor
 from ..config import Config
-from ..errors import BackendError, DtypeError, ShapeError, check_array
+from ..errors import BackendError, DtypeError, ShapeError
 from ..model import Workspace
 from . import driver
 from .cublaslt import WORKSPACE, Product
@@ -279,11 +279,13 @@ class Session(Workspace):
         self.ops.local.session = self
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         device, session, stream = self._outer.pop()
         stream.use()
         self.ops.cupy.cuda.runtime.setDevice(device)
         self.ops.local.session = session
+        if isinstance(error, self.ops.cupy.cuda.memory.OutOfMemoryError):  # in an operation of CuPy's own
+            raise self.ops.no_room(f"a copy ({error})") from None
 
     def close(self) -> None:
         """Ready for the next call."""
@@ -459,13 +461,18 @@ class CUDA(Reference):
         try:
             return self.cupy.empty(shape, dtype)
         except self.cupy.cuda.memory.OutOfMemoryError:
-            free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
             size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
-            raise BackendError(
-                f"{self.device} has no room for {what}: {np.dtype(dtype)} {shape}, {size:.0f} MB; {free:.0f} of {total:.0f} MB are free.\n"
-                f"  Give a smaller batch_tokens ({self.batch_tokens} where you give none), a smaller dtype (float16, int8) or another "
-                "device; model.release() gives back what finished calls hold."
-            ) from None
+            raise self.no_room(f"{what}: {np.dtype(dtype)} {shape}, {size:.0f} MB") from None
+
+    def no_room(self, what: str) -> BackendError:
+        """The error where memory runs out."""
+        with self.cupy.cuda.Device(self.number):
+            free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
+        return BackendError(
+            f"{self.device} has no room for {what}; {free:.0f} of {total:.0f} MB are free.\n"
+            f"  Give a smaller batch_tokens ({self.batch_tokens} where you give none), a smaller dtype (float16, int8) or another "
+            "device; model.release() gives back what finished calls hold."
+        )
 
     def empty(self, *shape: int, dtype: Any = None) -> Any:
         return self.allocate("a result", shape, self.storage if dtype is None else dtype)
@@ -863,12 +870,10 @@ class CUDA(Reference):
         """
         cupy = self.cupy
         at_host = isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))
-        with cupy.cuda.Device(self.number):
+        with cupy.cuda.Device(self.number), self._session:
             if at_host:
-                layer._check(x)
+                layer._check(x, out)
                 given = self._send("x", x)
-                if out is not None:
-                    check_array("out", out, x.shape, because="out has the shape of x")
             else:
                 given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
                 if given.ndim != 2 or given.shape[1] != layer.hidden:
