@@ -787,7 +787,10 @@ class CUDA(Reference):
         """The strategy for so many tokens."""
         count = len(trees.nodes)
         if count == 1 and trees.children is None:
-            return "fff_subtrees" if tokens <= 320 else "fff_tree_few" if tokens <= 1536 else "fff_tree"
+            few, some = (1, 8) if self.act == "float32" else (2, 12)  # per multiprocessor, where times on an H100 cross
+            return (
+                "fff_subtrees" if tokens <= few * self._processors else "fff_tree_few" if tokens <= some * self._processors else "fff_tree"
+            )
         slots = 0 if trees.products is None else len(trees.products.first.data)
         costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, self.act == "float32", self._processors)
         return min(costs, key=costs.get)

@@ -576,11 +576,11 @@ __device__ __forceinline__ void record(const Path& path, const FFF& f, int token
 }
 
 #define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
+#define HELD (VALUES + ROW_WORDS)  // and a row with a token
 #define TOGETHER (ROW_WORDS <= 8 ? 4 : ROW_WORDS <= 12 ? 2 : 1)  // trees that a warp walks in step
 
 // One tree, a warp a token. For many tokens, whose speed is that of many warps: registers are held to what lets four blocks (three, two)
 // share a multiprocessor.
-#define HELD (VALUES + ROW_WORDS)
 extern "C" __global__ void __launch_bounds__(WARPS * 32, HELD <= 48 ? 4 : HELD <= 72 ? 3 : 2) fff_tree(FFF f) {
     await_previous();
     const int token = own_token();
@@ -730,17 +730,19 @@ extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 4) fff_tree_few(FFF
         for (int i = 0; i < N; i++) logits[i] = top + level_of(i) <= DEPTH ? logit(nodes[i], x) : 0.f;
         const Way<L> way = way_through<L>(root, logits);
         root = way.next;
+#pragma unroll
+        for (int l = 0; l < L; l++)
+            if (lane_id() == top + l) path = {way.nodes[l], way.z[l]};
         load_nodes(top + L, root);
 #pragma unroll
         for (int l = 0; l < L; l++)
             if (top) add_scaled(rows[l], by[l], y);
 #pragma unroll
-        for (int l = 0; l < L; l++) {
-            if (top + l > DEPTH) continue;
-            load_row(rows[l], out_row(f, way.nodes[l]));
-            by[l] = weight_of(f, way.nodes[l], way.z[l]);
-            if (lane_id() == top + l) path = {way.nodes[l], way.z[l]};
-        }
+        for (int l = 0; l < L; l++)
+            if (top + l <= DEPTH) load_row(rows[l], out_row(f, way.nodes[l]));
+#pragma unroll
+        for (int l = 0; l < L; l++)
+            if (top + l <= DEPTH) by[l] = weight_of(f, way.nodes[l], way.z[l]);
     }
 #pragma unroll
     for (int l = 0; l <= DEPTH % L; l++) add_scaled(rows[l], by[l], y);
@@ -760,7 +762,7 @@ template <int N, typename Word> __device__ __forceinline__ void add_words(float 
 
 // Few tokens: a block a token, 3 levels a step, a warp to each of their 7 nodes. Columns of the output belong to threads. Out-rows are loaded
 // when their nodes are known, and added while the next step is waited for; in the last step all 7 are loaded with the in-rows.
-extern "C" __global__ void __launch_bounds__(7 * 32, ROW_WORDS <= 24 ? 2 : 1) fff_subtrees(FFF f) {
+extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_subtrees(FFF f) {
     constexpr int L = 3, N = 7, STRIDE = N * 32 * VECTOR, COLUMNS = (HIDDEN + STRIDE - 1) / STRIDE;
     struct Own { word words[COLUMNS]; float scale; };  // a thread's part of an out-row
     __shared__ __align__(16) float logits[2][N + 1];
@@ -783,10 +785,9 @@ extern "C" __global__ void __launch_bounds__(7 * 32, ROW_WORDS <= 24 ? 2 : 1) ff
     float y[COLUMNS][VECTOR] = {};
 
     Node node;
-    if (token < f.tokens && takes_part(0)) load_node(node, f, warp);
+    if (takes_part(0)) load_node(node, f, warp);
     constexpr int EACH = 4;  // nodes whose way to L2 a block begins: the upper levels, which most tokens will need
     if (warp == N - 1) prefetch_nodes(f, EACH * token, EACH);
-    if (token >= f.tokens) return;
     await_previous();
     float x[VALUES];
     load_input(x, f, token);
