@@ -783,10 +783,13 @@ extern "C" __global__ void __launch_bounds__(7 * 32, ROW_WORDS <= 24 ? 2 : 1) ff
     float y[COLUMNS][VECTOR] = {};
 
     Node node;
-    if (token < f.tokens && takes_part(0)) load_node(node, f, warp);
+    if (takes_part(0)) load_node(node, f, warp);
     constexpr int EACH = 4;  // nodes whose way to L2 a block begins: the upper levels, which most tokens will need
     if (warp == N - 1) prefetch_nodes(f, EACH * token, EACH);
-    if (token >= f.tokens) return;
+    if (f.norm_weight) {
+        prefetch(f.norm_weight, HIDDEN * (int)sizeof(act), threadIdx.x, N * 32);
+        prefetch(f.norm_bias, HIDDEN * (int)sizeof(act), threadIdx.x, N * 32);
+    }
     await_previous();
     float x[VALUES];
     load_input(x, f, token);
