@@ -593,7 +593,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HELD <= 48 ? 4 : HELD <
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
-    gather<1, ROW_WORDS <= 12 ? 3 : 1>(x, path, f, 0, 1);
+    gather<1, ROW_WORDS > 12 ? 1 : stops ? 2 : 3>(x, path, f, 0, 1);
     finish(x, f, token);
 }
 
@@ -788,6 +788,10 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
     if (takes_part(0)) load_node(node, f, warp);
     constexpr int EACH = 4;  // nodes whose way to L2 a block begins: the upper levels, which most tokens will need
     if (warp == N - 1) prefetch_nodes(f, EACH * token, EACH);
+    if (f.norm_weight) {
+        prefetch(f.norm_weight, HIDDEN * (int)sizeof(act), threadIdx.x, N * 32);
+        prefetch(f.norm_bias, HIDDEN * (int)sizeof(act), threadIdx.x, N * 32);
+    }
     await_previous();
     float x[VALUES];
     load_input(x, f, token);
