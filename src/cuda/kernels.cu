@@ -593,7 +593,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HELD <= 48 ? 4 : HELD <
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
-    gather<1, ROW_WORDS > 12 ? 1 : stops ? 2 : 3>(x, path, f, 0, 1);
+    gather<1, (ROW_WORDS <= 12 ? (stops ? 2 : 3) : 1)>(x, path, f, 0, 1);
     finish(x, f, token);
 }
 
