@@ -569,18 +569,21 @@ def test_what_a_gpu_cannot_take(tmp_path):
 
 @pytest.fixture
 def limited_memory():
-    """limit(bytes): so much more of the GPU's memory than now can be had, by the limit of CuPy's pool; until the test ends."""
+    """limit(bytes): so much more of the GPU's memory than now can be had; until the test ends. In a pool of its own: that of the
+    process may hold room that other tests have left.
+    """
     import cupy
 
-    pool = cupy.get_default_memory_pool()
+    pool = cupy.cuda.MemoryPool()
+    cupy.cuda.set_allocator(pool.malloc)
 
     def limit(more):
         gc.collect()
         pool.free_all_blocks()
-        pool.set_limit(size=pool.used_bytes() + more)
+        pool.set_limit(size=pool.total_bytes() + more)
 
     yield limit
-    pool.set_limit(size=0)
+    cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
 
 
 @needs_gpu

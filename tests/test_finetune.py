@@ -86,6 +86,7 @@ def test_scores_of_any_scale(toy):
 
 def test_tags(toy, tmp_path):
     """Places and names; "friendly" has two tokens, and a word that no token stands for keeps the others in place."""
+    pytest.importorskip("seqeval", reason="the metric is of seqeval")
     tag = {"paris": "B-LOC", "london": "B-LOC", "ada": "B-PER", "lovelace": "I-PER"}
 
     def conll(name, texts):
