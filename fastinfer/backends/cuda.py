@@ -196,15 +196,18 @@ def up(size: int) -> int:
     return -(-size // 8) * 8
 
 
-def many_trees_costs(tokens: int, neurons: int, slots: int, float32: bool, processors: int) -> dict[str, float]:
+def many_trees_costs(tokens: int, neurons: int, slots: int, rows: str, processors: int) -> dict[str, float]:
     """{strategy: microseconds} for a layer of many trees of which a token uses so many neurons, and has so many slots (0: no products).
+
+    rows: the dtype of the trees' rows.
 
     Fitted to times on an H100 at D = 768, 1 to 65,536 tokens. By a block a token: waves of blocks, each a start and its rows; one
     token has L2 to itself. By a warp a token: as long as the rows of one, until there are more tokens than warps. By products: what
     dense layers cost.
     """
-    row, lone_row, start, product = (0.138, 1.08, 30, 0.27) if float32 else (0.048, 0.47, 17, 0.024)
-    waves = 0.65 if tokens == 1 else -(-tokens // (processors * (2 if float32 else 1)))
+    row = {"float32": 0.138, "int8": 0.104}.get(rows, 0.048)
+    lone_row, start, product = (1.08, 30, 0.27) if rows == "float32" else (0.47, 11, 0.024)
+    waves = 0.65 if tokens == 1 else -(-tokens // (processors * (2 if rows == "float32" else 1)))
     costs = {
         "fff_trees_few": waves * (6 + row * neurons),
         "fff_trees": lone_row * neurons * max(1, tokens / (16 * processors)),
@@ -413,7 +416,7 @@ class CUDA(Reference):
     def __init__(self, number: int = 0, dtype: str | None = None) -> None:
         import cupy
 
-        self.cupy, self.number, self.dtype = cupy, number, dtype
+        self.cupy, self.number, self.dtype, self.process = cupy, number, dtype, os.getpid()
         self.idle: list[Session] = []
         self.algorithms: dict[Any, bytes] = {}
         self.local = threading.local()
@@ -434,6 +437,12 @@ class CUDA(Reference):
         return 16 // self.storage.itemsize
 
     def workspace(self) -> Session:
+        if os.getpid() != self.process:
+            raise BackendError(
+                f"{self.device} was set up by process {self.process}, of which this one is a fork: CUDA does not work there
+"
+                "  Start processes by spawn or forkserver, or use no GPU before the fork."
+            )
         try:
             return self.idle.pop()
         except IndexError:  # asking first would leave room for another thread
@@ -792,7 +801,8 @@ class CUDA(Reference):
                 "fff_subtrees" if tokens <= few * self._processors else "fff_tree_few" if tokens <= some * self._processors else "fff_tree"
             )
         slots = 0 if trees.products is None else len(trees.products.first.data)
-        costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, self.act == "float32", self._processors)
+        rows = "int8" if self.int8_rows else self.act
+        costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, rows, self._processors)
         return min(costs, key=costs.get)
 
     def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
