@@ -439,8 +439,7 @@ class CUDA(Reference):
     def workspace(self) -> Session:
         if os.getpid() != self.process:
             raise BackendError(
-                f"{self.device} was set up by process {self.process}, of which this one is a fork: CUDA does not work there
-"
+                f"{self.device} was set up by process {self.process}, of which this one is a fork: CUDA does not work there\n"
                 "  Start processes by spawn or forkserver, or use no GPU before the fork."
             )
         try:
