@@ -34,7 +34,8 @@ POOLING = ("cls", "mean", "max", "lse")
 ACTIVATIONS = (None, "gelu", "tanh", "relu")
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
-WARPS = 8  # tokens per block where a warp has a token, as in kernels.cu
+WARPS = 8  # per block, where a warp has a token
+FEW_WARPS = 2  # the same in fff_tree_few: small blocks spread evenly over the multiprocessors
 PRODUCT_WARPS, PRODUCTS = 8, ((1, 1), (1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (2, 9), (2, 12))  # of products.cu: (R, N) of its kernels
 TRIALS = 5  # calls of a product in a graph that is timed
 MIDDLE_BYTES = 32 << 20  # of a feedforward's middle layer that are written before they are read: more would not stay in L2
@@ -86,12 +87,14 @@ def device_number(name: str) -> int:
 
 
 def source() -> str:
-    """The kernels' text."""
+    """The kernels' text, behind the sizes that they share with this file."""
     folder = resources.files("fastinfer") / "cuda"  # installed
     if not folder.is_dir():
         folder = Path(__file__).parents[2] / "src" / "cuda"  # a source tree
     kernels, products, attention = ((folder / name).read_text() for name in ("kernels.cu", "products.cu", "attention.cu"))
-    return f"{kernels}\n#ifndef DEPTH\n{products}\n#ifdef HEADS\n{attention}\n#endif\n#endif\n"
+    sizes = {"WARPS": WARPS, "FEW_WARPS": FEW_WARPS, "PRODUCT_WARPS": PRODUCT_WARPS, "PRODUCTS": " ".join(f"PRODUCT{p}" for p in PRODUCTS)}
+    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return f"{defines}#line 1\n{kernels}\n#ifndef DEPTH\n{products}\n#ifdef HEADS\n{attention}\n#endif\n#endif\n"
 
 
 def compiler() -> Any:
@@ -154,7 +157,7 @@ FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s
 # Strategies of kernels.cu: tokens and threads of a block (0: what the kernels say)
 STRATEGIES = {
     "fff_tree": (WARPS, WARPS * 32),
-    "fff_tree_few": (2, 2 * 32),
+    "fff_tree_few": (FEW_WARPS, FEW_WARPS * 32),
     "fff_trees": (WARPS, WARPS * 32),
     "fff_trees_few": (1, 0),
     "fff_subtrees": (1, 7 * 32),
@@ -460,8 +463,10 @@ class CUDA(Reference):
         """The session of the call that this thread is in, else one for the caller's own stream."""
         session = self.local.__dict__.get("session")
         if session is None:
-            stream = self.cupy.cuda.get_current_stream()
-            session = self.local.__dict__.setdefault("streams", {}).setdefault(stream.ptr, Session(self, stream))
+            stream, sessions = self.cupy.cuda.get_current_stream(), self.local.__dict__.setdefault("streams", {})
+            session = sessions.get(stream.ptr)
+            if session is None:
+                session = sessions[stream.ptr] = Session(self, stream)
         return session
 
     def allocate(self, what: str, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -1,4 +1,5 @@
-// The GPU kernels: embedding, norms, activations, pooling, and the fast feedforward. attention.cu follows this text in the same program.
+// The GPU kernels: embedding, norms, activations, pooling, and the fast feedforward. products.cu and attention.cu follow this text in the
+// same program.
 //
 // NVRTC compiles it at run time for one model (backends/cuda.py says how), with
 //   -D ACT_FLOAT | ACT_HALF | ACT_BFLOAT16   what activations and dense weights are (act)
@@ -6,6 +7,7 @@
 //   -D HIDDEN=D  -D DEPTH=depth              the feedforward of trees walked so deep: loops over levels are unrolled
 //   -D ROW_INT8                              rows of trees are int8 with a float32 scale each; else they are act
 //   -D STOPS                                 trees are pruned: a table says where a node leads, or that the walk stops
+// and, defined in front of this text, WARPS and FEW_WARPS: warps of a block, where each has a token.
 // No header is included: a machine that only has CuPy has none. Sums are float32 whatever is stored.
 
 typedef unsigned short u16;
@@ -309,8 +311,6 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
         for (int j = 0; j < VECTOR; j++) x[v * VECTOR + j] = x[v * VECTOR + j] * factor * w[j] + b[j];
     }
 }
-
-#define WARPS 8  // per block, where a warp has a token
 
 __device__ __forceinline__ int own_token(int warps = WARPS) { return blockIdx.x * warps + (threadIdx.x >> 5); }
 
@@ -701,7 +701,6 @@ __device__ __forceinline__ void prefetch_nodes(const FFF& f, int first, int coun
 
 // Hundreds of tokens: a warp a token, 2 levels a step. The 3 nodes that a step may need are loaded at once; the out-rows of the 2 visited are
 // loaded, and added, while the next step is waited for.
-#define FEW_WARPS 2  // per block: small blocks spread evenly over the multiprocessors
 extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 4) fff_tree_few(FFF f) {
     constexpr int L = ROW_WORDS <= 24 ? 2 : 1, N = (1 << L) - 1;
     const int token = own_token(FEW_WARPS);

@@ -8,11 +8,10 @@
 // what it will multiply: until the warps' sums are added up, no thread waits for another.
 //
 // Launched as (ceil(outputs / 8 N), ceil(rows / 16 R)) blocks of 32 PRODUCT_WARPS threads, with 512 PRODUCT_WARPS (N max(R, steps) + 12) bytes of
-// dynamic memory; steps = ceil(inputs / (32 PRODUCT_WARPS)). outputs and inputs are multiples of 8.
+// dynamic memory; steps = ceil(inputs / (32 PRODUCT_WARPS)). outputs and inputs are multiples of 8. PRODUCT_WARPS, and PRODUCTS, which R and N
+// there are, are defined in front of kernels.cu.
 
 #if !defined(ACT_FLOAT) && __CUDA_ARCH__ >= 800
-
-#define PRODUCT_WARPS 8
 
 // In a step a warp has 32 inputs, and lane l 8 of them from l % 4 * 8 on: of output l / 4 of each 8, and of rows l / 4 and l / 4 + 8 of each 16.
 // mma.sync wants other inputs in these lanes, but it is all the same: both operands are permuted alike.
@@ -127,14 +126,7 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
         const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows, int outputs, int inputs, int kind) {      \
         product<R, N>(x, weight, bias, residual, out, rows, outputs, inputs, kind);                                                          \
     }
-PRODUCT(1, 1)
-PRODUCT(1, 2)
-PRODUCT(1, 3)
-PRODUCT(1, 6)
-PRODUCT(2, 3)
-PRODUCT(2, 6)
-PRODUCT(2, 9)
-PRODUCT(2, 12)
+PRODUCTS
 #undef PRODUCT
 
 #endif
