@@ -22,6 +22,7 @@ import numpy as np
 from . import ffn, heads
 from .config import MAX_CONFIG_BYTES, Config, parse_json, read_json
 from .errors import CheckpointError, DtypeError, InputError, short
+from .files import replacing_all
 
 __all__ = ["Group", "Spec", "Tensor", "check_children", "check_finite", "group", "load", "map_folder", "parameters", "save", "tensors"]
 
@@ -424,20 +425,11 @@ def _file(shard: Mapping[str, Tensor]) -> Iterable[Any]:
 
 
 def _replace(folder: Path, files: Mapping[str, Iterable[Any]]) -> None:
-    """Write files under temporary names, flush them to disk, and when that went well rename them all."""
-    temporary = {name: folder / f"{name}.partial" for name in files}
-    try:
-        for name, chunks in files.items():
-            with open(temporary[name], "wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, written in temporary.items():
-            os.replace(written, folder / name)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
+    """Write all files, flush them to the disk, and when that went well put them in place."""
+    with replacing_all([folder / name for name in files]) as handles:
+        for handle, chunks in zip(handles, files.values(), strict=True):
+            for chunk in chunks:
+                handle.write(chunk)
 
 
 # --- prepared weights ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import api, bench, checkpoint
 from .errors import FastinferError, InputError, short
+from .files import replacing
 from .info import __version__, info
 from .progress import Progress
 from .tokenizer import TruncationWarning, as_text
@@ -345,16 +346,8 @@ def _output(args: argparse.Namespace) -> Iterator[BinaryIO]:
         with open(path, "wb") as file:
             yield file
         return
-    temporary = f"{path}.partial"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with replacing(path) as file:
+        yield file
 
 
 def _write(out: BinaryIO, text: str) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from fastinfer.config import FFF, Config
 from fastinfer.errors import CheckpointError, InputError
+from fastinfer.files import replacing
 
 STATE, METRICS, PLOT = "state.pt", "metrics.jsonl", "plot.svg"
 VALIDATION_BATCHES = 8
@@ -129,16 +130,12 @@ class Workers:
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Write run/state.pt under a temporary name, then rename it. Raises CheckpointError; the state before then survives."""
-    path, partial = run / STATE, run / f"{STATE}.partial"
+    """Write run/state.pt, which is replaced once all is written. Raises CheckpointError; the state before then survives."""
+    path = run / STATE
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # PyTorch turns a full disk into a RuntimeError
-        partial.unlink(missing_ok=True)
         kept = "the state saved before it is as it was" if path.exists() else "no state had been saved before"
         raise CheckpointError(f"{path} could not be saved: {error}; {kept}") from error
 

@@ -22,6 +22,7 @@ import tokenizers
 from tqdm import tqdm
 
 from fastinfer.errors import InputError, short
+from fastinfer.files import replacing
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 TITLE = re.compile(r"= (.*) =")
@@ -233,9 +234,8 @@ def read(
             for name in ("clauses", "sentences", "paragraphs"):
                 arrays[f"{name}{i}"] = np.diff(getattr(corpus, name)).astype(np.uint32)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(".partial.npz")
-        np.savez(partial, key=key, **arrays)
-        partial.replace(cache)
+        with replacing(cache) as file:
+            np.savez(file, key=key, **arrays)
     return corpora
 
 
