@@ -18,7 +18,7 @@ from .batch import PackedBatch
 from .config import FFF, Config
 from .errors import CheckpointError, InputError, ShapeError, TaskError, short
 from .progress import Progress
-from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
+from .tokenizer import Tokenizer, Window, as_singles, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
 
@@ -96,8 +96,12 @@ class Model:
     nbytes     bytes of the stored weights
 
     Wherever `texts` are taken: a str or a pair (str, str) is a text, a list of them a batch; one text
-    alone is a batch of one and still gives a batch back. A PackedBatch of ids is accepted too. Texts
-    over config.max_tokens tokens are cut, with one fastinfer.tokenizer.TruncationWarning per call.
+    alone is a batch of one and still gives a batch back. A batch may be anything that holds its texts in
+    order: a list, an iterator, a NumPy array, a pandas Series; not a table, a dict or a set. A tuple of
+    two str is a pair; where pairs have no meaning (tag, answer, rank) it is a batch. A PackedBatch of ids
+    is accepted too, except for the tasks that give back text. tag and answer read long texts in windows;
+    elsewhere texts over config.max_tokens tokens are cut, with one fastinfer.tokenizer.TruncationWarning
+    per call, which names the line of the call.
     """
 
     def __init__(self, config: Config, replicas: list[tuple[Any, Any]], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
@@ -198,29 +202,40 @@ class Model:
         for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
             scores = heads.softmax(logits)
             best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-            answers[i] = []
-            for place, row, ids in zip(places[i], scores, best, strict=True):
-                tokens = [tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip() for k in ids]
-                answers[i].append(
-                    [(token, float(row[k]), _filled(texts[i], encodings[i], place, token)) for k, token in zip(ids, tokens, strict=True)]
-                )
+            answers[i] = [
+                heads.decode_mask(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
+                for place, row, ids in zip(places[i], scores, best, strict=True)
+            ]
         return answers
 
-    def tag(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
+    def tag(
+        self,
+        texts: Any,
+        *,
+        strategy: str = "first",
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> list[list[tuple]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
-        A word is tagged by its first token; the score is the mean probability of a span's words. Texts are single, not pairs.
+        strategy  what tags a word: "first", its first token; "average", the mean of its tokens' probabilities; "max", its surest
+                  token; "simple": each token is tagged by itself, which suits languages without spaces and may cut words
+
+        The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
+        not pairs.
         """
         head = self._head("tag")
-        self._need_tokenizer("tag")
-        texts = _singles(texts, "texts")
-        packed, encodings = self._pack(texts)
-        logits = self._token_logits(packed, batch_tokens, threads, progress)
+        tokenizer = self._need_tokenizer("tag")
+        if strategy not in heads.STRATEGIES:
+            raise InputError(f"strategy is {strategy!r}, expected one of {', '.join(map(repr, heads.STRATEGIES))}")
+        texts = as_singles(texts)
+        wholes, windows = tokenizer.windows(texts)
+        said = self._token_logits(self._batch(windows), batch_tokens, threads, progress)
         answers = []
-        for text, encoding, rows in zip(texts, encodings, logits, strict=True):
-            words = _words(encoding)
-            spans = heads.merge_tags(heads.softmax(rows), words, head.labels, head.scheme)
-            answers.append([(*(span := _trim(text, start, end)), label, score, text[slice(*span)]) for start, end, label, score in spans])
+        for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
+            scores = heads.join_windows([(window.rows, heads.softmax(rows)) for window, rows in group], wholes[i])
+            answers.append(heads.decode_tags(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
         return answers
 
     def answer(
@@ -229,6 +244,8 @@ class Model:
         contexts: Any,
         *,
         top_k: int = 1,
+        no_answer: bool = False,
+        whole_words: bool = True,
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
@@ -237,30 +254,45 @@ class Model:
 
         questions, contexts: a str each, or lists of equal length. A long context is read in windows that
         overlap. The score is the product of the start's and the end's probability within its window.
+
+        no_answer    (0, 0, score, "") stands among the answers, for none, as models score it that learned that there may be none
+        whole_words  widen answers to whole words, and add up the scores of those that become the same; else they end at any token
+
+        Raises InputError for an empty question and, without no_answer, for an empty context.
         """
         self._head("answer")
         _positive("top_k", top_k)
         tokenizer = self._need_tokenizer("answer")
-        questions, contexts = _singles(questions, "questions"), _singles(contexts, "contexts")
+        questions, contexts = as_singles(questions, "questions"), as_singles(contexts, "contexts")
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
-        windows = [(i, e) for i, pair in enumerate(zip(questions, contexts, strict=True)) for e in tokenizer.windows(*pair)]
-        packed = tokenizer.batch([e for _, e in windows])
-        self._check(packed)
-        logits = self._span_logits(packed, batch_tokens, threads, progress)
-        answers: list[dict] = [{} for _ in questions]
-        for (i, encoding), rows in zip(windows, logits, strict=True):
-            inside = np.array([s == 1 for s in encoding.sequence_ids])
-            for first, last, score in heads.best_spans(rows[:, 0], rows[:, 1], inside, top_k):
-                span = _trim(contexts[i], encoding.offsets[first][0], encoding.offsets[last][1])
-                answers[i][span] = max(score, answers[i].get(span, -np.inf))
-        return [
-            [
-                (start, end, float(np.exp(score)), contexts[i][start:end])
-                for (start, end), score in sorted(found.items(), key=lambda f: -f[1])[:top_k]
-            ]
-            for i, found in enumerate(answers)
-        ]
+        none = self.config.ids.cls
+        if no_answer and none is None:
+            raise InputError(f"no_answer: {self._name} names no token that stands for no answer (ids.cls in config.json)")
+        wholes, windows = tokenizer.windows(list(zip(questions, contexts, strict=True)))
+        pieces = [heads.pieces(whole, context, 1) for whole, context in zip(wholes, contexts, strict=True)]
+        for i, found in enumerate(pieces):
+            if not questions[i].strip():
+                raise InputError(f"questions[{i}] is {short(questions[i])}, expected a question")
+            if not no_answer and all(piece.start == piece.end for piece in found):
+                raise InputError(
+                    f"contexts[{i}] is {short(contexts[i])}, expected a text with an answer in it: leave it out, or pass no_answer=True"
+                )
+        said = self._span_logits(self._batch(windows), batch_tokens, threads, progress)
+        answers = []
+        for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
+            whole, context = wholes[i], contexts[i]
+            words = heads.words(pieces[i], context, tokenizer.marked) if whole_words else []
+            word_of = {row: word for word in words for row in word.rows}
+            parts = [heads.decode_answers(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
+            scores: dict[tuple[int, int], float] = {}
+            for spans, _ in parts:
+                scores |= {span: max(score, scores.get(span, 0.0)) for span, score in spans.items()}
+            best = [(start, end, score, context[start:end]) for (start, end), score in scores.items()]
+            if no_answer:
+                best.append((0, 0, min(score for _, score in parts), ""))
+            answers.append(sorted(best, key=lambda answer: -answer[2])[:top_k])
+        return answers
 
     def rank(
         self,
@@ -274,18 +306,19 @@ class Model:
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
 
-        A model with an embed head embeds; one with a classify head of a single label scores (query, document).
+        A model with an embed head embeds; one with a classify head of a single label scores (query, document). documents: a batch of
+        str, a tuple of them, too.
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
         _positive("top_k", top_k)
-        documents = as_texts(documents, "documents")
+        documents = as_singles(documents, "documents")
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
             scores = vectors[1:] @ vectors[0]
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
-            pairs = [(query, document) for document in _singles(documents, "documents")]
+            pairs = [(query, document) for document in documents]
             logits = self._class_logits(pairs, batch_tokens, threads, progress)[:, 0]
             scores = heads.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
@@ -506,6 +539,12 @@ class Model:
         self._check(texts)
         return texts, encodings
 
+    def _batch(self, windows: Sequence[Window]) -> PackedBatch:
+        """Windows of texts as a checked batch."""
+        packed = self._need_tokenizer("text").batch([window.tokens for window in windows])
+        self._check(packed)
+        return packed
+
     def _check(self, packed: PackedBatch) -> None:
         """Raise InputError for ids, token types or lengths that this model does not have."""
         c = self.config
@@ -560,45 +599,3 @@ def _positive(name: str, value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
         raise InputError(f"{name} is {value!r}, expected a positive integer")
     return value
-
-
-def _singles(texts: Any, name: str) -> list[str]:
-    """as_texts() where pairs have no meaning; a tuple is a batch here."""
-    texts = as_texts(list(texts) if isinstance(texts, tuple) else texts, name)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{i}] is a pair, expected a str")
-    return texts
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without white space around it: some tokenizers count the space before a word as part of it."""
-    span = text[start:end]
-    return (end, end) if not span.strip() else (end - len(span.lstrip()), start + len(span.rstrip()))
-
-
-def _filled(text: str | tuple[str, str], encoding: Any, place: int, token: str) -> str | tuple[str, str]:
-    """`text` with the mask at token `place` replaced; a piece that continues a word ("##ing") joins it."""
-    side = encoding.sequence_ids[place] or 0
-    whole = text if isinstance(text, str) else text[side]
-    start, end = _trim(whole, *encoding.offsets[place])
-    before = whole[:start]
-    if token.startswith("##"):
-        before, token = before.rstrip(), token[2:]
-    filled = before + token + whole[end:]
-    return filled if isinstance(text, str) else (filled, text[1]) if side == 0 else (text[0], filled)
-
-
-def _words(encoding: Any) -> list[tuple[int, int, int]]:
-    """(row of its first token, start, end) per word, special tokens left out."""
-    words: list[list[int]] = []
-    last = None
-    for row, (word, (start, end)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
-        if word is None:
-            continue
-        if word == last:
-            words[-1][2] = end
-        else:
-            words.append([row, start, end])
-        last = word
-    return [tuple(w) for w in words]

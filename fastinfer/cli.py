@@ -18,6 +18,7 @@ import numpy as np
 from . import api, bench, checkpoint
 from .errors import FastinferError, InputError, short
 from .files import replacing
+from .heads import STRATEGIES
 from .info import __version__, info
 from .progress import Progress
 from .tokenizer import TruncationWarning, as_text
@@ -135,7 +136,7 @@ def _fill_mask(args: argparse.Namespace) -> None:
 
 def _tag(args: argparse.Namespace) -> None:
     def compute(model: api.Model, texts: list) -> list:
-        return model.tag(texts, **_batching(args))
+        return model.tag(texts, strategy=args.strategy, **_batching(args))
 
     def record(text: str, spans: list) -> dict:
         return {"text": text, "spans": _named(spans, "start", "end", "label", "score", "text")}
@@ -150,7 +151,8 @@ def _tag(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace) -> None:
     def compute(model: api.Model, texts: list) -> list:
         questions, contexts = zip(*map(pair, texts), strict=True)
-        return model.answer(questions, contexts, top_k=args.top_k or 1, **_batching(args))
+        options = {"no_answer": args.no_answer, "whole_words": args.whole_words}
+        return model.answer(questions, contexts, top_k=args.top_k or 1, **options, **_batching(args))
 
     def pair(text: Any) -> tuple[str, str]:
         return text if args.question is None else (args.question, text)
@@ -160,8 +162,8 @@ def _answer(args: argparse.Namespace) -> None:
         return {"question": question, "context": context, "answers": _named(answers, "start", "end", "score", "text")}
 
     def readable(text: Any, answers: list) -> str:
-        rows = [(f"{score:.4f}", f"{start}-{end}", part) for start, end, score, part in answers]
-        return _listing(_shown(text), rows or [("no answer",)])
+        rows = [(f"{score:.4f}", f"{start}-{end}", part or "no answer") for start, end, score, part in answers]
+        return _listing(_shown(text), rows)
 
     _each(args, compute, record, readable)
 
@@ -495,6 +497,7 @@ def _parser() -> argparse.ArgumentParser:
     example = 'fastinfer tag -m MODEL "Ada Lovelace lived in London."'
     sub = command(_tag, "tag", "mark spans of a text, such as names and places", INPUT_HELP, example)
     texts(sub, "TEXT")
+    sub.add_argument("--strategy", choices=list(STRATEGIES), default="first", help="which of its tokens tag a word (default: first)")
 
     how = INPUT_HELP + '\nWithout --question each text is a pair: QUESTION<tab>CONTEXT, or {"question": ..., "context": ...}.\n'
     example = 'fastinfer answer -m MODEL -q "Where did she live?" "Ada Lovelace lived in London."'
@@ -502,6 +505,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-q", "--question", help="the question, asked of each CONTEXT")
     texts(sub, "CONTEXT")
     top_k(sub, "show the best N answers (default: 1)")
+    sub.add_argument("--no-answer", action="store_true", help="that there is none is an answer, too")
+    sub.add_argument("--whole-words", action=argparse.BooleanOptionalAction, default=True, help="widen answers to whole words (default)")
 
     command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
 

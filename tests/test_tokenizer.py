@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 import fastinfer
 from fastinfer.errors import CheckpointError, InputError
-from fastinfer.tokenizer import ANSWER_STRIDE, Tokenizer, TruncationWarning, as_texts
+from fastinfer.tokenizer import SHARED, Tokenizer, TruncationWarning, as_texts
 
 CLS, SEP, MASK = (WORDS.index(w) for w in ("[CLS]", "[SEP]", "[MASK]"))
 
@@ -119,9 +119,9 @@ def test_the_limit_itself_is_allowed(tmp_path):
 def test_windows_are_those_of_the_tokenizers_library(tmp_path_factory, question, context, limit):
     question, context = "is " * question, "ada lived in london " * (context // 4) + "the " * (context % 4)
     tokenizer = make(tmp_path_factory.mktemp("t"), max_tokens=limit)
-    got = tokenizer.windows(question, context)
+    got = [window.tokens for window in tokenizer.windows([(question, context)])[1]]
     room = limit - 3 - question.count("is")
-    cutter = limited(make_tokenizer(), limit, strategy="only_second", stride=min(ANSWER_STRIDE, room // 2))
+    cutter = limited(make_tokenizer(), limit, strategy="only_second", stride=min(SHARED, room // 2))
     want = cutter.encode(question, context)
     want = [want, *want.overflowing]
     assert [w.ids for w in got] == [w.ids for w in want]
@@ -130,9 +130,9 @@ def test_windows_are_those_of_the_tokenizers_library(tmp_path_factory, question,
 
 
 def test_a_question_without_room_for_a_context(tmp_path):
-    with pytest.raises(InputError, match="question fills the model's limit of 32 tokens"):
-        make(tmp_path).windows("is " * 29, "ada")
-    assert len(make(tmp_path).windows("is " * 28, "ada london")) == 2
+    with pytest.raises(InputError, match=r"questions\[1\] fills the model's limit of 32 tokens"):
+        make(tmp_path).windows([("is", "ada"), ("is " * 29, "ada")])
+    assert len(make(tmp_path).windows([("is " * 28, "ada london")])[1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_megabyte_of_text(tmp_path, text):
     assert len(caught) == 1
     expected = (
         "2 of 3 texts had more than 32 tokens, the model's limit, and were cut (the longest had "
-        f"{250_002 if isinstance(text, str) else 400_003})"
+        f"{250_002 if isinstance(text, str) else 400_003}, the first is texts[1])"
     )
     assert str(caught[0].message) == expected
     assert [len(e.ids) for e in encodings] == [3, 32, 32]
@@ -227,4 +227,4 @@ def test_spaces_before_words_belong_to_no_span(readable_model):
     assert (*answer[:2], answer[3]) == (7, 13, "london")
     assert model.tokenizer.encode(["ada in <mask>"])[0].offsets[-1][0] == 6
     ((best,),) = model.fill_mask("ada in <mask>", top_k=1)
-    assert best[0][0::2] == ("london", text)
+    assert best[0][0::2] == (" london", text)
