@@ -320,13 +320,12 @@ def best_spans(start: np.ndarray, end: np.ndarray, top_k: int, longest: int = AN
     """
     if not len(start):
         return []
-    ends = np.concatenate([end, np.full(longest - 1, -1.0)])
-    table = (start[:, None] * np.lib.stride_tricks.sliding_window_view(ends, longest)).ravel()
+    last = np.arange(len(start))[:, None] + np.arange(longest)
+    table = np.where(last < len(end), start[:, None] * end[np.minimum(last, len(end) - 1)], -1.0).ravel()
     top_k = min(top_k, len(table))
     near = np.flatnonzero(table >= np.partition(table, -top_k)[-top_k])
     best = near[np.argsort(-table[near], kind="stable")[:top_k]]
-    spans = [(int(k // longest), int(k // longest + k % longest), float(table[k])) for k in best]
-    return [span for span in spans if span[1] < len(end)]
+    return [(int(k // longest), int(k // longest + k % longest), float(table[k])) for k in best if table[k] >= 0]
 
 
 def decode_mask(
@@ -338,17 +337,20 @@ def decode_mask(
     span = trim(whole, *tokens.offsets[place])
     answers = []
     for (id_, score), piece in zip(best, tokenizer.pieces([id_ for id_, _ in best]), strict=True):
-        filled = fill(whole, *span, piece)
-        shown = tokenizer.raw.id_to_token(id_) if tokenizer.marked else piece
+        filled = fill(whole, *span, piece, tokenizer.marked)
+        shown = (tokenizer.raw.id_to_token(id_) or "") if tokenizer.marked else piece
         answers.append((shown, score, filled if isinstance(text, str) else (filled, text[1]) if side == 0 else (text[0], filled)))
     return answers
 
 
-def fill(text: str, start: int, end: int, token: str) -> str:
-    """`text` with the mask in start..end replaced by a token, which joins the word before it unless it begins with a space."""
+def fill(text: str, start: int, end: int, token: str, marked: bool) -> str:
+    """`text` with the mask in start..end replaced by a token, which joins the word before it unless it begins with a space.
+
+    marked: as in words(). Such a vocabulary knows no spaces, so one is put in only between two words.
+    """
     before = text[:start]
     if not token.startswith(" "):
         before = before.rstrip()
-    elif not before or before[-1].isspace():
+    elif not before or before[-1].isspace() or (marked and (_apart(before[-1]) or _apart(token[1]))):
         token = token[1:]
     return before + token + text[end:]

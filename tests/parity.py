@@ -304,7 +304,8 @@ def their_masks(pair: Pair, text: str, top_k: int) -> list[list[tuple[str, float
             if pair.case.kind.startswith("Unigram"):  # whose decoder drops the space of a single token
                 shown = tokenizer.convert_ids_to_tokens(one["token"]).replace("▁", " ")
             start = text[: place.start()] if joined.startswith(" ") else text[: place.start()].rstrip()
-            if not start or start[-1].isspace():
+            touching = (start[-1:] + joined[1:2]) if pair.case.kind.startswith("WordPiece") else ""
+            if not start or start[-1].isspace() or re.search(r"[^\w]|[\u3040-\u9fff]", touching):
                 joined = joined.removeprefix(" ")
             answers[-1].append((shown, one["score"], start + joined + text[place.end() :]))
     return answers
