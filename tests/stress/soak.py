@@ -4,8 +4,8 @@
 
 Threads ask several models, in several dtypes and with random numbers of threads, for embeddings, classes, tags, filled masks, answers,
 rankings and routes of random selections of texts. Each answer is compared with the first one that was given for that text, bit for
-bit. It prints a line a minute, and ends with status 1 where an answer changed, or where resident memory drifted by more than 2%: medians of the
-first and the last quarter after the warm-up are compared, since single values hold the buffers of the calls under way.
+bit. It prints a line a minute, and ends with status 1 where an answer changed, or where resident memory drifted by more than 2%:
+medians of the first and the last quarter after the warm-up are compared, since single values hold the buffers of calls under way.
 """
 
 from __future__ import annotations
