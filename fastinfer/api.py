@@ -284,7 +284,7 @@ class Model:
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
-            scores = vectors[1:] @ vectors[0]
+            scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # BLAS would sum in another order for another number of rows
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in _singles(documents, "documents")]
             logits = self._class_logits(pairs, batch_tokens, threads, progress)[:, 0]
