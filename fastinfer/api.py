@@ -16,7 +16,7 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, listed, printable, short
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
@@ -60,7 +60,8 @@ def load(
     config, stored = checkpoint.load(folder, validate=validate)
     tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
     nbytes = sum(t.nbytes for t in stored.values())
-    replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+    with about(str(folder)):
+        replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
@@ -110,8 +111,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        feedforwards = " | ".join(dict.fromkeys(str(f) for f in c.ffn))
-        return (
+        feedforwards = listed(dict.fromkeys(c.ffn), " | ")
+        return printable(
             f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
             f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
         )
@@ -193,7 +194,7 @@ class Model:
         for i, rows in enumerate(places):
             if not rows:
                 name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
-                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {texts[i]!r:.80}")
+                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
         answers: list = [None] * len(texts)
         for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
             scores = heads.softmax(logits)
@@ -334,8 +335,8 @@ class Model:
         task       which head, where the model has several
         positions  of fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
         """
-        if positions not in ("mask", "all"):
-            raise InputError(f"positions is {positions!r}, expected 'mask' or 'all'")
+        if not isinstance(positions, str) or positions not in ("mask", "all"):
+            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
         named = [t for t in self.tasks if t != "embed"]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))

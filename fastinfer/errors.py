@@ -1,13 +1,15 @@
 """What can go wrong, by name, and the wording of the checks that many modules share.
 
-A message says what, where, what was got, what was expected, and, where it is known, what to do.
+A message says what, where, what was got, what was expected, and, where it is known, what to do. Names, values and
+messages of others stand in it, too. So every message is bounded and made printable in one place, FastinferError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,50 @@ __all__ = [
     "TaskError",
     "about",
     "check_array",
+    "listed",
+    "printable",
     "short",
 ]
 
+LONGEST = 4000  # characters of a message
+LISTED = 20  # items that a message names
+
+
+def printable(text: object, limit: int = LONGEST) -> str:
+    """`text` in at most `limit` characters, none of which acts on a terminal or a log; what is longer loses its middle.
+
+    What str.isprintable refuses is escaped: control characters, marks that turn the direction of writing, lone surrogates.
+    A newline stays where two blanks follow, as in the lists of our own messages: no line of others looks like a new message.
+    """
+    text = _cut(str(text), limit)
+    if text.isprintable():
+        return text
+    return _cut(_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else found[0].encode("unicode_escape").decode(), text), limit)
+
+
+_ACTIVE = re.compile(r"\n(?!  )|[^\n -~]")
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    mark = "  [...]  "
+    end = limit // 4
+    return text[: limit - end - len(mark)] + mark + text[-end:]
+
+
+def listed(items: Iterable[object], between: str = ", ") -> str:
+    """The first items in a row, and how many more there are."""
+    items = list(items)
+    more = [f"... and {len(items) - LISTED} more"] if len(items) > LISTED else []
+    return between.join([*map(str, items[:LISTED]), *more])
+
 
 class FastinferError(Exception):
-    """Base of every error that fastinfer raises on purpose."""
+    """Base of every error that fastinfer raises on purpose. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(FastinferError, ValueError):
@@ -65,11 +105,16 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except FastinferError as error:
-        error.args = (f"{what}: {error}",)
+        FastinferError.__init__(error, f"{what}: {error}")
         raise
 
 
-_brief = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else f"an integer of {value.bit_length()} bits"
+
+
+_brief = _Brief()
 _brief.maxstring = _brief.maxother = 60
 _brief.maxlevel = 3
 

@@ -16,7 +16,7 @@ import numpy as np
 from . import backends
 from .config import FFF as FFFConfig
 from .config import MAX_DEPTH, Dense, tree_nodes
-from .errors import DtypeError, InputError, check_array
+from .errors import DtypeError, InputError, check_array, short
 
 __all__ = ["FFF", "fff", "forward", "tensors"]
 
@@ -97,8 +97,8 @@ class FFF:
 
         if isinstance(depth, bool) or not isinstance(depth, (int, np.integer)) or not 0 <= depth <= MAX_DEPTH:
             raise InputError(f"depth is {depth!r}, expected an integer from 0 to {MAX_DEPTH}")
-        if activation != "gelu":
-            raise InputError(f"activation is {activation!r}, expected 'gelu' (the exact one)")
+        if not isinstance(activation, str) or activation != "gelu":
+            raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
         self._ops = ops = backends.get(device, dtype=dtype)
         w_in, b_in, w_out, b_out = (ops.to_host(a) for a in (w_in, b_in, w_out, b_out))
