@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConfigError, listed, short
+from .errors import ConfigError, check_int, listed, short
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
@@ -402,6 +402,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
     if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
+    if kind is int:
+        return check_int(at, value, error=ConfigError)
     if type(value) is not kind:
-        raise wrong({int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind])
+        raise wrong({float: "a number", bool: "true or false", str: "a string"}[kind])
     return value
