@@ -18,7 +18,7 @@ import safetensors
 import fastinfer
 from fastinfer import checkpoint
 from fastinfer.checkpoint import Tensor, check_children
-from fastinfer.config import FFF, MAX_CONFIG_BYTES, Dense, Positions, Stored, tree_nodes
+from fastinfer.config import FFF, MAX_JSON_BYTES, Dense, Positions, Stored, tree_nodes
 
 CONFIG = builders.tiny()
 ERROR = fastinfer.CheckpointError
@@ -101,7 +101,7 @@ def test_folders_and_pipes_for_files(folder, name, make):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_files_that_may_not_be_read(folder, name):
     (folder / name).chmod(0)
-    refuses(folder, f"{name} cannot be read as .*Permission denied", fastinfer.FastinferError)
+    refuses(folder, f"{name} cannot be read: Permission denied", fastinfer.FastinferError)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_files_that_may_not_be_read(folder, name):
         (b"[]", "model_type None is not recognised"),
         (b"{}", "model_type None is not recognised"),
         (b'{"format_version": 1}', "missing key hidden, layers, heads, vocabulary, norm"),
-        (b" " * 200_000_000, f"has more than {MAX_CONFIG_BYTES} bytes"),
+        (b" " * 200_000_000, f"has 200000000 bytes, expected at most {MAX_JSON_BYTES}"),
     ],
     ids=range(6),
 )
