@@ -237,7 +237,9 @@ def try_apart(text: bytes, vocabulary: int, patterns: set[str]) -> None:
     """
     import tokenizers
 
-    runs = [c * 64 + end for c in sorted(set("".join(patterns)))[:RUNS] for end in ("", "!")]
+    characters = sorted(set("".join(patterns)))[:RUNS]
+    # An expression that needs a character is not tried where the text lacks it.
+    runs = [c * 64 + end for c in characters for end in ("", "\0" + "".join(characters))]
     library = Path(tokenizers.__file__).parents[1]
     executable = None if getattr(sys, "frozen", False) else spawn.get_executable()
     if not executable:

@@ -782,7 +782,7 @@ def test_sizes_in_a_bin_that_are_not_those_of_its_records(tmp_path):
         (b"\x80\x02", "no file of plain tensors"),
         (archive(pickle.dumps({}, 2), compression=zipfile.ZIP_DEFLATED), "is compressed"),
         (archive(b"\x80\x02" + b"]" * (5 << 20) + b"."), "has more than"),
-        (archive(b"\x80\x02}(" + b")\x85" * 40 + b"K\x01u."), "a dict whose key is a tuple"),
+        (archive(b"\x80\x02}()" + b"\x85" * 40 + b"K\x01u."), "a dict whose key is a tuple"),
         (archive(b"\x80\x02c__builtin__\neval\nX\x01\0\0\x001\x85R."), "names '__builtin__.eval', which is not run"),
         (archive(b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R."), "with 1 arguments, some of them wrong"),
         (archive(b"\x80\x02h\x05."), "uses a value that it does not have"),
