@@ -16,7 +16,7 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_int, listed, printable, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, check_int, listed, printable, short
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
@@ -63,6 +63,8 @@ def load(
     max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
+    if validate is not None:
+        check_flag("validate", validate)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     with checkpoint.unchanged(folder):
         config, stored = checkpoint.load(folder, validate=validate, copy=copy)
@@ -168,14 +170,15 @@ class Model:
         self, texts: Any, cuts: list, normalize: bool | None, batch_tokens: int | None, threads: int | None, progress: bool = False
     ) -> np.ndarray:
         """embed(); cuts takes what there is to warn of."""
-        normalize = self._head("embed").normalize if normalize is None else normalize
+        head = self._head("embed")
+        normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
         total, windows = self._windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
 
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+        def pool(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return heads.forward_embed(ops, x, part, self.config)
 
-        for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
+        for which, _, vectors in self._run(windows, total, pool, batch_tokens, threads, progress):
             out[which] = heads.normalized(vectors) if normalize else vectors
         return out
 
@@ -440,7 +443,7 @@ class Model:
 
         Devices take batches in turn, and each is given the next before its last is waited for.
         """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=progress) as bar:
+        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", progress)) as bar:
             turns = itertools.cycle([stack.enter_context(self._turn(threads, i)) for i in range(len(self._replicas))])
             limit = _positive("batch_tokens", batch_tokens) or self._replicas[0][0].batch_tokens
             waiting: deque = deque()
@@ -553,8 +556,7 @@ class Model:
         """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
         c = self.config
         cu = packed.cu_seqlens
-        if packed.ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(packed.ids) or (np.diff(cu) <= 0).any():
-            raise ShapeError(f"cu_seqlens does not rise from 0 to the {packed.ids.size} ids given: build a batch with PackedBatch.from_ids")
+        packed.check_lengths()
         for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
             if values is None or not len(values):
                 continue
@@ -585,10 +587,9 @@ class Model:
         return self.tokenizer
 
     def _head(self, task: str) -> Any:
-        head = getattr(self.config.tasks, task) if task in self.tasks else None
-        if head is None:
-            raise TaskError(f"{self._name} has no {task} head; it has {self._tasks()}")
-        return head
+        if not isinstance(task, str) or task not in self.tasks:
+            raise TaskError(f"{self._name} has no {task if isinstance(task, str) else short(task)} head; it has {self._tasks()}")
+        return getattr(self.config.tasks, task)
 
     def _tasks(self) -> str:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,8 @@ def each_text(texts: Any, name: str = "texts") -> Iterator[str | tuple[str, str]
     """as_texts() one by one, for a stream."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
-    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+    scalar = getattr(texts, "ndim", 1) == 0  # an array that looks iterable
+    if isinstance(texts, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(texts, Iterable) or scalar:
         raise InputError(f"{name} is {_kind(texts)}, expected a str, a pair (str, str), or a list of these")
     for i, text in enumerate(texts):
         yield as_text(text, f"{name}[{i}]")

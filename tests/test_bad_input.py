@@ -19,6 +19,7 @@ import fastinfer
 from fastinfer import checkpoint
 from fastinfer.checkpoint import Tensor, check_children
 from fastinfer.config import FFF, MAX_JSON_BYTES, Dense, Positions, Stored, tree_nodes
+from fastinfer.errors import printable
 
 CONFIG = builders.tiny()
 ERROR = fastinfer.CheckpointError
@@ -53,7 +54,7 @@ def weights(folder):
 def refuses(folder, said, kind=ERROR, **options):
     with pytest.raises(kind, match=said) as error:
         fastinfer.load(folder, device="numpy", **options)
-    assert str(folder) in str(error.value)
+    assert printable(folder)[:1000] in str(error.value)
     return str(error.value)
 
 
