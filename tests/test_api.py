@@ -258,6 +258,16 @@ def test_rank_by_embedding(readable_model):
     assert model.rank("ada", "ada") == [(0, pytest.approx(1))]
 
 
+def test_a_score_does_not_depend_on_the_documents_beside():
+    model = fastinfer.load(device="cpu")  # the one inside: vectors long enough for BLAS to sum them in several ways
+    documents = [" ".join(WORDS[5 + i : 8 + i]) for i in range(8)]
+    together = dict(model.rank("Where did Ada live?", documents))
+    assert len(set(together.values())) == len(documents)
+    for i, document in enumerate(documents):
+        assert model.rank("Where did Ada live?", [document]) == [(0, together[i])]
+        assert dict(model.rank("Where did Ada live?", documents[: i + 1]))[i] == together[i]
+
+
 @pytest.mark.parametrize("output", ["identity", "sigmoid", "softmax"])
 def test_rank_by_cross_encoder(readable_model, output):
     tables = {"classify": {"paris": [3], "london": [-3]}}

@@ -130,6 +130,42 @@ def test_every_strategy(device, dtype, case):
         assert_array_equal(layer(x[order], threads=threads), whole[order])
 
 
+# More than one block of tokens, the last one much shorter or a little: with and without sorting, one tree and several, and wide.
+BLOCKS = [
+    FFFCase(12, 0, hidden=64, tokens=1500),
+    FFFCase(4, 1, hidden=160, tokens=1900),
+    FFFCase(1, 1, hidden=16, tokens=30_000),
+    FFFCase(3, 1, hidden=20, tokens=1025),
+    FFFCase(2, 3, hidden=40, tokens=1500),
+    FFFCase(1, 7, hidden=16, tokens=17_000),
+    FFFCase(2, 9, hidden=40, tokens=2100),
+    FFFCase(40, 2, hidden=40, tokens=1500),
+    FFFCase(80, 1, hidden=24, tokens=1100),
+]
+
+
+@each_compiled
+@each_dtype
+@pytest.mark.parametrize("case", BLOCKS, ids=str)
+def test_a_team_of_any_size_gives_the_same_bits_in_every_call(device, dtype, case):
+    """Threads that meet nobody may be a block apart: only many calls show whether they share a slot of the workspace."""
+    x, w_in, b_in, w_out = built(case)
+    layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device, dtype=dtype)
+    trees = getattr(layer._layer.trees, "trees", layer._layer.trees)  # of depth 0: not the two matrix products
+    out = np.empty_like(x)
+
+    def answers(threads):
+        nodes, z = np.empty((len(x), case.trees, case.depth + 1), np.int32), np.empty((len(x), case.trees, case.depth + 1), np.float32)
+        layer._ops.kernels.fff(x, trees, None, None, out, nodes, z, threads)
+        return out.copy(), nodes, z
+
+    want = answers(1)
+    for call in range(24):
+        threads = (2, 3, 5, 8)[call % 4]
+        for got, right in zip(answers(threads), want, strict=True):
+            assert_array_equal(got, right, err_msg=f"call {call}, {threads} threads")
+
+
 @each_compiled
 @each_dtype
 @pytest.mark.parametrize("case", [FFFCase(3, 5, 50, 40), FFFCase(70, 2, 50, 40), FFFCase(1, 11, 50, 1)], ids=str)

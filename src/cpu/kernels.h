@@ -65,7 +65,8 @@ typedef struct {
     int dtype;
 } fi_rows;
 
-/* The same, packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32. */
+/* The same, packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32
+   (_cpu.pyx refuses more, and sizes for which the ints here are too small). */
 typedef struct {
     const void *packed; /* pack_bytes of them, 64-aligned */
     int dtype, outputs, inputs;
