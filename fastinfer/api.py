@@ -38,6 +38,7 @@ def load(
     threads: int | None = None,
     max_depth: int | None = None,
     validate: bool | None = None,
+    copy: bool = False,
 ) -> Model:
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
@@ -48,6 +49,12 @@ def load(
     threads       most threads per call; None: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
+    copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read
+
+    Tensors over 64 KB that are used as they are stored (embeddings and trees on the CPU; with NumPy all of float32) stay in the mapped
+    file as long as the model lives; tables of children never do. Replacing the file, as checkpoint.save does, is safe. Writing into it
+    changes answers without a word, and cutting it short ends the process (SIGBUS, which Python cannot turn into an error), during the
+    load, too. Pass copy=True where others may do either.
 
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
@@ -56,11 +63,12 @@ def load(
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
-    config, stored = checkpoint.load(folder, validate=validate)
-    tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
-    nbytes = sum(t.nbytes for t in stored.values())
-    with about(str(folder)):
-        replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+    with checkpoint.unchanged(folder):
+        config, stored = checkpoint.load(folder, validate=validate, copy=copy)
+        tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
+        nbytes = sum(t.nbytes for t in stored.values())
+        with about(str(folder)):
+            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 

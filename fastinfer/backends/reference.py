@@ -109,8 +109,9 @@ class Reference(Forward):
             stored["embedding.word"].release()
         weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":
-            scale = stored["embedding.position_scale"].float32()
-            weights.embedding.position = self.vector(Tensor(scale * sinusoids(config.positions.max, config.hidden), "float32"))
+            table = sinusoids(config.positions.max, config.hidden)
+            table *= stored["embedding.position_scale"].float32()
+            weights.embedding.position = self.vector(Tensor(table, "float32"))
         weights.embedding.eps = config.norm.eps
         weights.hidden, weights.heads = config.hidden, config.heads
         weights.eps, weights.pre_norm = config.norm.eps, config.norm.order == "pre"
@@ -279,8 +280,9 @@ ACTIVATIONS = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)
 
 def sinusoids(positions: int, hidden: int) -> np.ndarray:
     """(positions, D) float32: sin(p w_i) in column 2i, cos(p w_i) in 2i + 1, w_i = 10000**(-2i / D) (Vaswani et al., arXiv 1706.03762)."""
-    angles = np.arange(positions)[:, None] * 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
+    frequencies = 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
     table = np.empty((positions, hidden), np.float32)
-    table[:, 0::2] = np.sin(angles)
-    table[:, 1::2] = np.cos(angles[:, : hidden // 2])
+    for position, row in enumerate(table):
+        np.sin(position * frequencies, out=row[0::2], casting="same_kind")
+        np.cos(position * frequencies[: hidden // 2], out=row[1::2], casting="same_kind")
     return table
