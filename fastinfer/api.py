@@ -16,7 +16,7 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_int, listed, printable, short
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
@@ -59,8 +59,7 @@ def load(
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
     folder = _folder(path_or_name)
-    if max_depth is not None and (isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 0):
-        raise InputError(f"max_depth is {max_depth!r}, expected None or an integer of at least 0")
+    max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
@@ -68,7 +67,8 @@ def load(
         config, stored = checkpoint.load(folder, validate=validate, copy=copy)
         tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
         nbytes = sum(t.nbytes for t in stored.values())
-        replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+        with about(str(folder)):
+            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
@@ -118,8 +118,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        feedforwards = " | ".join(dict.fromkeys(str(f) for f in c.ffn))
-        return (
+        feedforwards = listed(dict.fromkeys(c.ffn), " | ")
+        return printable(
             f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
             f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
         )
@@ -193,7 +193,7 @@ class Model:
         Raises InputError for a text without the model's mask token (shown in the message).
         """
         self._head("fill_mask")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
         texts = as_texts(texts)
         packed, encodings = self._pack(texts)
@@ -201,7 +201,7 @@ class Model:
         for i, rows in enumerate(places):
             if not rows:
                 name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
-                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {texts[i]!r:.80}")
+                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
         answers: list = [None] * len(texts)
         for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
             scores = heads.softmax(logits)
@@ -247,7 +247,7 @@ class Model:
         overlap. The score is the product of the start's and the end's probability within its window.
         """
         self._head("answer")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         tokenizer = self._need_tokenizer("answer")
         questions, contexts = _singles(questions, "questions"), _singles(contexts, "contexts")
         if len(questions) != len(contexts):
@@ -286,7 +286,7 @@ class Model:
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         documents = as_texts(documents, "documents")
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
@@ -313,8 +313,9 @@ class Model:
         """
         count = self.config.layers
         given = layers if isinstance(layers, (tuple, list)) else ()
-        if not given or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in given):
+        if not given:
             raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+        given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
         packed, _ = self._pack(texts_or_batch)
         result: list = [None] * len(packed)
         with self._turn(threads) as (ops, weights, work):
@@ -342,8 +343,8 @@ class Model:
         task       which head, where the model has several
         positions  of fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
         """
-        if positions not in ("mask", "all"):
-            raise InputError(f"positions is {positions!r}, expected 'mask' or 'all'")
+        if not isinstance(positions, str) or positions not in ("mask", "all"):
+            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
         named = [t for t in self.tasks if t != "embed"]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
@@ -565,9 +566,7 @@ def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray,
 
 
 def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-        raise InputError(f"{name} is {value!r}, expected a positive integer")
-    return value
+    return None if value is None else check_int(name, value, 1)
 
 
 def _singles(texts: Any, name: str) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from . import ffn, heads
 from .config import MAX_VOCABULARY_BYTES, Config, parse_json, read_json
-from .errors import CheckpointError, DtypeError, InputError, short
+from .errors import CheckpointError, DtypeError, InputError, listed, short
 from .files import read_file, regular, replacing_all, stamp
 
 __all__ = ["Group", "Spec", "Tensor", "check_children", "check_finite", "group", "load", "map_folder", "parameters", "save", "tensors"]
@@ -224,7 +224,7 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
     if outside or missing:
         raise CheckpointError(
             f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: "
-            + ", ".join(short(f) for f in outside or missing)
+            + listed(map(short, outside or missing))
         )
     found: dict[str, Tensor] = {}
     for file in files:
@@ -234,7 +234,7 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
             found[name] = tensor
     absent = sorted(set(parts) - set(found))
     if absent:
-        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {', '.join(short(name) for name in absent)}")
+        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {listed(map(short, absent))}")
     return found
 
 
@@ -330,7 +330,7 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
     if problems:
         raise CheckpointError(
             f"{where}: {len(problems)} tensor{'s' * (len(problems) > 1)} not as config.json says:\n  "
-            + "\n  ".join(sorted(problems))
+            + listed(sorted(problems), "\n  ")
             + "\n  Where the file came from another tool, convert the original with tools/convert.py."
         )
     table, weights = 4 * config.positions.max * config.hidden, sum(t.nbytes for t in stored.values())
@@ -394,7 +394,7 @@ def check_finite(found: Mapping[str, Tensor], where: str) -> None:
         if count:
             bad.append(f"{name}{'.scale' * (tensor.dtype == 'int8')}: {count} of {flat.size}")
     if bad:
-        raise CheckpointError(f"{where}: weights that are NaN or infinite:\n  " + "\n  ".join(bad))
+        raise CheckpointError(f"{where}: weights that are NaN or infinite:\n  " + listed(bad, "\n  "))
 
 
 # --- writing ---------------------------------------------------------------------------------------

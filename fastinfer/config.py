@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConfigError, short
+from .errors import ConfigError, check_int, listed, short
 from .files import read_file
 
 FORMAT_VERSION = 1
@@ -225,7 +225,7 @@ class Config:
             object.__setattr__(self, name, _read(kind, getattr(self, name), name))
         problems = list(_problems(self))
         if problems:
-            raise ConfigError("\n  ".join(problems))
+            raise ConfigError(listed(problems, "\n  "))
 
     def to_json(self) -> str:
         """The text of config.json; a feedforward that all layers share is written once."""
@@ -309,7 +309,7 @@ def _problems(c: Config) -> typing.Iterator[str]:
     if c.tasks.tag and c.tasks.tag.scheme == "bio":
         odd = [label for label in c.tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
         if odd:
-            yield f"tasks.tag.labels has {odd[0]!r}, which scheme bio does not know: labels are O, B-x and I-x"
+            yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
 
 
 def parse_json(text: bytes) -> Any:
@@ -365,7 +365,7 @@ def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
     hints, dot = _hints(kind), at + "." if at else ""
     unknown = [short(k) for k in value if k not in hints]
     if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
+        raise ConfigError(f"unknown key {listed(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
     needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [dot + k for k in needed if k not in value]
     if missing:
@@ -407,6 +407,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
     if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
+    if kind is int:
+        return check_int(at, value, error=ConfigError)
     if type(value) is not kind:
-        raise wrong({int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind])
+        raise wrong({float: "a number", bool: "true or false", str: "a string"}[kind])
     return value

@@ -1,13 +1,16 @@
 """What can go wrong, by name, and the wording of the checks that many modules share.
 
-A message says what, where, what was got, what was expected, and, where it is known, what to do.
+A message says what, where, what was got, what was expected, and, where it is known, what to do. Names, values and
+messages of others stand in it, too. So every message is bounded and made printable in one place, FastinferError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import operator
+import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +26,51 @@ __all__ = [
     "TaskError",
     "about",
     "check_array",
+    "check_int",
+    "listed",
+    "printable",
     "short",
 ]
 
+LONGEST = 4000  # characters of a message
+LISTED = 20  # items that a message names
+
+
+def printable(text: object, limit: int = LONGEST) -> str:
+    """`text` in at most `limit` characters, none of which acts on a terminal or a log; what is longer loses its middle.
+
+    What str.isprintable refuses is escaped: control characters, marks that turn the direction of writing, lone surrogates.
+    A newline stays where two blanks follow, as in the lists of our own messages: no line of others looks like a new message.
+    """
+    text = _cut(str(text), limit)
+    if text.isprintable():
+        return text
+    return _cut(_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else found[0].encode("unicode_escape").decode(), text), limit)
+
+
+_ACTIVE = re.compile(r"\n(?!  )|[^\n -~]")
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    mark = "  [...]  "
+    end = limit // 4
+    return text[: limit - end - len(mark)] + mark + text[-end:]
+
+
+def listed(items: Iterable[object], between: str = ", ") -> str:
+    """The first items in a row, and how many more there are."""
+    items = list(items)
+    more = [f"... and {len(items) - LISTED} more"] if len(items) > LISTED else []
+    return between.join([*map(str, items[:LISTED]), *more])
+
 
 class FastinferError(Exception):
-    """Base of every error that fastinfer raises on purpose."""
+    """Base of every error that fastinfer raises on purpose. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(FastinferError, ValueError):
@@ -65,11 +107,16 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except FastinferError as error:
-        error.args = (f"{what}: {error}",)
+        FastinferError.__init__(error, f"{what}: {error}")
         raise
 
 
-_brief = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else f"an integer of {value.bit_length()} bits"
+
+
+_brief = _Brief()
 _brief.maxstring = _brief.maxother = 60
 _brief.maxlevel = 3
 
@@ -79,13 +126,33 @@ def short(value: Any) -> str:
     return " ".join(_brief.repr(value).split())
 
 
+def check_int(
+    name: str, value: Any, low: int | None = None, high: int | None = None, *, error: type[FastinferError] = InputError, because: str = ""
+) -> int:
+    """`value` as an int when it is an integer from `low` to `high`, or raise `error` naming it.
+
+    name     what the caller called it, e.g. "depth"
+    low      the least value, and `high` the greatest; None: no limit
+    because  added to the message, e.g. what else is accepted
+
+    numpy integers and whatever else has __index__ count; a bool does not. What is stored or compared later is an int.
+    """
+    whole: int | None = None
+    with contextlib.suppress(TypeError):
+        whole = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    if whole is None or (low is not None and whole < low) or (high is not None and whole > high):
+        limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise error(f"{name} is {short(value)}, expected an integer{limits}{because}")
+    return whole
+
+
 def check_array(
     name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
 ) -> np.ndarray:
     """Return `array` when it is an ndarray of `dtype` whose shape fits, or raise naming it.
 
     name     what the caller called it, e.g. "w_in"
-    shape    sizes, or letters for sizes that are free, e.g. ("T", 768)
+    shape    sizes, any integers; or letters for sizes that are free, e.g. ("T", 768)
     because  where the expectation comes from, added to the message
 
     Raises DtypeError for a wrong dtype, byte order or no array; ShapeError for a wrong shape or, when
@@ -96,9 +163,10 @@ def check_array(
         raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
+    shape = [s if isinstance(s, str) else operator.index(s) for s in shape]
     wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
     why = f"\n  {because}" if because else ""
-    if array.ndim != len(shape) or any(isinstance(s, int) and s != got for s, got in zip(shape, array.shape, strict=True)):
+    if array.ndim != len(shape) or any(not isinstance(s, str) and s != got for s, got in zip(shape, array.shape, strict=True)):
         raise ShapeError(f"{name} is {array.shape}, expected {wanted}{why}")
     if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
         raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")

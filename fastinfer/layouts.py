@@ -37,7 +37,7 @@ from .config import (
     read_json,
     vocabulary_bytes,
 )
-from .errors import CheckpointError, ConfigError, short
+from .errors import CheckpointError, ConfigError, listed, short
 from .files import read_file
 
 __all__ = ["RECOGNISED", "read_options", "read_vocabulary", "special_tokens", "translate"]
@@ -66,7 +66,7 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
         kind = "bert"  # files older than model_type
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise CheckpointError(f"{folder}: a checkpoint with model_type {kind!r} is not recognised. Recognised are:\n{RECOGNISED}")
+        raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
     source = _Source(data, stored, folder)
     try:
         return reader(source)
@@ -109,7 +109,7 @@ class _Source:
         value = at.get(key, default)
         if type(value) not in (int, kind) or not low <= value <= high:
             what = "an integer" if kind is int else "a number"
-            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {value!r}, expected {what} from {low} to {high}")
+            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {short(value)}, expected {what} from {low} to {high}")
         return kind(value)
 
     def drop(self, *endings: str) -> None:
@@ -130,7 +130,7 @@ class _Source:
         if self.problems or unknown:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
             count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
-            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + "\n  ".join(lines))
+            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
         try:
             return Config(**fields)
         except ConfigError as error:
@@ -145,7 +145,7 @@ def _modern(name: str) -> str:
 
 
 def _refuse(source: _Source, what: str, value: Any, supported: str) -> ConfigError:
-    return ConfigError(f"{source.folder / 'config.json'}: {what} {value!r} is not supported, only {supported}")
+    return ConfigError(f"{source.folder / 'config.json'}: {what} {short(value)} is not supported, only {supported}")
 
 
 def _stack(parts: Iterable[Tensor]) -> Tensor:
@@ -421,7 +421,7 @@ def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | No
             normalize = True
         elif kind != "Transformer":
             raise ConfigError(
-                f"{folder / 'modules.json'}: module {module.get('type')!r} is not supported, only Transformer, Pooling and Normalize"
+                f"{folder / 'modules.json'}: module {short(module.get('type'))} is not supported, only Transformer, Pooling and Normalize"
             )
     limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
     return pooling, normalize, next((limit for limit in limits if limit is not None), None)
@@ -444,7 +444,7 @@ def _pooling(path: Path) -> Pooling:
     chosen = options.get("pooling_mode") or [k.removeprefix(prefix) for k, on in options.items() if k.startswith(prefix) and on is True]
     chosen = [chosen] if isinstance(chosen, str) else chosen
     if len(chosen) != 1 or chosen[0] not in ways:
-        raise ConfigError(f"{path}: pooling {' + '.join(map(str, chosen)) or 'none'} is not supported, only one of mean, cls and max")
+        raise ConfigError(f"{path}: pooling {listed(map(short, chosen), ' + ') or 'none'} is not supported, only one of mean, cls and max")
     return ways[chosen[0]]
 
 
@@ -516,7 +516,7 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         ("arch.attention.skip_output_projection", attention.get("skip_output_projection", False), False),
         ("arch.attention.sequence_op", attention.get("sequence_op", "torch-softmax"), "torch-softmax"),
     ]
-    wrong = [f"{name} is {got!r}, only {want!r} is supported" for name, got, want in expected if got != want]
+    wrong = [f"{name} is {short(got)}, only {want!r} is supported" for name, got, want in expected if got != want]
     if wrong:
         raise ConfigError(f"{s.folder / 'config.json'}: this crammedBERT needs what fastinfer does not have:\n  " + "\n  ".join(wrong))
     hidden, layers = s.number(c, "hidden_size", 1), s.number(c, "num_transformer_layers", 1, MAX_LAYERS)

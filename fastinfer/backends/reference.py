@@ -177,10 +177,14 @@ class Reference(Forward):
         out[...] = y
 
     def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
-        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same."""
+        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same.
+
+        A row whose variance float32 cannot hold (deviations of 1e19) becomes NaN.
+        """
         centred = x - x.mean(-1, keepdims=True)
+        centred -= centred.mean(-1, keepdims=True)  # where the mean is large, so is its rounding error
         variance = np.mean(centred * centred, -1, keepdims=True)
-        centred /= np.sqrt(variance + np.float32(eps))
+        centred /= np.where(np.isfinite(variance), np.sqrt(variance + np.float32(eps)), np.float32(np.nan))
         np.multiply(centred, norm.weight, out=out)
         out += norm.bias
 
@@ -267,6 +271,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """The exact GELU, x/2 (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel, arXiv 1606.08415)."""
     from scipy.special import erf
 
+    x = np.maximum(x, np.float32(-15))  # below, it is 0 in float32: at -infinity, too
     return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
 
 

@@ -176,7 +176,7 @@ def execute(target: str, seed: str, changed: Files) -> bool:
                 write(folder, {name: SEEDS[seed][name]})
             else:
                 (folder / name).unlink()
-    if not 0 < len(message) < 20_000:
+    if not 0 < len(message) <= 4000 or not message.replace("\n", "").isprintable():
         raise AssertionError("a message without bounds: " + message[:1000])
     return False
 
