@@ -412,9 +412,10 @@ class Worker:
             if error.exists():
                 return error.read_text()
             return f"died with {signal.Signals(-code).name if code < 0 else code}: " + (self.folder / "stderr").read_text()[-1000:]
-        counts = sum(self.counts().values())
-        if counts != self.seen[0]:
-            self.seen = (counts, max(self.seen[1] if self.seen[0] is None else 0, time.monotonic()))
+        if (self.folder / "counts").exists():
+            counts = sum(self.counts().values())
+            if counts != self.seen[0]:
+                self.seen = (counts, time.monotonic())
         return f"hangs for {HANG} seconds" if time.monotonic() - self.seen[1] > HANG else None
 
     def end(self) -> None:
@@ -423,7 +424,7 @@ class Worker:
         self.process.wait()
 
 
-def fuzz(seconds: float, processes: int, seed: int, targets: list[str], findings: Path) -> int:
+def fuzz(seconds: float, processes: int, seed: int, targets: list[str], findings: Path, first: bool) -> int:
     """The number of findings; prints what was run."""
     total: collections.Counter[str] = collections.Counter()
     known: collections.Counter[str] = collections.Counter()
@@ -432,7 +433,7 @@ def fuzz(seconds: float, processes: int, seed: int, targets: list[str], findings
         workers = [Worker(Path(scratch), seed + i, targets) for i in range(processes)]
         seed += processes
         said = begin
-        while time.monotonic() - begin < seconds:
+        while time.monotonic() - begin < seconds and not (first and known):
             time.sleep(0.2)
             for i, worker in enumerate(workers):
                 trouble = worker.trouble()
@@ -514,6 +515,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first process (default: another in each run)")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--findings", type=Path, default=HERE / "findings")
+    parser.add_argument("--first", action="store_true", help="stop at the first finding")
     parser.add_argument("--replay", nargs="+", type=Path, metavar="PATH", help="files of the corpus, or folders of them")
     parser.add_argument("--atheris", choices=[t for t in TARGETS if t != "convert"], metavar="TARGET")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -529,7 +531,7 @@ def main() -> int:
     if options.worker:
         work(options.worker, seed, options.targets)
     print(f"seed {seed}", flush=True)
-    return min(fuzz(seconds, options.processes, seed, options.targets, options.findings), 1)
+    return min(fuzz(seconds, options.processes, seed, options.targets, options.findings, options.first), 1)
 
 
 if __name__ == "__main__":
