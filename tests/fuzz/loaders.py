@@ -44,7 +44,8 @@ if ATHERIS:
     try:
         import atheris
     except ImportError:
-        sys.exit("SKIPPED: atheris is not installed: pip install atheris")
+        print("SKIPPED: atheris is not installed, so nothing was led by coverage: pip install atheris")
+        sys.exit(0)
 else:
     atheris = None
 
