@@ -62,7 +62,9 @@ def refuses(folder, said, kind=ERROR, **options):
 
 @pytest.mark.parametrize("name", ["none", "x" * 5000, "\0"])
 def test_no_folder(tmp_path, name):
-    refuses(tmp_path / name, "is no checkpoint folder; expected one with config.json and model.safetensors")
+    with pytest.raises(ERROR, match=r"is no checkpoint folder; expected one with config.json and model.safetensors") as error:
+        fastinfer.load(tmp_path / name, device="numpy")
+    assert str(error.value).startswith(str(tmp_path))
 
 
 def test_a_file_instead_of_a_folder(weights):
@@ -543,10 +545,8 @@ def test_ids_that_the_model_does_not_have(model):
 def test_arguments_that_cannot_be(model):
     batch = fastinfer.PackedBatch.from_ids([[1, 2]])
     for layers in (5, (), (2,), (-2,), (True,), ("0",), "0", None, 1.5):
-        with pytest.raises(
-            fastinfer.InputError,
-            match=r"layers.* is .*, expected (a tuple of integers from 0|an integer from -1) to 1.*-1 for the final norm",
-        ):
+        expected = r"expected (a tuple of integers from 0|an integer from -1) to 1.*-1 for the final norm"
+        with pytest.raises(fastinfer.InputError, match=rf"layers.* is .*, {expected}"):
             model.hidden_states(batch, layers=layers)
     for tokens in (0, -1, 1.5, True, "9"):
         with pytest.raises(fastinfer.InputError, match=r"batch_tokens is .*, expected an integer of at least 1"):

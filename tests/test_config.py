@@ -93,7 +93,7 @@ def test_no_object(path, value):
 
 SAID = [
     ("hidden", 15, "hidden is 15, expected a multiple of heads=2"),
-    ("hidden", 0, "hidden is 0, expected an integer from 1 to 65536"),
+    ("hidden", 0, "hidden is 0, expected an integer from 1 to 16777216"),
     ("hidden", -16, "hidden is -16, expected an integer from 1 to"),
     ("hidden", 10**30, "hidden is 1000000000.*, expected an integer from 1 to 16777216"),
     ("heads", 0, "heads is 0, expected an integer from 1 to"),

@@ -62,6 +62,7 @@ with atheris.instrument_imports(include=["fastinfer", "convert", "torch_file"]) 
     from fastinfer.tokenizer import Tokenizer
 
 HANG = 5  # seconds
+LARGEST = 1 << 20  # bytes of the files of an input
 MEMORY = 1 << 30  # bytes beyond what a worker has when it starts
 TEXTS = ["ada lived in london.", ("who?", "paris, é 123"), "", "a" * 300]
 
@@ -230,7 +231,7 @@ def mutate_json(rng: random.Random, text: bytes) -> bytes:
             for key in before:
                 parent = parent[key]
             kind = rng.randrange(9)
-            old = parent[last]
+            old = json.loads(json.dumps(parent[last]))  # a copy, or a value could come to hold itself
             if kind == 0:
                 del parent[last]
             elif kind == 1 and isinstance(parent, dict):
@@ -377,6 +378,8 @@ def work(state: Path, seed: int, targets: list[str]) -> None:
     report = os.open(state / "counts", os.O_RDWR | os.O_CREAT)
     while True:
         target, name, changed = draw(rng, targets)
+        if sum(map(len, changed.values())) > LARGEST:
+            continue
         text = dump(target, name, changed)
         os.pwrite(current, text, 0)
         os.ftruncate(current, len(text))
