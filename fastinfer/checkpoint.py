@@ -258,8 +258,7 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
             text = file.read(start - 8) if start <= size else b""
             with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
                 pass
-            file.seek(8)
-            if file.read(start - 8) != text:
+            if os.pread(file.fileno(), len(text), 8) != text:
                 raise ValueError("it changed while it was read")
             header = parse_json(text)
             data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size and not copy else None
