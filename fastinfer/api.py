@@ -16,7 +16,7 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, check_int, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, check_int, listed, printable, short
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
@@ -38,6 +38,7 @@ def load(
     threads: int | None = None,
     max_depth: int | None = None,
     validate: bool | None = None,
+    copy: bool = False,
 ) -> Model:
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
@@ -48,6 +49,12 @@ def load(
     threads       most threads per call; None: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
+    copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read
+
+    Tensors over 64 KB that are used as they are stored (embeddings and trees on the CPU; with NumPy all of float32) stay in the mapped
+    file as long as the model lives; tables of children never do. Replacing the file, as checkpoint.save does, is safe. Writing into it
+    changes answers without a word, and cutting it short ends the process (SIGBUS, which Python cannot turn into an error), during the
+    load, too. Pass copy=True where others may do either.
 
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
@@ -55,11 +62,15 @@ def load(
     max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
+    if validate is not None:
+        check_flag("validate", validate)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
-    config, stored = checkpoint.load(folder, validate=validate)
-    tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
-    nbytes = sum(t.nbytes for t in stored.values())
-    replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+    with checkpoint.unchanged(folder):
+        config, stored = checkpoint.load(folder, validate=validate, copy=copy)
+        tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
+        nbytes = sum(t.nbytes for t in stored.values())
+        with about(str(folder)):
+            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
@@ -109,8 +120,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        feedforwards = " | ".join(dict.fromkeys(str(f) for f in c.ffn))
-        return (
+        feedforwards = listed(dict.fromkeys(c.ffn), " | ")
+        return printable(
             f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
             f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
         )
@@ -158,14 +169,15 @@ class Model:
         self, texts: Any, cuts: list, normalize: bool | None, batch_tokens: int | None, threads: int | None, progress: bool = False
     ) -> np.ndarray:
         """embed(); cuts takes what there is to warn of."""
-        normalize = self._head("embed").normalize if normalize is None else normalize
+        head = self._head("embed")
+        normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
         total, windows = self._windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
 
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+        def pool(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return heads.forward_embed(ops, x, part, self.config)
 
-        for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
+        for which, _, vectors in self._run(windows, total, pool, batch_tokens, threads, progress):
             out[which] = heads.normalized(vectors) if normalize else vectors
         return out
 
@@ -192,7 +204,7 @@ class Model:
         for i, rows in enumerate(places):
             if not rows:
                 name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
-                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {texts[i]!r:.80}")
+                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
         answers: list = [None] * len(texts)
         for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
             scores = heads.softmax(logits)
@@ -334,8 +346,8 @@ class Model:
         task       which head, where the model has several
         positions  of fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
         """
-        if positions not in ("mask", "all"):
-            raise InputError(f"positions is {positions!r}, expected 'mask' or 'all'")
+        if not isinstance(positions, str) or positions not in ("mask", "all"):
+            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
         named = [t for t in self.tasks if t != "embed"]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
@@ -402,7 +414,7 @@ class Model:
 
         Devices take batches in turn, and each is given the next before its last is waited for.
         """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=progress) as bar:
+        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", progress)) as bar:
             turns = itertools.cycle([stack.enter_context(self._turn(threads, i)) for i in range(len(self._replicas))])
             limit = _positive("batch_tokens", batch_tokens) or self._replicas[0][0].batch_tokens
             waiting: deque = deque()
@@ -510,8 +522,7 @@ class Model:
         """Raise InputError for ids, token types or lengths that this model does not have."""
         c = self.config
         cu = packed.cu_seqlens
-        if packed.ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(packed.ids) or (np.diff(cu) <= 0).any():
-            raise ShapeError(f"cu_seqlens does not rise from 0 to the {packed.ids.size} ids given: build a batch with PackedBatch.from_ids")
+        packed.check_lengths()
         for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
             if values is None or not len(values):
                 continue
@@ -541,10 +552,9 @@ class Model:
         return self.tokenizer
 
     def _head(self, task: str) -> Any:
-        head = getattr(self.config.tasks, task) if task in self.tasks else None
-        if head is None:
-            raise TaskError(f"{self._name} has no {task} head; it has {self._tasks()}")
-        return head
+        if not isinstance(task, str) or task not in self.tasks:
+            raise TaskError(f"{self._name} has no {task if isinstance(task, str) else short(task)} head; it has {self._tasks()}")
+        return getattr(self.config.tasks, task)
 
     def _tasks(self) -> str:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"

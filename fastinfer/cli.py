@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gzip
-import json
 import os
 import sys
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from . import api, bench, checkpoint
-from .errors import FastinferError, InputError, short
-from .files import replacing
+from .errors import FastinferError, InputError
 from .info import __version__, info
-from .progress import Progress
+from .text_io import as_json, json_line, listing, named, output, read_texts, reads_stdin, shown, table, text_record, windows, write
 from .tokenizer import TruncationWarning, as_text
 
-# Texts, and about as many characters, that are read, computed and written at a time.
-WINDOW_TEXTS = 1024
-WINDOW_CHARACTERS = 1 << 17
-SHOWN = 72  # characters of a text in readable output
 CLASSES = 5  # classes of a text in readable output
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
@@ -87,35 +78,35 @@ def _embed(args: argparse.Namespace) -> None:
         return model.embed(texts, normalize=args.normalize, **_batching(args))
 
     def record(text: Any, vector: np.ndarray) -> dict:
-        return {**_text_record(text), "embedding": vector.tolist()}
+        return {**text_record(text), "embedding": vector.tolist()}
 
     def readable(text: Any, vector: np.ndarray) -> str:
         first = " ".join(f"{v:8.4f}" for v in vector[:4])
-        return f"{len(vector)} dimensions, norm {np.linalg.norm(vector):.4f}: {first} ...  {_shown(text)}"
+        return f"{len(vector)} dimensions, norm {np.linalg.norm(vector):.4f}: {first} ...  {shown(text)}"
 
     if not (args.output or "").endswith(".npy"):
         _each(args, compute, record, readable)
         return
-    with _output(args) as out:
+    with output(args) as out:
         model = _load(args)
         parts = [vectors for _, vectors in _answers(args, model, compute)]
         np.save(out, np.concatenate([np.empty((0, model.config.hidden), np.float32), *parts]))
 
 
 def _classify(args: argparse.Namespace) -> None:
-    top_k = args.top_k or (None if _as_json(args) else CLASSES)
+    top_k = args.top_k or (None if as_json(args) else CLASSES)
 
     def compute(model: api.Model, texts: list) -> list:
         return model.classify(texts, top_k=top_k, **_batching(args))
 
     def record(text: Any, answer: Any) -> dict:
-        found = {"score": answer} if isinstance(answer, float) else {"labels": _named(answer, "label", "score")}
-        return {**_text_record(text), **found}
+        found = {"score": answer} if isinstance(answer, float) else {"labels": named(answer, "label", "score")}
+        return {**text_record(text), **found}
 
     def readable(text: Any, answer: Any) -> str:
         if isinstance(answer, float):
-            return f"{answer:10.4f}  {_shown(text)}"
-        return _listing(_shown(text), [(f"{score:.4f}", label) for label, score in answer])
+            return f"{answer:10.4f}  {shown(text)}"
+        return listing(shown(text), [(f"{score:.4f}", label) for label, score in answer])
 
     _each(args, compute, record, readable)
 
@@ -125,10 +116,10 @@ def _fill_mask(args: argparse.Namespace) -> None:
         return model.fill_mask(texts, top_k=args.top_k or 5, **_batching(args))
 
     def record(text: Any, masks: list) -> dict:
-        return {**_text_record(text), "masks": [_named(best, "token", "score", "text") for best in masks]}
+        return {**text_record(text), "masks": [named(best, "token", "score", "text") for best in masks]}
 
     def readable(text: Any, masks: list) -> str:
-        return _listing(_shown(text), [(f"{score:.4f}", token, filled) for best in masks for token, score, filled in best])
+        return listing(shown(text), [(f"{score:.4f}", token, filled) for best in masks for token, score, filled in best])
 
     _each(args, compute, record, readable)
 
@@ -138,11 +129,11 @@ def _tag(args: argparse.Namespace) -> None:
         return model.tag(texts, **_batching(args))
 
     def record(text: str, spans: list) -> dict:
-        return {"text": text, "spans": _named(spans, "start", "end", "label", "score", "text")}
+        return {"text": text, "spans": named(spans, "start", "end", "label", "score", "text")}
 
     def readable(text: str, spans: list) -> str:
         rows = [(f"{score:.4f}", label, f"{start}-{end}", part) for start, end, label, score, part in spans]
-        return _listing(_shown(text), rows or [("nothing tagged",)])
+        return listing(shown(text), rows or [("nothing tagged",)])
 
     _each(args, compute, record, readable)
 
@@ -157,39 +148,39 @@ def _answer(args: argparse.Namespace) -> None:
 
     def record(text: Any, answers: list) -> dict:
         question, context = pair(text)
-        return {"question": question, "context": context, "answers": _named(answers, "start", "end", "score", "text")}
+        return {"question": question, "context": context, "answers": named(answers, "start", "end", "score", "text")}
 
     def readable(text: Any, answers: list) -> str:
         rows = [(f"{score:.4f}", f"{start}-{end}", part) for start, end, score, part in answers]
-        return _listing(_shown(text), rows or [("no answer",)])
+        return listing(shown(text), rows or [("no answer",)])
 
     _each(args, compute, record, readable)
 
 
 def _rank(args: argparse.Namespace) -> None:
     as_text(args.query, "QUERY")
-    with _output(args) as out:
+    with output(args) as out:
         model = _load(args)
-        documents = list(_texts(args))
+        documents = list(read_texts(args))
         ranking = model.rank(args.query, documents, top_k=args.top_k, progress=sys.stderr.isatty(), **_batching(args))
         width = len(str(len(ranking)))
         for place, (index, score) in enumerate(ranking, 1):
-            if _as_json(args):
-                _write(out, _json({"rank": place, "index": index, "score": score, "text": documents[index]}))
+            if as_json(args):
+                write(out, json_line({"rank": place, "index": index, "score": score, "text": documents[index]}))
             else:
-                _write(out, f"{place:{width}}  {score:8.4f}  {_shown(documents[index])}")
+                write(out, f"{place:{width}}  {score:8.4f}  {shown(documents[index])}")
 
 
 def _info(args: argparse.Namespace) -> None:
     found = info()
     if args.model is not None:
         found["model"] = _describe(args.model, _load(args))
-    with _output(args) as out:
-        if _as_json(args):
-            _write(out, _json(found))
+    with output(args) as out:
+        if as_json(args):
+            write(out, json_line(found))
         else:
             found["devices"] = {device: why or "ready" for device, why in found["devices"].items()}
-            _write(out, "\n".join(_table(found)))
+            write(out, "\n".join(table(found)))
 
 
 def _describe(folder: str, model: api.Model) -> dict[str, Any]:
@@ -211,103 +202,7 @@ def _describe(folder: str, model: api.Model) -> dict[str, Any]:
     }
 
 
-# --- texts in --------------------------------------------------------------------------------------
-
-
-def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
-    """The texts of arguments, file or standard input, one by one. Raises InputError naming file and line."""
-    if args.texts and not _reads_stdin(args):
-        for i, text in enumerate(args.texts, 1):
-            yield _plain(text, args, f"argument {i}")
-        return
-    name = "standard input" if _reads_stdin(args) else args.input
-    parse = _parsed if args.jsonl or name.removesuffix(".gz").endswith((".jsonl", ".ndjson")) else _plain
-    number = 0
-    try:
-        with _opened(name, args) as lines:
-            for number, line in enumerate(lines, 1):
-                yield parse(_decoded(line, number, name), args, f"{name}, line {number}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{name}, after line {number}: broken gzip data: {error}") from None
-
-
-def _opened(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterable[bytes]]:
-    if _reads_stdin(args):
-        return contextlib.nullcontext(sys.stdin.buffer)
-    return gzip.open(name) if name.endswith(".gz") else open(name, "rb")
-
-
-def _reads_stdin(args: argparse.Namespace) -> bool:
-    return args.texts == ["-"] or args.input == "-" or (not args.texts and args.input is None)
-
-
-def _decoded(line: bytes, number: int, name: str) -> str:
-    if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
-    line = line.removesuffix(b"\n").removesuffix(b"\r")
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is no UTF-8") from None
-
-
-def _plain(text: str, args: argparse.Namespace, where: str) -> Any:
-    """A text, or with --pairs two with a tab between them."""
-    if not args.pairs:
-        return as_text(text, where)
-    pair = text.split("\t")
-    if len(pair) != 2:
-        raise InputError(f"{where} has {len(pair) - 1} tabs, expected two texts with one tab between them: {short(text)}")
-    return as_text(pair, where)
-
-
-def _parsed(line: str, args: argparse.Namespace, where: str) -> Any:
-    """The text or pair that a JSON line holds."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no JSON: {error}: {short(line)}") from None
-    first, second = ("question", "context") if args.takes == "pairs" else ("text", "pair")
-    if isinstance(value, dict) and first in value:
-        value = [value[first], value[second]] if second in value else value[first]
-    if isinstance(value, str) and args.takes != "pairs":
-        return as_text(value, where)
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value) and args.takes != "singles":
-        return as_text(value, where)
-    single, pair = f'"a text", {{"{first}": "a text"}}', f'["one", "two"], {{"{first}": "one", "{second}": "two"}}'
-    expected = {"singles": single, "pairs": pair, "either": f"{single}, {pair}"}[args.takes]
-    raise InputError(f"{where}: {short(value)}, expected one of {expected}")
-
-
-def _windows(args: argparse.Namespace) -> Iterator[list]:
-    """The texts, a bounded window at a time, with a progress bar where it disturbs nothing."""
-    visible = sys.stderr.isatty() and (args.output is not None or not sys.stdout.isatty())
-    with Progress(_count(args) if visible else None, enabled=visible) as bar:
-        window, characters = [], 0
-        for text in _texts(args):
-            window.append(text)
-            characters += len(text) if isinstance(text, str) else sum(map(len, text))
-            if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
-                yield window
-                bar.advance(len(window))
-                window, characters = [], 0
-        if window:
-            yield window
-
-
-def _count(args: argparse.Namespace) -> int | None:
-    """How many texts there will be, where that is known without unpacking."""
-    if _reads_stdin(args):
-        return None
-    if args.texts:
-        return len(args.texts)
-    if args.input.endswith(".gz") or not os.path.isfile(args.input):
-        return None
-    with open(args.input, "rb") as file:
-        return sum(1 for _ in file)
-
-
-# --- answers out -----------------------------------------------------------------------------------
+# --- from texts to answers -------------------------------------------------------------------------
 
 
 def _each(
@@ -317,87 +212,22 @@ def _each(
     readable: Callable[[Any, Any], str],
 ) -> None:
     """Write the answer of each text, as it comes: what `record` makes of it as a JSON line, or what `readable` does."""
-    with _output(args) as out:
+    with output(args) as out:
         model = _load(args)
         for texts, answers in _answers(args, model, compute):
             for text, answer in zip(texts, answers, strict=True):
-                _write(out, _json(record(text, answer)) if _as_json(args) else readable(text, answer))
+                write(out, json_line(record(text, answer)) if as_json(args) else readable(text, answer))
 
 
 def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list], Any]) -> Iterator[tuple[list, Any]]:
     """(texts, their answers) a window at a time."""
     done = 0
-    for texts in _windows(args):
+    for texts in windows(args):
         try:
             yield texts, compute(model, texts)
         except InputError as error:
             raise InputError(f"after the first {done} texts: {error}" if done else str(error)) from None
         done += len(texts)
-
-
-@contextlib.contextmanager
-def _output(args: argparse.Namespace) -> Iterator[BinaryIO]:
-    """Standard output; or --output, which is replaced only once all is written."""
-    if args.output is None:
-        yield sys.stdout.buffer
-        return
-    path = os.path.realpath(args.output)
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
-        with open(path, "wb") as file:
-            yield file
-        return
-    with replacing(path) as file:
-        yield file
-
-
-def _write(out: BinaryIO, text: str) -> None:
-    out.write(text.encode() + b"\n")
-
-
-def _as_json(args: argparse.Namespace) -> bool:
-    return args.json or (args.output or "").endswith((".jsonl", ".json"))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _text_record(text: str | tuple[str, str]) -> dict[str, str]:
-    return {"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]}
-
-
-def _named(rows: Iterable[tuple], *names: str) -> list[dict]:
-    return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _listing(title: str, rows: list[tuple]) -> str:
-    """A title and, indented under it, rows in aligned columns."""
-    cells = [[_shown(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join([title, *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)])
-
-
-def _shown(text: str | tuple[str, str]) -> str:
-    """A text on one line, without control characters, cut where it is long; a pair with a bar between."""
-    if not isinstance(text, str):
-        return " | ".join(map(_shown, text))
-    line = "".join(c if c.isprintable() else " " for c in text[: SHOWN + 1])
-    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
-
-
-def _table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Names and values in two columns; what is nested stands indented under its name."""
-    for name, value in found.items():
-        label = indent + (name if ":" in name else name.replace("_", " "))  # a device keeps its name
-        if isinstance(value, dict):
-            yield label
-            yield from _table(value, indent + "  ")
-            continue
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(value)
-        yield f"{label:<18}{value:,}" if isinstance(value, int) else f"{label:<18}{value or 'none'}"
 
 
 # --- arguments -------------------------------------------------------------------------------------
@@ -423,7 +253,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args.texts += rest  # argparse gives up on texts that stand after an option
     if args.texts and args.input is not None:
         error("give texts as arguments or with --input, not both")
-    if _reads_stdin(args) and not (args.texts or args.input) and (sys.stdin is None or sys.stdin.isatty()):
+    if reads_stdin(args) and not (args.texts or args.input) and (sys.stdin is None or sys.stdin.isatty()):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
     if (args.output or "").endswith(".npy") and (args.json or args.command is not _embed):
         error("--output FILE.npy is for embed without --json: other answers are no arrays")

@@ -1,14 +1,16 @@
 """What can go wrong, by name, and the wording of the checks that many modules share.
 
-A message says what, where, what was got, what was expected, and, where it is known, what to do.
+A message says what, where, what was got, what was expected, and, where it is known, what to do. Names, values and
+messages of others stand in it, too. So every message is bounded and made printable in one place, FastinferError.
 """
 
 from __future__ import annotations
 
 import contextlib
 import operator
+import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,53 @@ __all__ = [
     "TaskError",
     "about",
     "check_array",
+    "check_flag",
     "check_int",
+    "is_plain",
+    "listed",
+    "printable",
     "short",
 ]
 
+LONGEST = 4000  # characters of a message
+LISTED = 20  # items that a message names
+
+
+def printable(text: object, limit: int = LONGEST) -> str:
+    """`text` in at most `limit` characters, none of which acts on a terminal or a log; what is longer loses its middle.
+
+    What str.isprintable refuses is escaped: control characters, marks that turn the direction of writing, lone surrogates.
+    A newline stays where two blanks follow, as in the lists of our own messages: no line of others looks like a new message.
+    """
+    text = _cut(str(text), limit)
+    if text.isprintable():
+        return text
+    return _cut(_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else found[0].encode("unicode_escape").decode(), text), limit)
+
+
+_ACTIVE = re.compile(r"\n(?!  )|[^\n -~]")
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    mark = "  [...]  "
+    end = limit // 4
+    return text[: limit - end - len(mark)] + mark + text[-end:]
+
+
+def listed(items: Iterable[object], between: str = ", ") -> str:
+    """The first items in a row, and how many more there are."""
+    items = list(items)
+    more = [f"... and {len(items) - LISTED} more"] if len(items) > LISTED else []
+    return between.join([*map(str, items[:LISTED]), *more])
+
 
 class FastinferError(Exception):
-    """Base of every error that fastinfer raises on purpose."""
+    """Base of every error that fastinfer raises on purpose. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(FastinferError, ValueError):
@@ -67,11 +109,16 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except FastinferError as error:
-        error.args = (f"{what}: {error}",)
+        FastinferError.__init__(error, f"{what}: {error}")
         raise
 
 
-_brief = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else f"an integer of {value.bit_length()} bits"
+
+
+_brief = _Brief()
 _brief.maxstring = _brief.maxother = 60
 _brief.maxlevel = 3
 
@@ -101,10 +148,15 @@ def check_int(
     return whole
 
 
+def is_plain(value: Any) -> bool:
+    """Whether this is an array whose operators mean what numpy's do: a matrix or a masked array is not, a memmap is."""
+    return type(value) in (np.ndarray, np.memmap)
+
+
 def check_array(
     name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
 ) -> np.ndarray:
-    """Return `array` when it is an ndarray of `dtype` whose shape fits, or raise naming it.
+    """Return `array` when it is a plain ndarray of `dtype` whose shape fits, or raise naming it.
 
     name     what the caller called it, e.g. "w_in"
     shape    sizes, any integers; or letters for sizes that are free, e.g. ("T", 768)
@@ -114,8 +166,9 @@ def check_array(
     `contiguous`, for an array that is not C-contiguous and aligned.
     """
     dtype = np.dtype(dtype)
-    if not isinstance(array, np.ndarray):
-        raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}")
+    if not is_plain(array):
+        hint = f": pass np.asarray({name}), if plain values are meant" if isinstance(array, np.ndarray) else ""
+        raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}{hint}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
     shape = [s if isinstance(s, str) else operator.index(s) for s in shape]
@@ -126,3 +179,10 @@ def check_array(
     if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
         raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")
     return array
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool when it is one, also numpy's. Raises InputError for what would only count as true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} is {short(value)}, expected True or False")
+    return bool(value)

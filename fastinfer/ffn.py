@@ -16,7 +16,7 @@ import numpy as np
 from . import backends
 from .config import FFF as FFFConfig
 from .config import MAX_DEPTH, Dense, tree_nodes
-from .errors import DtypeError, InputError, ShapeError, check_array, check_int
+from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
 
 __all__ = ["FFF", "fff", "forward", "tensors"]
 
@@ -96,8 +96,8 @@ class FFF:
         from .model import Workspace
 
         depth = check_int("depth", depth, 0, MAX_DEPTH)
-        if activation != "gelu":
-            raise InputError(f"activation is {activation!r}, expected 'gelu' (the exact one)")
+        if not isinstance(activation, str) or activation != "gelu":
+            raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
         self._ops = ops = backends.get(device, dtype=dtype)
         w_in, b_in, w_out, b_out = (ops.to_host(a) for a in (w_in, b_in, w_out, b_out))

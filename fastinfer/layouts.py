@@ -16,6 +16,7 @@ from .checkpoint import Tensor
 from .config import (
     FFF,
     MAX_DEPTH,
+    MAX_JSON_BYTES,
     MAX_LAYERS,
     MAX_POSITIONS,
     MAX_SIZE,
@@ -34,8 +35,10 @@ from .config import (
     Tag,
     Tasks,
     read_json,
+    vocabulary_bytes,
 )
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, listed, short
+from .files import read_file
 
 __all__ = ["RECOGNISED", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
@@ -63,7 +66,7 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
         kind = "bert"  # files older than model_type
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise CheckpointError(f"{folder}: a checkpoint with model_type {kind!r} is not recognised. Recognised are:\n{RECOGNISED}")
+        raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
     source = _Source(data, stored, folder)
     try:
         return reader(source)
@@ -106,7 +109,7 @@ class _Source:
         value = at.get(key, default)
         if type(value) not in (int, kind) or not low <= value <= high:
             what = "an integer" if kind is int else "a number"
-            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {value!r}, expected {what} from {low} to {high}")
+            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {short(value)}, expected {what} from {low} to {high}")
         return kind(value)
 
     def drop(self, *endings: str) -> None:
@@ -127,7 +130,7 @@ class _Source:
         if self.problems or unknown:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
             count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
-            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + "\n  ".join(lines))
+            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
         try:
             return Config(**fields)
         except ConfigError as error:
@@ -142,7 +145,7 @@ def _modern(name: str) -> str:
 
 
 def _refuse(source: _Source, what: str, value: Any, supported: str) -> ConfigError:
-    return ConfigError(f"{source.folder / 'config.json'}: {what} {value!r} is not supported, only {supported}")
+    return ConfigError(f"{source.folder / 'config.json'}: {what} {short(value)} is not supported, only {supported}")
 
 
 def _stack(parts: Iterable[Tensor]) -> Tensor:
@@ -325,7 +328,7 @@ def _finish(
             max_tokens=min(limit or positions, positions),
             tasks=Tasks(**tasks),
             token_types=token_types,
-            ids=_special_ids(s),
+            ids=_special_ids(s, len(made["embedding.word"].data)),
             stored=_stored(made),
         ),
         made,
@@ -411,17 +414,26 @@ def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | No
     pooling: Pooling | None = None
     normalize = False
     for module in _read(folder / "modules.json", list):
-        kind, path = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
+        kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _pooling(path / "config.json")
+            pooling = _pooling(_inside(folder, module.get("path", "")) / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ConfigError(
-                f"{folder / 'modules.json'}: module {module.get('type')!r} is not supported, only Transformer, Pooling and Normalize"
+                f"{folder / 'modules.json'}: module {short(module.get('type'))} is not supported, only Transformer, Pooling and Normalize"
             )
     limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
     return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+
+
+def _inside(folder: Path, path: Any) -> Path:
+    """The folder of a module, of which modules.json says the path below its own. Links are followed: caches are made of them."""
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(
+            f"{folder / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'"
+        )
+    return folder / path
 
 
 def _pooling(path: Path) -> Pooling:
@@ -432,17 +444,17 @@ def _pooling(path: Path) -> Pooling:
     chosen = options.get("pooling_mode") or [k.removeprefix(prefix) for k, on in options.items() if k.startswith(prefix) and on is True]
     chosen = [chosen] if isinstance(chosen, str) else chosen
     if len(chosen) != 1 or chosen[0] not in ways:
-        raise ConfigError(f"{path}: pooling {' + '.join(map(str, chosen)) or 'none'} is not supported, only one of mean, cls and max")
+        raise ConfigError(f"{path}: pooling {listed(map(short, chosen), ' + ') or 'none'} is not supported, only one of mean, cls and max")
     return ways[chosen[0]]
 
 
-def _special_ids(s: _Source) -> Ids:
+def _special_ids(s: _Source, vocabulary: int) -> Ids:
     """Ids of special tokens: by name from tokenizer.json or vocab.txt, the names as the tokenizer's settings or habit have them."""
     if (s.folder / "tokenizer.json").exists():
-        tokens = _read(s.folder / "tokenizer.json", dict).get("added_tokens") or ()
+        tokens = _read(s.folder / "tokenizer.json", dict, vocabulary_bytes(vocabulary)).get("added_tokens") or ()
         known = {t.get("content"): t.get("id") for t in tokens}
     elif (s.folder / "vocab.txt").exists():
-        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt"))}
+        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt", vocabulary))}
     else:
         known = {}
     named = special_tokens(s.folder)
@@ -460,12 +472,13 @@ def special_tokens(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """The tokens of a vocab.txt, one a line. Raises CheckpointError naming the file."""
+def read_vocabulary(path: Path, most: int) -> list[str]:
+    """The tokens of a vocab.txt, one a line, of a model that has `most`. Raises CheckpointError naming the file."""
     try:
-        return path.read_text("utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
+        text = read_file(path, vocabulary_bytes(most)).decode()
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def read_options(path: Path) -> dict:
@@ -473,9 +486,9 @@ def read_options(path: Path) -> dict:
     return _read(path, dict) if path.exists() else {}
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read(path: Path, kind: type, limit: int = MAX_JSON_BYTES) -> Any:
     """A JSON file that holds an object, or a list of objects."""
-    value = read_json(path)
+    value = read_json(path, limit)
     if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
         raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")
     return value
@@ -503,7 +516,7 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         ("arch.attention.skip_output_projection", attention.get("skip_output_projection", False), False),
         ("arch.attention.sequence_op", attention.get("sequence_op", "torch-softmax"), "torch-softmax"),
     ]
-    wrong = [f"{name} is {got!r}, only {want!r} is supported" for name, got, want in expected if got != want]
+    wrong = [f"{name} is {short(got)}, only {want!r} is supported" for name, got, want in expected if got != want]
     if wrong:
         raise ConfigError(f"{s.folder / 'config.json'}: this crammedBERT needs what fastinfer does not have:\n  " + "\n  ".join(wrong))
     hidden, layers = s.number(c, "hidden_size", 1), s.number(c, "num_transformer_layers", 1, MAX_LAYERS)
@@ -562,7 +575,7 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         tasks=Tasks(**tasks),
         embedding_norm=bool(embedding.get("normalization", False)),
         final_norm=bool(c.get("final_norm", False)),
-        ids=_special_ids(s),
+        ids=_special_ids(s, len(made["embedding.word"].data)),
         attention_bias=False,
         stored=_stored(made),
     )

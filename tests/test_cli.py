@@ -18,7 +18,7 @@ from conftest import WORDS
 from numpy.testing import assert_allclose
 
 import fastinfer
-from fastinfer import cli, progress
+from fastinfer import cli, progress, text_io
 from fastinfer.config import Classify, FillMask, Tasks
 
 COMMANDS = ["embed", "rank", "classify", "fill-mask", "tag", "answer"]
@@ -257,8 +257,8 @@ def test_embed(run, random_model, tmp_path):
 
 
 def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "WINDOW_TEXTS", 4)
-    monkeypatch.setattr(cli, "WINDOW_CHARACTERS", 60)
+    monkeypatch.setattr(text_io, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(text_io, "WINDOW_CHARACTERS", 60)
     texts = [f"{'ada ' * (i % 9)}{WORDS[5 + i % 15]}" for i in range(30)] + ["paris " * 50, "ada", "london " * 60]
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(texts))
@@ -282,7 +282,7 @@ def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp
 
 
 def test_an_error_in_a_later_window_says_where(run, readable_model, monkeypatch):
-    monkeypatch.setattr(cli, "WINDOW_TEXTS", 2)
+    monkeypatch.setattr(text_io, "WINDOW_TEXTS", 2)
     folder = readable_model()
     status, out, err = run("fill-mask", "-m", folder, "[MASK]", "is [MASK]", "[MASK]", "ada")
     assert (status, out.count("\n")) == (1, 12)
@@ -549,7 +549,7 @@ def test_ctrl_c(random_model):
     with subprocess.Popen(
         command("embed", "-m", random_model, "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        process.stdin.write(b"ada\n" * cli.WINDOW_TEXTS)
+        process.stdin.write(b"ada\n" * text_io.WINDOW_TEXTS)
         process.stdin.flush()
         process.stdout.readline()  # it runs, and waits for more
         process.send_signal(signal.SIGINT)
@@ -570,7 +570,7 @@ def terminal(monkeypatch):
         stream.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(progress, "INTERVAL", 0)
-        monkeypatch.setattr(cli, "WINDOW_TEXTS", 2)
+        monkeypatch.setattr(text_io, "WINDOW_TEXTS", 2)
         return stream
 
     return terminal

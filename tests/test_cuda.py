@@ -601,7 +601,7 @@ def test_memory_that_runs_out(folder, limited_memory):
     want = model.embed(batch)
     model.release()
     limited_memory(100 << 10)
-    with pytest.raises(fastinfer.BackendError, match=r"^[\w.]+: cuda:0 has no room for .*: float32 \(.*MB are free\.\n  Give"):
+    with pytest.raises(fastinfer.BackendError, match=r": [\w.]+: cuda:0 has no room for .*: float32 \(.*MB are free\.\n  Give"):
         fastinfer.load(folder, device="cuda")
     with pytest.raises(
         fastinfer.BackendError, match=r"^cuda:0 has no room for the (buffer '\w+'|workspace of products): .* MB are free\.\n"

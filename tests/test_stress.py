@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -28,3 +30,26 @@ def test_mixed_calls_keep_their_bits():
         calls, wrong, _ = soak.soak(0.1, 3)
     assert calls > 20
     assert wrong == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="no /proc/self/task on this system")
+def test_threads_sleep_when_a_call_has_returned():
+    subject = processes.Subject()
+    subject.answer()
+    own = threading.get_native_id()
+
+    def awake() -> list[str]:
+        states = {}
+        for task in Path("/proc/self/task").iterdir():
+            if int(task.name) != own:
+                states[task.name] = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        assert states, "no thread was started, so the test tests nothing"
+        return [name for name, state in states.items() if state == "R"]
+
+    for _ in range(100):
+        if not awake():
+            break
+        time.sleep(0.05)
+    for _ in range(20):
+        assert not awake()
+        time.sleep(0.01)

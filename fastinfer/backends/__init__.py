@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, short
 
 __all__ = ["available", "get"]
 
@@ -23,9 +23,9 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     from .reference import Reference
 
     if not isinstance(device, str):
-        raise BackendError(f"device is {device!r}, expected a string such as 'cpu' or 'numpy'")
-    if dtype not in (None, *COMPUTE_DTYPES):
-        raise BackendError(f"dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
+        raise BackendError(f"device is {short(device)}, expected a string such as 'cpu' or 'numpy'")
+    if not (dtype is None or (isinstance(dtype, str) and dtype in COMPUTE_DTYPES)):
+        raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
         why_not = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
@@ -40,7 +40,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         from .cpu import CPU, isas
 
         if rest and rest not in isas():
-            raise _cannot(device, f"this CPU has no ISA {rest!r}")
+            raise _cannot(device, f"this CPU has no ISA {short(rest)}")
         backend, arguments = CPU, {"isa": rest or None, "threads": threads, "dtype": dtype}
     elif kind == "cuda":
         why = _why_no_cuda()
@@ -52,7 +52,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     else:
         raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
     if dtype not in (None, *backend.dtypes):
-        raise BackendError(f"dtype {dtype!r} was asked for, but device {device!r} computes in {', '.join(backend.dtypes)}")
+        raise BackendError(f"dtype {dtype!r} was asked for, but device {short(device)} computes in {', '.join(backend.dtypes)}")
     return backend(**arguments)
 
 
@@ -82,4 +82,4 @@ def _why_no_cuda() -> str | None:
 
 def _cannot(device: str, why: str) -> BackendError:
     usable = [name for name, reason in available().items() if reason is None]
-    return BackendError(f"device {device!r} was asked for but cannot run: {why}\n  Available here: {', '.join(usable)}.")
+    return BackendError(f"device {short(device)} was asked for but cannot run: {why}\n  Available here: {', '.join(usable)}.")

@@ -1,0 +1,166 @@
+"""Messages: bounded, and printable whatever stands in them."""
+
+import json
+import pickle
+import random
+
+import builders
+import numpy as np
+import pytest
+
+import fastinfer
+from fastinfer import checkpoint
+from fastinfer.checkpoint import Tensor
+from fastinfer.config import Classify, Tasks
+from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
+
+# What a terminal would obey, what turns the direction of writing, what is no character, and a line that looks like one of ours.
+HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e\u2066\ud800\r\b\0\x7f\nfastinfer: error: EVIL\u2028EVIL"
+KINDS = [getattr(fastinfer, name) for name in fastinfer.__all__ if name.endswith("Error")]
+
+
+def tame(text: str) -> bool:
+    """Whether a text is short and does nothing to a terminal; what others wrote begins no line."""
+    lines = text.split("\n")
+    return len(text) <= LONGEST and all(line.isprintable() for line in lines) and all(line.startswith("  ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_error_has_a_tame_message(kind):
+    for text in (HOSTILE, HOSTILE * 10**5, "\x1b" * 10**6, "\n" * LONGEST, "\n  a" * 10**5, "", "x" * LONGEST, "x" * (LONGEST + 1)):
+        error = kind(text)
+        assert tame(str(error))
+        assert len(repr(error)) < 3 * LONGEST
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+        with pytest.raises(kind) as caught, about(HOSTILE * 1000):
+            raise error
+        assert tame(str(caught.value))
+
+
+def test_what_is_printable_stays():
+    text = "layers.0 is 5: é 日本語 עברית 👍🏽\n  a line of ours\n  another"
+    assert str(FastinferError(text)) == text == printable(text)
+    assert printable("a\tb\nc\x1b\ud800\u202e") == r"a\tb\nc\x1b\ud800\u202e"
+    assert printable("x" * LONGEST) == "x" * LONGEST
+    cut = printable("a" * 10**6 + "what to do")
+    assert len(cut) == LONGEST
+    assert cut.startswith("aaa")
+    assert cut.endswith("what to do")
+    assert "  [...]  " in cut
+
+
+def test_printable_of_random_text():
+    chance = random.Random(8)
+    for _ in range(300):
+        text = "".join(chr(chance.choice((chance.randrange(32), chance.randrange(0x300), chance.randrange(0x110000)))) for _ in range(50))
+        shown = printable(text)
+        assert tame(shown)
+        assert printable(shown) == shown
+        assert shown.encode()  # no lone surrogates
+
+
+class Odd:
+    def __repr__(self):
+        raise ValueError("no repr")
+
+
+def test_short_takes_anything():
+    deep: list = []
+    for _ in range(10**5):
+        deep = [deep]
+    for value in (HOSTILE, HOSTILE * 10**4, 10**10**5, [10**5000] * 9, deep, Odd(), [Odd()], np.zeros((500, 500)), {"a": {"b": {"c": {}}}}):
+        text = short(value)
+        assert len(text) < 800
+        assert "\n" not in text
+
+
+def test_lists_are_cut():
+    assert listed(["a", 5]) == "a, 5"
+    assert listed(range(LISTED)) == ", ".join(map(str, range(LISTED)))
+    assert listed(range(10**6), "; ").endswith(f"; {LISTED - 1}; ... and {10**6 - LISTED} more")
+
+
+# --- what comes from files -------------------------------------------------------------------------
+
+
+def refused(folder, **options) -> str:
+    with pytest.raises(FastinferError) as error:
+        fastinfer.load(folder, device="numpy", **options)
+    assert tame(str(error.value)), str(error.value)[:5000]
+    return str(error.value)
+
+
+def test_thousands_of_surplus_tensors_are_counted(tmp_path):
+    config = builders.tiny()
+    stored = {**builders.weights(config), **{HOSTILE + str(i): Tensor(np.zeros(1, np.float32), "float32") for i in range(30_000)}}
+    with pytest.raises(fastinfer.CheckpointError, match=r"30000 tensors not as config.json says:(?s:.)*and 29980 more") as error:
+        checkpoint.check(config, stored, str(tmp_path))
+    assert tame(str(error.value))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nfastinfer: error: EVIL", "a\u202eb"])
+def test_names_of_folders(tmp_path, name):
+    assert "EVIL" not in refused(tmp_path / name).partition(r"\n")[0]
+    folder = tmp_path / name
+    builders.save(folder, builders.tiny())
+    assert tame(repr(fastinfer.load(folder, device="numpy")))
+    (folder / "config.json").write_text('{"format_version": 1, "hidden": {}}')
+    refused(folder)
+    (folder / "config.json").unlink()
+    refused(folder)
+
+
+def spoiled(data, place: int):
+    """`data` with its string, key or number at `place` replaced by a hostile one, or None where it has fewer."""
+    seen = -1
+
+    def walk(value):
+        nonlocal seen
+        if isinstance(value, dict):
+            pairs = []
+            for key, item in value.items():
+                seen += 1
+                pairs.append((HOSTILE if seen == place else key, walk(item)))
+            return dict(pairs)
+        if isinstance(value, list):
+            return [walk(v) for v in value]
+        seen += 1
+        return HOSTILE * 1000 if seen == place else value
+
+    changed = walk(data)
+    return changed if seen >= place else None
+
+
+def test_strings_in_json_files(tmp_path):
+    """Every key and value of config.json and of the index, hostile once."""
+    builders.save(tmp_path, builders.tiny(), max_shard_bytes=4000)
+    for file in ("config.json", "model.safetensors.index.json"):
+        text = (tmp_path / file).read_text()
+        place = errors = 0
+        while (data := spoiled(json.loads(text), place)) is not None:
+            (tmp_path / file).write_text(json.dumps(data))
+            try:
+                said = repr(fastinfer.load(tmp_path, device="numpy"))
+            except FastinferError as error:
+                said = str(error)
+                errors += 1
+            assert tame(said), said[:5000]
+            place += 1
+        assert errors > 20
+        (tmp_path / file).write_text(text)
+
+
+def test_labels_of_the_model(tmp_path):
+    config = builders.tiny(tasks=Tasks(classify=Classify((HOSTILE, "b"), "softmax")))
+    builders.save(tmp_path, config)
+    assert tame(repr(fastinfer.load(tmp_path, device="numpy")))
+
+
+def test_weights_that_a_dtype_cannot_hold_are_named_with_their_folder(tmp_path):
+    config = builders.tiny()
+    made = builders.weights(config)
+    made["layers.0.attention.qkv.weight"].data[3, 4] = np.nan
+    checkpoint.save(tmp_path, config, made)
+    with pytest.raises(fastinfer.CheckpointError) as error:
+        fastinfer.load(tmp_path, device="cpu", dtype="int8", validate=False)
+    assert str(error.value).startswith(f"{tmp_path}: layers.0.attention.qkv.weight: a weight is NaN or infinite, which int8 cannot hold")
