@@ -23,7 +23,7 @@ from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
 from .errors import CheckpointError, InputError
-from .tokenizer_file import open_tokenizer
+from .tokenizer_file import is_free, open_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_text", "as_texts", "each_text", "warn_of"]
 
@@ -33,6 +33,9 @@ ANSWER_STRIDE = 128  # tokens that neighbouring windows of a long context share
 CALL_TEXTS, CALL_CHARACTERS = 1024, 1 << 16
 # Characters of a long text that are tokenised at first for each token that is kept; where they do not suffice, four times as many.
 CHARACTERS_PER_TOKEN = 8
+# Characters from which on memory is asked for before the library is called; bytes that are asked for at most, and before its threads,
+# which reserve 64 MB of addresses each, have work.
+ASK_CHARACTERS, MOST_ASKED, ASKED_FOR_THREADS = 4096, 256 << 20, 512 << 20
 IMPORTED_IN = os.getpid()  # another process is a fork of this one
 
 
@@ -247,10 +250,14 @@ class Tokenizer:
 
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
         """What the library makes of texts, with its threads where it can have them."""
+        # The library aborts where it gets no memory, so that it is asked for first: up to 800 bytes a character were measured.
+        characters = sum(len(side) for text in texts for side in _sides(text))
+        if characters > ASK_CHARACTERS and not is_free(min(characters << 10, MOST_ASKED)):
+            raise MemoryError(f"{min(characters << 10, MOST_ASKED) >> 20} MB to tokenise {characters} characters cannot be had")
         # A fork lacks the threads that the library may have started before. It knows, unless the environment tells it to use them: then it
         # would wait for ever.
         forked = os.getpid() != IMPORTED_IN and "TOKENIZERS_PARALLELISM" in os.environ
-        alone = len(texts) < 2 or forked or Tokenizer._threadless
+        alone = len(texts) < 2 or forked or Tokenizer._threadless or not is_free(ASKED_FOR_THREADS)
         if not alone:
             try:
                 return self.raw.encode_batch(texts, is_pretokenized=words)

@@ -15,6 +15,7 @@ import binascii
 import contextlib
 import functools
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from .config import parse_json, vocabulary_bytes
 from .errors import CheckpointError, about, short
 from .files import read_file
 
-__all__ = ["Library", "open_tokenizer"]
+__all__ = ["Library", "is_free", "open_tokenizer"]
 
 MOST_CHARACTERS = 4096  # of a word of the vocabulary, or any other string
 MOST_PREFIX = 64  # characters of what is put before or behind pieces: it is copied for each
@@ -112,6 +113,9 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
         patterns = set(check(data, vocabulary)) - PATTERNS
         if patterns:
             try_apart(text, vocabulary, patterns)
+    needed = (16 << 20) + 64 * len(text)
+    if not is_free(needed):
+        raise MemoryError(f"{needed >> 20} MB to open {path} cannot be had")
     with as_errors(unreadable):
         raw = tokenizers.Tokenizer.from_buffer(text)
         raw.no_padding()
