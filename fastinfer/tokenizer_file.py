@@ -94,6 +94,15 @@ def as_errors(what: str) -> Iterator[None]:
     raise CheckpointError(f"{what}: {reason[:500]}")
 
 
+def is_free(size: int) -> bool:
+    """Whether so many bytes of memory can be had, as far as the system promises any: the library aborts where it gets none."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError:
+        return False
+    return True
+
+
 def open_tokenizer(path: Path, vocabulary: int) -> Library:
     """The tokenizer.json at `path`, for a model of so many tokens, its padding and truncation switched off.
 
