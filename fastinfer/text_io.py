@@ -63,8 +63,8 @@ def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
     """The lines of a file. Raises InputError for one that is too long, of which no more is read."""
     most = LINE_MEGABYTES << 20
     for number in itertools.count(1):
-        line = file.readline(most + 1)
-        if len(line) > most:
+        line = file.readline(most + 2)
+        if len(line) > most + line.endswith(b"\n"):
             raise InputError(f"{name}, line {number} has more than {LINE_MEGABYTES} MB, expected one text per line: split it")
         if not line:
             return

@@ -257,6 +257,17 @@ def test_embed(run, random_model, tmp_path):
     assert_allclose(np.load(tmp_path / "x.npy"), fastinfer.load(random_model).embed("ada", normalize=False), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["texts.txt", "texts.txt.gz"])
+def test_a_line_that_is_too_long(run, random_model, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(text_io, "LINE_MEGABYTES", 1)
+    path = tmp_path / name
+    lines = b"ada\n" + b"a" * (1 << 20) + b"\n" + b"a" * ((1 << 20) + 1)
+    path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    status, out, err = run("embed", "-m", random_model, "-i", path)
+    assert (status, out.count("\n")) == (1, 2)
+    assert err == f"fastinfer: error: {path}, line 3 has more than 1 MB, expected one text per line: split it\n"
+
+
 def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp_path, monkeypatch):
     monkeypatch.setattr(text_io, "WINDOW_TEXTS", 4)
     monkeypatch.setattr(text_io, "WINDOW_CHARACTERS", 60)
@@ -276,7 +287,7 @@ def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp
     assert min(map(len, sizes)) < 4
     assert err.startswith("fastinfer: warning: 2 of ")
     assert err.count("\n") == 1
-    assert "the longest had at least 62" in err
+    assert "the longest had at least 45" in err
     run("embed", "-m", random_model, "-i", path, "-o", tmp_path / "x.npy")
     with pytest.warns(UserWarning, match="2 of 33 texts"):
         assert_allclose(np.load(tmp_path / "x.npy"), compute(texts), atol=1e-5)
