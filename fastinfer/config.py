@@ -242,8 +242,14 @@ class Config:
                 raise ConfigError(f"the whole is {short(data)}, expected an object")
             version = data.get("format_version")
             if type(version) is not int or version != FORMAT_VERSION:
+                newer = type(version) is int and version > FORMAT_VERSION
                 raise ConfigError(
-                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
+                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: "
+                    + (
+                        "a newer fastinfer wrote this checkpoint; update fastinfer to read it"
+                        if newer
+                        else "the file is damaged or was edited; copy or convert the checkpoint again"
+                    )
                 )
             _check_keys(cls, data, "")
             if isinstance(data["ffn"], dict):
@@ -343,8 +349,8 @@ def as_json(text: bytes, path: Path) -> Any:
         return parse_json(text)
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
-    except (ValueError, MemoryError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error or 'not enough memory'}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def _plain(value: Any) -> Any:

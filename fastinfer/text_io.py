@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import sys
@@ -35,6 +36,7 @@ __all__ = [
 # Texts, and about as many characters, that are read, computed and written at a time.
 WINDOW_TEXTS = 1024
 WINDOW_CHARACTERS = 1 << 17
+LINE_MEGABYTES = 16  # of the longest line: a text without a space takes 60 times as much while it is tokenised
 SHOWN = 72  # characters of a text in readable output
 
 # --- texts in --------------------------------------------------------------------------------------
@@ -51,13 +53,25 @@ def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
     number = 0
     try:
         with _opened(name, args) as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(_lines(lines, name), 1):
                 yield parse(_decoded(line, number, name), args, f"{name}, line {number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{name}, after line {number}: broken gzip data: {error}") from None
 
 
-def _opened(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of a file. Raises InputError for one that is too long, of which no more is read."""
+    most = LINE_MEGABYTES << 20
+    for number in itertools.count(1):
+        line = file.readline(most + 1)
+        if len(line) > most:
+            raise InputError(f"{name}, line {number} has more than {LINE_MEGABYTES} MB, expected one text per line: split it")
+        if not line:
+            return
+        yield line
+
+
+def _opened(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
     return gzip.open(name) if name.endswith(".gz") else open(name, "rb")
@@ -130,7 +144,7 @@ def _count(args: argparse.Namespace) -> int | None:
     if args.input.endswith(".gz") or not os.path.isfile(args.input):
         return None
     with open(args.input, "rb") as file:
-        return sum(1 for _ in file)
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 # --- answers out -----------------------------------------------------------------------------------
