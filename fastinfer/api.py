@@ -47,7 +47,7 @@ def load(
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
                   of them, each of which gets the model and takes batches in turn
     dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
-    threads       most threads per call; None: the CPUs that this process may use
+    threads       most threads per call; None, or more than there are: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
     copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read

@@ -74,6 +74,25 @@ def test_where_no_more_threads_are_to_be_had_calls_go_on_with_those_there_are(be
     assert said == "0\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="this system has no scheduling policies")
+def test_a_caller_of_real_time_priority_lets_its_team_run():
+    """On one CPU it would yield to itself, and wait for ever for a thread that cannot run."""
+    said = run("""
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    want = call(1)
+    call(2)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        print("not allowed")
+        sys.exit()
+    for _ in range(5):
+        assert np.array_equal(call(2), want)
+    """)
+    if said:
+        pytest.skip("this process may not have a real-time priority")
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_threads_that_have_no_cpu_are_not_started():
     said = run("""

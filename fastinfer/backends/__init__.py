@@ -16,7 +16,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
     dtype    what to compute in; None: what is stored suggests
-    threads  most threads per call; None: the CPUs that this process may use
+    threads  most threads per call; None, or more than there are: the CPUs that this process may use
 
     Raises BackendError naming what can run here.
     """
