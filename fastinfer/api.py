@@ -85,7 +85,7 @@ def _folder(path_or_name: str | os.PathLike | None) -> Path:
     if path_or_name in inside():
         return MODELS / path_or_name
     raise CheckpointError(
-        f"{os.fspath(path_or_name)} is no checkpoint folder; expected one with config.json and model.safetensors, "
+        f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
         f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
     )
 
