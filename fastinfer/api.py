@@ -16,7 +16,7 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, listed, printable, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, check_int, listed, printable, short
 from .progress import Progress
 from .tokenizer import Tokenizer, as_text, as_texts, each_text, warn_of
 
@@ -38,6 +38,7 @@ def load(
     threads: int | None = None,
     max_depth: int | None = None,
     validate: bool | None = None,
+    copy: bool = False,
 ) -> Model:
     """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
 
@@ -48,22 +49,29 @@ def load(
     threads       most threads per call; None: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
+    copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read
+
+    Tensors over 64 KB that are used as they are stored (embeddings and trees on the CPU; with NumPy all of float32) stay in the mapped
+    file as long as the model lives; tables of children never do. Replacing the file, as checkpoint.save does, is safe. Writing into it
+    changes answers without a word, and cutting it short ends the process (SIGBUS, which Python cannot turn into an error), during the
+    load, too. Pass copy=True where others may do either.
 
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
     folder = _folder(path_or_name)
-    if max_depth is not None and (isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 0):
-        raise InputError(f"max_depth is {max_depth!r}, expected None or an integer of at least 0")
+    max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     if validate is not None:
         check_flag("validate", validate)
+    check_flag("copy", copy)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
-    config, stored = checkpoint.load(folder, validate=validate)
-    tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
-    nbytes = sum(t.nbytes for t in stored.values())
-    with about(str(folder)):
-        replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+    with checkpoint.unchanged(folder):
+        config, stored = checkpoint.load(folder, validate=validate, copy=copy)
+        tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
+        nbytes = sum(t.nbytes for t in stored.values())
+        with about(str(folder)):
+            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
@@ -189,7 +197,7 @@ class Model:
         Raises InputError for a text without the model's mask token (shown in the message).
         """
         self._head("fill_mask")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
         texts = as_texts(texts)
         packed, encodings = self._pack(texts)
@@ -243,7 +251,7 @@ class Model:
         overlap. The score is the product of the start's and the end's probability within its window.
         """
         self._head("answer")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         tokenizer = self._need_tokenizer("answer")
         questions, contexts = _singles(questions, "questions"), _singles(contexts, "contexts")
         if len(questions) != len(contexts):
@@ -282,7 +290,7 @@ class Model:
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
-        _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k)
         documents = as_texts(documents, "documents")
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
@@ -309,8 +317,9 @@ class Model:
         """
         count = self.config.layers
         given = layers if isinstance(layers, (tuple, list)) else ()
-        if not given or any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not -1 <= i <= count for i in given):
-            raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+        if not given:
+            raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+        given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
         packed, _ = self._pack(texts_or_batch)
         result: list = [None] * len(packed)
         with self._turn(threads) as (ops, weights, work):
@@ -559,9 +568,7 @@ def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray,
 
 
 def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-        raise InputError(f"{name} is {value!r}, expected a positive integer")
-    return value
+    return None if value is None else check_int(name, value, 1)
 
 
 def _singles(texts: Any, name: str) -> list[str]:

@@ -7,12 +7,14 @@ aligned, so that trees are used where they lie in the mapped file.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ffn, heads
-from .config import MAX_CONFIG_BYTES, Config, parse_json, read_json
+from .config import MAX_VOCABULARY_BYTES, Config, parse_json, read_json
 from .errors import CheckpointError, DtypeError, InputError, listed, short
-from .files import replacing_all
+from .files import read_file, regular, replacing_all, stamp
 
 __all__ = ["Group", "Spec", "Tensor", "check_children", "check_finite", "group", "load", "map_folder", "parameters", "save", "tensors"]
+__all__ += ["unchanged"]
 
 # name here -> (name in safetensors, numpy dtype of its bits; numpy has no bfloat16)
 DTYPES = {
@@ -36,9 +39,13 @@ DTYPES = {
 }
 FROM_SAFETENSORS = {code: (name, dtype) for name, (code, dtype) in DTYPES.items()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # how names of a checkpoint's files end
 ALIGNMENT = 64
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 SCAN = 1 << 20  # values that the scan converts at a time
+MAX_HEADER = 16 << 20  # bytes: 1,024 layers need 4 MB
+SMALL = 64 << 10  # bytes: smaller tensors are copied, since nothing would be gained by mapping them
+MAX_SINUSOIDS = 64 << 20  # bytes of a table that no tensor confirms, where the weights are not larger
 
 
 class Spec(NamedTuple):
@@ -160,11 +167,16 @@ def tensors(config: Config) -> dict[str, Spec]:
 
 
 def load(
-    path: str | os.PathLike, *, validate: bool | None = None, read: Callable[[Path], dict[str, Tensor]] | None = None
+    path: str | os.PathLike,
+    *,
+    validate: bool | None = None,
+    copy: bool = False,
+    read: Callable[[Path], dict[str, Tensor]] | None = None,
 ) -> tuple[Config, dict[str, Tensor]]:
     """Map and check the checkpoint in folder `path`, of this format or another that layouts.py can rename.
 
     validate  scan all weights for NaN and infinity; None: when the files are small
+    copy      read the weights into memory; False: map them, except small tensors and tables of children
     read      gets the folder's tensors; None: map_folder, which knows safetensors alone
 
     Raises ConfigError or CheckpointError; a message about tensors lists every missing, surplus or
@@ -178,8 +190,8 @@ def load(
     if not os.path.isdir(folder):
         hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
-    data = read_json(folder / "config.json", MAX_CONFIG_BYTES)
-    stored = (read or map_folder)(folder)
+    data = read_json(folder / "config.json")
+    stored = read(folder) if read else map_folder(folder, read=functools.partial(map_file, copy=copy))
     if isinstance(data, dict) and "format_version" in data:
         config = Config.from_json(data, str(folder / "config.json"))
     else:
@@ -226,44 +238,73 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
     return found
 
 
-def map_file(path: Path) -> dict[str, Tensor]:
-    """{name: Tensor} of one safetensors file, views of its memory map.
+def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
+    """{name: Tensor} of one safetensors file: views of its memory map, or copies.
+
+    copy  copies of all; False: of small tensors and of integers, which may be indices that kernels follow unchecked
 
     The safetensors library checks the header: its length, every tensor's size and place, the file's end. This reads the
-    places from the header that it found sound, since the arrays that the library gives are copies.
+    places from the header that it found sound, since the arrays that the library gives are copies. Both read one open file.
     """
     import safetensors
 
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path} is no regular file")
-    try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
             start = 8 + int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(start - 8))
-            data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size else np.empty(0, np.uint8)
-    except (OSError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
-        size = os.path.getsize(path)
-        raise CheckpointError(
-            f"{path} ({size} bytes) is no whole safetensors file: {error or 'not enough memory'}: copy or download it again"
-        ) from None
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        dtype, bits = FROM_SAFETENSORS.get(entry["dtype"], (entry["dtype"], np.dtype(np.uint8)))
-        view = data[begin:end].view(np.ndarray)
-        if dtype in DTYPES:
-            if view.ctypes.data % bits.itemsize:  # the format does not promise alignment
-                view = view.copy()
-            try:
-                view = view.view(bits).reshape(entry["shape"])
-            except (ValueError, OverflowError) as error:
-                raise CheckpointError(f"{path}: tensor {short(name)} has shape {short(entry['shape'])}: {error}") from None
-        found[name] = Tensor(view, dtype)
+            if 8 + MAX_HEADER < start <= size:
+                raise ValueError(f"its header has {start - 8} bytes, expected at most {MAX_HEADER}")
+            text = file.read(start - 8) if start <= size else b""
+            with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
+                pass
+            file.seek(8)
+            if file.read(start - 8) != text:
+                raise ValueError("it changed while it was read")
+            header = parse_json(text)
+            data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size and not copy else None
+        except (OSError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} ({size} bytes) is no whole safetensors file: {error or 'not enough memory'}: copy or download it again"
+            ) from None
+        header.pop("__metadata__", None)
+        found = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            dtype, bits = FROM_SAFETENSORS.get(entry["dtype"], (entry["dtype"], np.dtype(np.uint8)))
+            # The format does not promise alignment.
+            if data is None or dtype == "int32" or end - begin <= SMALL or (start + begin) % bits.itemsize:
+                view = np.empty(end - begin, np.uint8)
+                file.seek(start + begin)
+                if file.readinto(view) != len(view):
+                    raise CheckpointError(f"{path} changed while it was read: it had {size} bytes")
+            else:
+                view = data[begin:end].view(np.ndarray)
+            if dtype in DTYPES:
+                try:
+                    view = view.view(bits).reshape(entry["shape"])
+                except (ValueError, OverflowError) as error:
+                    raise CheckpointError(f"{path}: tensor {short(name)} has shape {short(entry['shape'])}: {error}") from None
+            found[name] = Tensor(view, dtype)
     return found
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError where a file of the checkpoint was written to or replaced during the block: what was read may be a mix."""
+
+    def stamps() -> dict[str, Any]:
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(FILES))
+        except (OSError, ValueError):
+            names = []
+        return {name: stamp(folder / name) for name in names}
+
+    before = stamps()
+    yield
+    after = stamps()
+    if before != after:
+        changed = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
+        raise CheckpointError(f"{folder / changed[0]} changed while it was read: load the checkpoint again when its writer is done")
 
 
 def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -291,6 +332,12 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
             f"{where}: {len(problems)} tensor{'s' * (len(problems) > 1)} not as config.json says:\n  "
             + listed(sorted(problems), "\n  ")
             + "\n  Where the file came from another tool, convert the original with tools/convert.py."
+        )
+    table, weights = 4 * config.positions.max * config.hidden, sum(t.nbytes for t in stored.values())
+    if config.positions.kind == "scaled-sinusoidal" and table > max(MAX_SINUSOIDS, weights):
+        raise CheckpointError(
+            f"{where}: positions.max is {config.positions.max}, whose table of sines would take {table} bytes, "
+            f"expected at most {max(MAX_SINUSOIDS, weights)}, for weights of {weights} bytes"
         )
     found = {}
     for name, (_, dtype, family) in spec.items():
@@ -399,7 +446,7 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
-            files["tokenizer.json"] = [Path(tokenizer).read_bytes()]
+            files["tokenizer.json"] = [read_file(tokenizer, MAX_VOCABULARY_BYTES)]
         _replace(folder, files | {"config.json": [config.to_json().encode()]})
         for old in {SINGLE, INDEX, *(f.name for f in folder.glob("model-?????-of-?????.safetensors"))} - set(files):
             (folder / old).unlink(missing_ok=True)

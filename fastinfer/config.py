@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import types
 import typing
 from collections import Counter
@@ -17,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConfigError, listed, short
+from .errors import ConfigError, check_int, listed, short
+from .files import read_file
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
@@ -25,8 +25,9 @@ MAX_LAYERS = 1024
 # Sizes that a file may name are bounded before anything is computed from them.
 MAX_POSITIONS = 1 << 16
 MAX_SIZE = 1 << 24
-MAX_CONFIG_BYTES = 4 << 20
-MAX_JSON_BYTES = 64 << 20
+MAX_WIDTH = 1 << 16  # of a feedforward or a head: a batch of 2,048 tokens has that many float32 values each, at most 0.5 GB
+MAX_JSON_BYTES = 4 << 20
+MAX_VOCABULARY_BYTES = 64 << 20
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Pooling = Literal["mean", "cls", "max", "lse"]
@@ -258,11 +259,11 @@ class Config:
 def _problems(c: Config) -> typing.Iterator[str]:
     """Everything about a Config that its types do not say."""
 
-    def sizes(**named: int) -> typing.Iterator[str]:
+    def sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
         for name, value in named.items():
             low = 0 if name.endswith(("token_types", "dense")) else 1
-            if not low <= value <= MAX_SIZE:
-                yield f"{name} is {short(value)}, expected an integer from {low} to {MAX_SIZE}"
+            if not low <= value <= high:
+                yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
 
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
@@ -286,9 +287,9 @@ def _problems(c: Config) -> typing.Iterator[str]:
     for ffn, i in first.items():
         at = f"ffn[{i}]."
         if isinstance(ffn, Dense):
-            yield from sizes(**{at + "width": ffn.width})
+            yield from sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
-        yield from sizes(**{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
         if not 0 <= ffn.depth <= MAX_DEPTH:
             yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
         elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
@@ -301,12 +302,12 @@ def _problems(c: Config) -> typing.Iterator[str]:
         head = getattr(c.tasks, name)
         if head is None:
             continue
-        if not head.labels:
-            yield f"tasks.{name}.labels is empty, expected at least one label"
+        if not 1 <= len(head.labels) <= MAX_WIDTH:
+            yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
     for i, layer in enumerate(c.tasks.classify.layers if c.tasks.classify else ()):
-        yield from sizes(**{f"tasks.classify.layers[{i}].width": layer.width})
+        yield from sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
     if c.tasks.tag and c.tasks.tag.scheme == "bio":
         odd = [label for label in c.tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
         if odd:
@@ -328,18 +329,22 @@ def parse_json(text: bytes) -> Any:
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     """Parse a JSON file of at most `limit` bytes. Raises ConfigError naming the file."""
-    if not os.path.isfile(path):
-        raise ConfigError(f"{path} {'is no regular file' if os.path.exists(path) else 'does not exist'}")
+    return as_json(read_file(path, limit, ConfigError), path)
+
+
+def vocabulary_bytes(tokens: int) -> int:
+    """The most bytes of a file that lists so many tokens: published ones have 10 to 80 a token, and 0.3 MB for normalisation."""
+    return min(MAX_VOCABULARY_BYTES, (1 << 20) + 512 * tokens)
+
+
+def as_json(text: bytes, path: Path) -> Any:
+    """parse_json() of what the file `path` holds. Raises ConfigError naming the file."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(limit + 1)
-        if len(text) <= limit:
-            return parse_json(text)
+        return parse_json(text)
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
-    except (OSError, ValueError, MemoryError) as error:
+    except (ValueError, MemoryError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error or 'not enough memory'}") from None
-    raise ConfigError(f"{path} has more than {limit} bytes, expected a small JSON file")
 
 
 def _plain(value: Any) -> Any:
@@ -404,6 +409,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
     if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
+    if kind is int:
+        return check_int(at, value, error=ConfigError)
     if type(value) is not kind:
-        raise wrong({int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind])
+        raise wrong({float: "a number", bool: "true or false", str: "a string"}[kind])
     return value

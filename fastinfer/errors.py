@@ -7,6 +7,7 @@ messages of others stand in it, too. So every message is bounded and made printa
 from __future__ import annotations
 
 import contextlib
+import operator
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "about",
     "check_array",
     "check_flag",
+    "check_int",
     "is_plain",
     "listed",
     "printable",
@@ -131,13 +133,33 @@ def is_plain(value: Any) -> bool:
     return type(value) in (np.ndarray, np.memmap)
 
 
+def check_int(
+    name: str, value: Any, low: int | None = None, high: int | None = None, *, error: type[FastinferError] = InputError, because: str = ""
+) -> int:
+    """`value` as an int when it is an integer from `low` to `high`, or raise `error` naming it.
+
+    name     what the caller called it, e.g. "depth"
+    low      the least value, and `high` the greatest; None: no limit
+    because  added to the message, e.g. what else is accepted
+
+    numpy integers and whatever else has __index__ count; a bool does not. What is stored or compared later is an int.
+    """
+    whole: int | None = None
+    with contextlib.suppress(TypeError):
+        whole = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    if whole is None or (low is not None and whole < low) or (high is not None and whole > high):
+        limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise error(f"{name} is {short(value)}, expected an integer{limits}{because}")
+    return whole
+
+
 def check_array(
     name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
 ) -> np.ndarray:
     """Return `array` when it is a plain ndarray of `dtype` whose shape fits, or raise naming it.
 
     name     what the caller called it, e.g. "w_in"
-    shape    sizes, or letters for sizes that are free, e.g. ("T", 768)
+    shape    sizes, any integers; or letters for sizes that are free, e.g. ("T", 768)
     because  where the expectation comes from, added to the message
 
     Raises DtypeError for a wrong dtype, byte order or no array; ShapeError for a wrong shape or, when
@@ -149,9 +171,10 @@ def check_array(
         raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}{hint}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
+    shape = [s if isinstance(s, str) else operator.index(s) for s in shape]
     wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
     why = f"\n  {because}" if because else ""
-    if array.ndim != len(shape) or any(isinstance(s, int) and s != got for s, got in zip(shape, array.shape, strict=True)):
+    if array.ndim != len(shape) or any(not isinstance(s, str) and s != got for s, got in zip(shape, array.shape, strict=True)):
         raise ShapeError(f"{name} is {array.shape}, expected {wanted}{why}")
     if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
         raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")

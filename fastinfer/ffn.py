@@ -16,7 +16,7 @@ import numpy as np
 from . import backends
 from .config import FFF as FFFConfig
 from .config import MAX_DEPTH, Dense, tree_nodes
-from .errors import DtypeError, InputError, check_array, short
+from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
 
 __all__ = ["FFF", "fff", "forward", "tensors"]
 
@@ -95,8 +95,7 @@ class FFF:
         from .checkpoint import Group, Tensor
         from .model import Workspace
 
-        if isinstance(depth, bool) or not isinstance(depth, (int, np.integer)) or not 0 <= depth <= MAX_DEPTH:
-            raise InputError(f"depth is {depth!r}, expected an integer from 0 to {MAX_DEPTH}")
+        depth = check_int("depth", depth, 0, MAX_DEPTH)
         if not isinstance(activation, str) or activation != "gelu":
             raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
@@ -115,7 +114,7 @@ class FFF:
 
         ops.begin(hidden, 0, dtype)
         self._workspace = None if dense is None else Workspace
-        self.trees, self.depth, self.hidden = trees, int(depth), hidden
+        self.trees, self.depth, self.hidden = trees, depth, hidden
         self.dtype, self.device = dtype, ops.device
         layer = Group()
         nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
@@ -127,6 +126,8 @@ class FFF:
                 raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
             d_in, d_bias, d_out = (ops.to_host(a) for a in dense)
             check_array("dense w_in", d_in, ("W", hidden), because=f"hidden={hidden} comes from w_in")
+            if not len(d_in):
+                raise ShapeError(f"dense w_in is {d_in.shape}, expected at least one neuron that is always on, or dense=None")
             check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
             if d_bias is not None:
                 d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
@@ -142,8 +143,9 @@ class FFF:
         On a GPU x may also be an array there, float32 or the layer's dtype: CuPy's, or one with __cuda_array_interface__ or __dlpack__.
         The answer is then a CuPy array of its dtype, on the caller's current stream.
         """
-        if self._ops.name == "cuda":
-            return self._ops.apply(self, x, out)
+        ops = self._ops if threads is None else self._ops.using(threads)
+        if ops.name == "cuda":
+            return ops.apply(self, x, out)
         # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
         if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == self.hidden and x.flags.carray):
             self._check(x)
@@ -157,7 +159,6 @@ class FFF:
             and not np.may_share_memory(x, out)
         ):
             self._check(x, out)
-        ops = self._ops if threads is None else self._ops.using(threads)
         forward(ops, x, self._layer, residual=None, out=out, work=self._workspace and self._workspace())
         return out
 

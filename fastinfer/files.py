@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files of strangers read within limits; files of our own that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,60 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["naming", "replacing", "replacing_all"]
+from .errors import CheckpointError, FastinferError
+
+__all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stamp"]
+
+
+@contextlib.contextmanager
+def regular(path: str | os.PathLike, kind: type[FastinferError] = CheckpointError) -> Iterator[BinaryIO]:
+    """The regular file at `path`, or at the end of its links, open for reading.
+
+    A pipe or a device is refused without waiting for it: what is looked at is what was opened, so no other file can
+    take its place between. Raises `kind` naming the file, also for an OSError in the block.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError
+            yield file
+    except FastinferError:
+        raise
+    except FileNotFoundError:
+        raise kind(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise kind(f"{path} is no regular file") from None
+    except (OSError, ValueError) as error:
+        raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to, too."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def read_file(path: str | os.PathLike, limit: int, kind: type[FastinferError] = CheckpointError) -> bytes:
+    """The content of a regular file of at most `limit` bytes, its size looked at before anything is read.
+
+    Raises `kind` naming the file.
+    """
+    with regular(path, kind) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise kind(f"{path} has {size} bytes, expected at most {limit}")
+        text = file.read(size + 1)
+    if len(text) != size:
+        raise kind(f"{path} changed while it was read: had {size} bytes, gave {len(text)}")
+    return text
+
+
+def stamp(file: str | os.PathLike | int) -> tuple[int, ...] | None:
+    """What differs when the file of this name or descriptor was written to or replaced; None where it cannot be looked at."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from .checkpoint import Tensor
 from .config import (
     FFF,
     MAX_DEPTH,
+    MAX_JSON_BYTES,
     MAX_LAYERS,
     MAX_POSITIONS,
     MAX_SIZE,
@@ -34,8 +35,10 @@ from .config import (
     Tag,
     Tasks,
     read_json,
+    vocabulary_bytes,
 )
 from .errors import CheckpointError, ConfigError, listed, short
+from .files import read_file
 
 __all__ = ["RECOGNISED", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
@@ -115,10 +118,11 @@ class _Source:
 
     def labels(self, count: int) -> tuple[str, ...]:
         """The names of `count` classes: id2label where it fits, else LABEL_i."""
-        names = self.data.get("id2label") or {}
-        found = {int(k): str(v) for k, v in names.items() if str(k).isdecimal()} if isinstance(names, dict) else {}
-        if sorted(found) == list(range(count)) and len(set(found.values())) == count:
-            return tuple(found[i] for i in range(count))
+        names = self.data.get("id2label")
+        found = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
+        keys = [str(i) for i in range(count)]
+        if found.keys() == set(keys) and len(set(found.values())) == count:
+            return tuple(found[k] for k in keys)
         return tuple(f"LABEL_{i}" for i in range(count))
 
     def config(self, **fields: Any) -> Config:
@@ -325,7 +329,7 @@ def _finish(
             max_tokens=min(limit or positions, positions),
             tasks=Tasks(**tasks),
             token_types=token_types,
-            ids=_special_ids(s),
+            ids=_special_ids(s, len(made["embedding.word"].data)),
             stored=_stored(made),
         ),
         made,
@@ -411,9 +415,9 @@ def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | No
     pooling: Pooling | None = None
     normalize = False
     for module in _read(folder / "modules.json", list):
-        kind, path = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
+        kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _pooling(path / "config.json")
+            pooling = _pooling(_inside(folder, module.get("path", "")) / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -422,6 +426,15 @@ def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | No
             )
     limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
     return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+
+
+def _inside(folder: Path, path: Any) -> Path:
+    """The folder of a module, of which modules.json says the path below its own. Links are followed: caches are made of them."""
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(
+            f"{folder / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'"
+        )
+    return folder / path
 
 
 def _pooling(path: Path) -> Pooling:
@@ -436,13 +449,13 @@ def _pooling(path: Path) -> Pooling:
     return ways[chosen[0]]
 
 
-def _special_ids(s: _Source) -> Ids:
+def _special_ids(s: _Source, vocabulary: int) -> Ids:
     """Ids of special tokens: by name from tokenizer.json or vocab.txt, the names as the tokenizer's settings or habit have them."""
     if (s.folder / "tokenizer.json").exists():
-        tokens = _read(s.folder / "tokenizer.json", dict).get("added_tokens") or ()
+        tokens = _read(s.folder / "tokenizer.json", dict, vocabulary_bytes(vocabulary)).get("added_tokens") or ()
         known = {t.get("content"): t.get("id") for t in tokens}
     elif (s.folder / "vocab.txt").exists():
-        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt"))}
+        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt", vocabulary))}
     else:
         known = {}
     named = special_tokens(s.folder)
@@ -460,12 +473,13 @@ def special_tokens(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """The tokens of a vocab.txt, one a line. Raises CheckpointError naming the file."""
+def read_vocabulary(path: Path, most: int) -> list[str]:
+    """The tokens of a vocab.txt, one a line, of a model that has `most`. Raises CheckpointError naming the file."""
     try:
-        return path.read_text("utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
+        text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def read_options(path: Path) -> dict:
@@ -473,9 +487,9 @@ def read_options(path: Path) -> dict:
     return _read(path, dict) if path.exists() else {}
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read(path: Path, kind: type, limit: int = MAX_JSON_BYTES) -> Any:
     """A JSON file that holds an object, or a list of objects."""
-    value = read_json(path)
+    value = read_json(path, limit)
     if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
         raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")
     return value
@@ -562,7 +576,7 @@ def _crammed(s: _Source) -> tuple[Config, dict[str, Tensor]]:
         tasks=Tasks(**tasks),
         embedding_norm=bool(embedding.get("normalization", False)),
         final_norm=bool(c.get("final_norm", False)),
-        ids=_special_ids(s),
+        ids=_special_ids(s, len(made["embedding.word"].data)),
         attention_bias=False,
         stored=_stored(made),
     )

@@ -17,6 +17,7 @@ import numpy as np
 from .batch import PackedBatch
 from .config import Config
 from .errors import CheckpointError, InputError
+from .tokenizer_file import open_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_text", "as_texts", "each_text", "warn_of"]
 
@@ -98,18 +99,11 @@ def as_text(text: Any, name: str) -> str | tuple[str, str]:
 class Tokenizer:
     """A checkpoint's tokenizer.json, with the model's limit of tokens per text.
 
-    raw: the tokenizers.Tokenizer inside.
+    raw: the tokenizers.Tokenizer inside; what it raises is a CheckpointError (tokenizer_file.py).
     """
 
     def __init__(self, path: Path, config: Config) -> None:
-        import tokenizers
-
-        try:
-            self.raw = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} is no tokenizer that the tokenizers library can read: {error}") from None
-        self.raw.no_padding()
-        self.raw.no_truncation()
+        self.raw = open_tokenizer(path, config.vocabulary)
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(

@@ -18,7 +18,7 @@ import safetensors
 import fastinfer
 from fastinfer import checkpoint
 from fastinfer.checkpoint import Tensor, check_children
-from fastinfer.config import FFF, MAX_CONFIG_BYTES, Dense, Positions, Stored, tree_nodes
+from fastinfer.config import FFF, MAX_JSON_BYTES, Dense, Positions, Stored, tree_nodes
 from fastinfer.errors import printable
 
 CONFIG = builders.tiny()
@@ -102,7 +102,7 @@ def test_folders_and_pipes_for_files(folder, name, make):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_files_that_may_not_be_read(folder, name):
     (folder / name).chmod(0)
-    refuses(folder, f"{name} cannot be read as .*Permission denied", fastinfer.FastinferError)
+    refuses(folder, f"{name} cannot be read: Permission denied", fastinfer.FastinferError)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_files_that_may_not_be_read(folder, name):
         (b"[]", "model_type None is not recognised"),
         (b"{}", "model_type None is not recognised"),
         (b'{"format_version": 1}', "missing key hidden, layers, heads, vocabulary, norm"),
-        (b" " * 200_000_000, f"has more than {MAX_CONFIG_BYTES} bytes"),
+        (b" " * 200_000_000, f"has 200000000 bytes, expected at most {MAX_JSON_BYTES}"),
     ],
     ids=range(6),
 )
@@ -544,10 +544,11 @@ def test_ids_that_the_model_does_not_have(model):
 def test_arguments_that_cannot_be(model):
     batch = fastinfer.PackedBatch.from_ids([[1, 2]])
     for layers in (5, (), (2,), (-2,), (True,), ("0",), "0", None, 1.5):
-        with pytest.raises(fastinfer.InputError, match=r"layers is .*, expected a tuple of integers from 0 to 1"):
+        expected = r"expected (a tuple of integers from 0|an integer from -1) to 1.*-1 for the final norm"
+        with pytest.raises(fastinfer.InputError, match=rf"layers.* is .*, {expected}"):
             model.hidden_states(batch, layers=layers)
     for tokens in (0, -1, 1.5, True, "9"):
-        with pytest.raises(fastinfer.InputError, match=r"batch_tokens is .*, expected a positive integer"):
+        with pytest.raises(fastinfer.InputError, match=r"batch_tokens is .*, expected an integer of at least 1"):
             model.hidden_states(batch, batch_tokens=tokens)
     for task in ("colour", 5, [], "names", "__class__"):
         with pytest.raises(fastinfer.TaskError, match=r"has no .* head; it has embed, fill_mask"):

@@ -251,7 +251,7 @@ def test_weights_that_do_not_fit_are_not_written(tmp_path):
 
 
 def test_trees_are_used_where_they_lie(tmp_path):
-    config = builders.tiny()
+    config = builders.tiny(ffn=(FFF(2, 9),))
     builders.save(tmp_path, config)
     _, found = checkpoint.load(tmp_path)
     nodes = found["layers.0.ffn.nodes"].data

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 import fastinfer
-from fastinfer.config import FFF, MAX_CONFIG_BYTES, Config, Dense, Ids, Norm, Positions, Tag, Tasks, read_json
+from fastinfer.config import FFF, MAX_JSON_BYTES, Config, Dense, Ids, Norm, Positions, Tag, Tasks, read_json
 
 SMALL = builders.tiny(layers=2, ffn=(FFF(2, 3), Dense(5)))
 
@@ -93,7 +93,7 @@ def test_no_object(path, value):
 
 SAID = [
     ("hidden", 15, "hidden is 15, expected a multiple of heads=2"),
-    ("hidden", 0, "hidden is 0, expected an integer from 1 to 16777216"),
+    ("hidden", 0, "hidden is 0, expected an integer from 1 to 65536"),
     ("hidden", -16, "hidden is -16, expected an integer from 1 to"),
     ("hidden", 10**30, "hidden is 1000000000.*, expected an integer from 1 to 16777216"),
     ("heads", 0, "heads is 0, expected an integer from 1 to"),
@@ -106,7 +106,9 @@ SAID = [
     ("ffn.0.depth", 16, r"ffn\[0\]\.depth is 16, expected 0 to 15"),
     ("ffn.0.depth", -1, r"ffn\[0\]\.depth is -1, expected 0 to 15"),
     ("ffn.0.depth", 10**30, r"ffn\[0\]\.depth is 1000000000.*, expected 0 to 15"),
-    ("ffn.0.trees", 1 << 23, r"ffn\[0\] has 125829120 neurons, expected at most 16777216"),
+    ("ffn.0.trees", 1 << 23, r"ffn\[0\].trees is 8388608, expected an integer from 1 to 65536"),
+    ("ffn.0", {"kind": "fff", "trees": 1 << 16, "depth": 8}, r"ffn\[0\] has 33488896 neurons, expected at most 16777216"),
+    ("ffn.0", {"kind": "dense", "width": 1 << 22}, r"ffn\[0\].width is 4194304, expected an integer from 1 to 65536"),
     ("ffn.0.dense", -1, r"ffn\[0\]\.dense is -1, expected an integer from 0 to"),
     ("ffn.0.nodes", 14, r"ffn\[0\]\.nodes is 14, but a tree without a table of children has .* = 15"),
     ("ffn.0.nodes", 16, r"ffn\[0\]\.nodes is 16, expected 1 to .* = 15"),
@@ -127,7 +129,7 @@ SAID = [
     ("stored.trees", "int4", "stored.trees is 'int4', expected one of float32, float16, bfloat16, int8"),
     ("tasks.embed.pooling", "sum", "tasks.embed.pooling is 'sum', expected one of mean, cls, max, lse"),
     ("tasks.classify.labels", ["a", "a"], "tasks.classify.labels names a label twice"),
-    ("tasks.classify.labels", [], "tasks.classify.labels is empty"),
+    ("tasks.classify.labels", [], "tasks.classify.labels names 0 labels, expected 1 to 65536"),
     ("tasks.classify.labels", ["a", 1], r"tasks.classify.labels\[1\] is 1, expected a string"),
     ("tasks.classify.labels", "ab", "tasks.classify.labels is 'ab', expected a list"),
     ("tasks.classify.layers", [{"width": 0, "activation": "tanh"}], r"tasks.classify.layers\[0\].width is 0, expected"),
@@ -156,7 +158,7 @@ def test_layers_are_checked_before_a_shared_feedforward_is_repeated(layers):
 def test_a_fault_that_layers_share_is_told_once():
     with pytest.raises(fastinfer.ConfigError) as error:
         Config.from_json(data() | {"layers": 1000, "ffn": {"kind": "dense", "width": 0}})
-    assert str(error.value) == "config.json: ffn[0].width is 0, expected an integer from 1 to 16777216"
+    assert str(error.value) == "config.json: ffn[0].width is 0, expected an integer from 1 to 65536"
 
 
 def test_all_faults_at_once():
@@ -199,7 +201,7 @@ def test_a_config_made_in_python_is_checked_the_same_way(change, said):
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b"1" * 5000, "digits|Exceeds"),
-        (b" " * (MAX_CONFIG_BYTES + 1), f"has more than {MAX_CONFIG_BYTES} bytes, expected a small JSON file"),
+        (b" " * (MAX_JSON_BYTES + 1), f"has {MAX_JSON_BYTES + 1} bytes, expected at most {MAX_JSON_BYTES}"),
     ],
     ids=range(8),
 )
@@ -207,7 +209,7 @@ def test_files_that_are_no_json(tmp_path, text, said):
     path = tmp_path / "config.json"
     path.write_bytes(text)
     with pytest.raises(fastinfer.ConfigError, match=said) as error:
-        read_json(path, MAX_CONFIG_BYTES)
+        read_json(path)
     assert str(error.value).startswith(f"{path} ")
 
 
@@ -215,8 +217,8 @@ def test_a_huge_file_is_not_read(tmp_path):
     path = tmp_path / "config.json"
     with open(path, "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(fastinfer.ConfigError, match="has more than"):
-        read_json(path, MAX_CONFIG_BYTES)
+    with pytest.raises(fastinfer.ConfigError, match="has 1099511627776 bytes, expected at most"):
+        read_json(path)
 
 
 def test_what_stands_in_a_message_is_short():

@@ -1,10 +1,14 @@
 """Every layout that is recognised, converted and compared with the model's own PyTorch code; and what convert.py refuses."""
 
+import io
 import json
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import backends
@@ -24,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
-convert = load_tool("convert")
+convert, torch_file = load_tool("convert"), load_tool("torch_file")
 
 VOCABULARY, HIDDEN, LAYERS, POSITIONS = 60, 24, 2, 20
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS}
@@ -661,37 +665,139 @@ class Harmful:
 
 
 def test_a_bin_that_would_run_code_is_refused(bert, tmp_path, capsys):
-    pytest.importorskip("torch")
     (bert / "model.safetensors").unlink()
-    (bert / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful(tmp_path / "harm")}))
-    assert "no file of plain tensors" in error(capsys, bert, tmp_path / "out")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (bert / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful(tmp_path / "harm")}, protocol))
+        assert "no file of plain tensors" in error(capsys, bert, tmp_path / "out")
+        (bert / "pytorch_model.bin").write_bytes(archive(pickle.dumps({"weight": Harmful(tmp_path / "harm")}, protocol)))
+        assert "no file of plain tensors" in error(capsys, bert, tmp_path / "out")
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_bin_needs_no_torch(bert, tmp_path):
+    """The same checkpoint comes of a safetensors file, and of a .bin that torch wrote, read by a process that cannot import torch."""
+    torch = pytest.importorskip("torch")
+    weights = load_file(bert / "model.safetensors")
+    convert.convert(bert, tmp_path / "first")
+    (bert / "model.safetensors").unlink()
+    for zipped in (True, False):
+        path = bert / "pytorch_model.bin"
+        torch.save({name: torch.from_numpy(w) for name, w in weights.items()}, path, _use_new_zipfile_serialization=zipped)
+        code = "import sys; sys.modules['torch'] = None; import convert; sys.exit(convert.main(sys.argv[1:]))"
+        out = tmp_path / f"second{zipped}"
+        subprocess.run([sys.executable, "-c", code, bert, out], env={**os.environ, "PYTHONPATH": str(ROOT / "tools")}, check=True)
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "first" / "model.safetensors").read_bytes()
+
+
+def archive(data, records=(), compression=zipfile.ZIP_STORED, byteorder=b"little"):
+    """The bytes of a zip file as torch.save lays it out."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", compression) as file:
+        file.writestr("model/data.pkl", data)
+        file.writestr("model/byteorder", byteorder)
+        for key, value in dict(records).items():
+            file.writestr(f"model/data/{key}", value)
+    return made.getvalue()
+
+
+def saved(value, **options):
+    torch = pytest.importorskip("torch")
+    made = io.BytesIO()
+    torch.save(value, made, **options)
+    return made.getvalue()
+
+
+def test_every_form_of_a_tensor_is_read_as_torch_reads_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    whole = torch.randn(5, 6)
+    values = {
+        "transposed": whole.T,
+        "part": whole[1:3, 2:],
+        "steps": whole[::2, ::3],
+        "again": whole,
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "expanded by one": torch.arange(4).expand(1, 4),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        **{str(dtype): torch.randn(7).mul(50).to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int8)},
+        **{
+            str(dtype): torch.randint(0, 99, (3, 2)).to(dtype) for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+        },
+    }
+    for options in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}):
+        (tmp_path / "x.bin").write_bytes(saved(torch.nn.Module().state_dict() | values, **options))
+        found = torch_file.read(tmp_path / "x.bin")
+        assert list(found) == list(values)
+        for name, tensor in values.items():
+            assert found[name].dtype == str(tensor.dtype).removeprefix("torch.")
+            bits = tensor.detach().view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.detach()
+            assert_array_equal(found[name].data, bits.numpy(), strict=True)
 
 
 @pytest.mark.parametrize(
     ("value", "message"), [({"state_dict": {}}, "'state_dict', a dict"), ([1], "holds a list"), ({"a": 3}, "'a', a int")]
 )
 def test_a_bin_of_something_else_is_refused(value, message, bert, tmp_path, capsys):
-    torch = pytest.importorskip("torch")
     (bert / "model.safetensors").unlink()
-    torch.save(value, bert / "pytorch_model.bin")
+    (bert / "pytorch_model.bin").write_bytes(saved(value))
     assert message in error(capsys, bert, tmp_path / "out")
 
 
-def test_a_broken_bin_is_refused(bert, tmp_path, capsys):
+def without(record, raw, content=None):
+    """A zip file with one record left out or replaced, its pickle as it was."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(made, "w") as new:
+        for info in old.infolist():
+            value = content if info.filename.endswith(record) else old.read(info)
+            if value is not None:
+                new.writestr(info.filename, value)
+    return made.getvalue()
+
+
+def test_sizes_in_a_bin_that_are_not_those_of_its_records(tmp_path):
+    """An empty record would be read with the bytes behind it, an expanded tensor asks for terabytes, an outside part for a crash."""
     torch = pytest.importorskip("torch")
-    (bert / "model.safetensors").unlink()
-    path = bert / "pytorch_model.bin"
-    torch.save({"weight": torch.zeros(1000)}, path)
-    for content in (path.read_bytes()[:-500], b"", b"\x80\x02"):
-        path.write_bytes(content)
-        assert "no file of plain tensors" in error(capsys, bert, tmp_path / "out")
-
-
-def test_a_bin_without_torch(bert, tmp_path, capsys, monkeypatch):
-    (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert "needs PyTorch" in error(capsys, bert, tmp_path / "out")
+    raw = saved({"a": torch.ones(1000), "b": torch.ones(10)})
+    expanded = saved({"a": torch.ones(1).expand(1 << 20, 1 << 20)})
+    outside = raw.replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85")  # the size (1000,) made 1001, not the count of the storage
+    assert outside != raw
+    old = saved({"a": torch.ones(1000)}, _use_new_zipfile_serialization=False)
+    place = old.index((1000).to_bytes(8, "little"))
+    for broken, said in (
+        (without("data/0", raw, b""), "the record of storage '0' has 0 bytes, expected 4000"),
+        (without("data/0", raw, bytes(4004)), "the record of storage '0' has 4004 bytes, expected 4000"),
+        (without("data/0", raw), "the record of storage '0' does not exist, expected 4000"),
+        (without("data.pkl", raw), "it has 0 records data.pkl, expected one"),
+        (without("byteorder", raw, b"big"), "its byte order is not little"),
+        (expanded, f"'a' has {1 << 40} values up to place 0 of a storage of 1"),
+        (outside, "Bad CRC-32"),
+        (
+            without("data.pkl", raw, zipfile.ZipFile(io.BytesIO(raw)).read("archive/data.pkl").replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85")),
+            "'a' has 1001 values",
+        ),
+        (raw[:-300], "begins with neither"),
+        (old[:place] + (1001).to_bytes(8, "little") + old[place + 8 :], "has 1001 values, expected 1000"),
+        (old[:-1], "and 3999 bytes are left"),
+        (b"", "no file of plain tensors"),
+        (b"\x80\x02", "no file of plain tensors"),
+        (archive(pickle.dumps({}, 2), compression=zipfile.ZIP_DEFLATED), "is compressed"),
+        (archive(b"\x80\x02" + b"]" * (5 << 20) + b"."), "has more than"),
+        (archive(b"\x80\x02}()" + b"\x85" * 40 + b"K\x01u."), "a dict whose key is a tuple"),
+        (archive(b"\x80\x02c__builtin__\neval\nX\x01\0\0\x001\x85R."), "names '__builtin__.eval', which is not run"),
+        (archive(b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R."), "with 1 arguments, some of them wrong"),
+        (archive(b"\x80\x02h\x05."), "uses a value that it does not have"),
+        (archive(b"\x80\x02t."), "lacks a mark"),
+        (archive(b"\x80\x02)R."), "uses a value that it does not have"),
+        (archive(b"\x80\x02N"), "no file of plain tensors"),
+    ):
+        (tmp_path / "x.bin").write_bytes(broken)
+        with pytest.raises(CheckpointError, match=re.escape(said)) as caught:
+            torch_file.read(tmp_path / "x.bin")
+        assert str(tmp_path / "x.bin") in str(caught.value)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(CheckpointError, match="is no regular file"):
+            torch_file.read(path)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python tools/convert.py SRC OUT [--dtype float32|float16|bfloat16|int8] [--max-shard-mb N]
 
-SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin (which needs PyTorch)
+SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin
 or whose tokenizer is a WordPiece vocab.txt. Its layout is recognised by itself.
 """
 
@@ -12,9 +12,9 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
-from typing import Any
+
+import torch_file
 
 from fastinfer import checkpoint, layouts
 from fastinfer.checkpoint import Tensor
@@ -60,16 +60,16 @@ def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: 
     check_out(source, out)
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source} holds no config.json, so it is no checkpoint folder. Recognised are:\n{layouts.RECOGNISED}")
-    config, weights = checkpoint.load(source, validate=True, read=read_weights)
-    if dtype is not None:
-        config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
-    spec = checkpoint.tensors(config)
-    for name in weights:  # one at a time, each in the place of its source
-        try:
-            weights[name] = weights[name].to(spec[name].dtype)
-        except CheckpointError as error:
-            raise CheckpointError(f"{source}: {name}: {error}") from None
-    with tempfile.TemporaryDirectory() as scratch:
+    with checkpoint.unchanged(source), tempfile.TemporaryDirectory() as scratch:
+        config, weights = checkpoint.load(source, validate=True, read=read_weights)
+        if dtype is not None:
+            config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
+        spec = checkpoint.tensors(config)
+        for name in weights:  # one at a time, each in the place of its source
+            try:
+                weights[name] = weights[name].to(spec[name].dtype)
+            except CheckpointError as error:
+                raise CheckpointError(f"{source}: {name}: {error}") from None
         tokenizer, about = find_tokenizer(source, config, Path(scratch))
         checkpoint.save(out, config, weights, tokenizer=tokenizer, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
     if tokenizer is None:
@@ -101,36 +101,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     found = [name for name in names if (folder / name).exists() or (folder / f"{name}.index.json").exists()]
     if not found:
         raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
-    return checkpoint.map_folder(folder, found[0], checkpoint.map_file if found[0] == names[0] else read_bin)
-
-
-def read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote; mapped where its format allows. Nothing in the file is executed."""
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(f"{path} needs PyTorch to be read: pip install torch, or get the model as safetensors") from None
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # many types, by what is broken where
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} is no file of plain tensors that torch.load(weights_only=True) can read: {reason}") from None
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds a {type(weights).__name__}, expected tensors by name")
-    odd = [name for name, value in weights.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
-    if odd:
-        raise CheckpointError(f"{path} holds {odd[0]!r}, a {type(weights[odd[0]]).__name__}, expected tensors by name")
-    return {name: _tensor(value) for name, value in weights.items()}
-
-
-def _tensor(value: Any) -> Tensor:
-    """A torch.Tensor as a Tensor over the same memory."""
-    import torch
-
-    dtype = str(value.dtype).removeprefix("torch.")
-    value = value.detach().contiguous()
-    bits = value.view(torch.uint16) if dtype == "bfloat16" else value
-    return Tensor(bits.numpy(), dtype)
+    return checkpoint.map_folder(folder, found[0], checkpoint.map_file if found[0] == names[0] else torch_file.read)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------
@@ -142,7 +113,7 @@ def find_tokenizer(source: Path, config: Config, scratch: Path) -> tuple[Path | 
     if not path.exists():
         if not (source / "vocab.txt").exists():
             return None, "none: the source has neither tokenizer.json nor vocab.txt; feed ids"
-        tokens = layouts.read_vocabulary(source / "vocab.txt")
+        tokens = layouts.read_vocabulary(source / "vocab.txt", config.vocabulary)
         settings = layouts.read_options(source / "tokenizer_config.json")
         why_not = not_wordpiece(source, tokens, settings)
         if why_not:

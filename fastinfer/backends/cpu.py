@@ -13,7 +13,7 @@ from ..batch import PackedBatch
 from ..checkpoint import Tensor
 from ..errors import BackendError
 from ..model import Workspace
-from .reference import Reference
+from .reference import Reference, check_threads
 
 HUGE_PAGE = 2 << 20
 
@@ -29,14 +29,17 @@ class Roots(NamedTuple):
 
 
 class CPU(Reference):
-    """Compiled kernels for one ISA, `threads` of them at most per call."""
+    """Compiled kernels for one ISA, run by up to `threads` threads per call, and never by more than `most`."""
 
     name = "cpu"
     dtypes = ("float32", "bfloat16", "int8")
 
-    def __init__(self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None) -> None:
+    def __init__(
+        self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None, most: int | None = None
+    ) -> None:
         self.isa = isa or default_isa()
-        self.threads = check_threads(threads)
+        self.most = most or most_threads()  # counted once, when the backend is made: it takes 0.1 ms
+        self.threads = min(check_threads(threads) or default_threads(), self.most)
         self.dtype = dtype
         self.kernels = kernels or _cpu.Kernels(self.isa)
 
@@ -45,7 +48,9 @@ class CPU(Reference):
         return f"cpu:{self.isa}"
 
     def using(self, threads: int | None) -> CPU:
-        return self if threads is None or threads == self.threads else CPU(self.isa, threads, self.dtype, self.kernels)
+        if threads is None or min(check_threads(threads), self.most) == self.threads:
+            return self
+        return CPU(self.isa, threads, self.dtype, self.kernels, self.most)
 
     def _computes_in(self, stored: Tensor) -> str:
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
@@ -58,7 +63,7 @@ class CPU(Reference):
         if taps or weights.hidden // weights.heads % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
         program = _cpu.Program(self.kernels)
-        x = super(CPU, CPU(self.isa, self.threads, self.dtype, program)).encode(weights, batch, work, routes=routes)
+        x = super(CPU, CPU(self.isa, self.threads, self.dtype, program, self.most)).encode(weights, batch, work, routes=routes)
         program.run()
         return x
 
@@ -174,13 +179,9 @@ def default_isa() -> str:
     return wanted or isas()[0]
 
 
-def check_threads(threads: int | None) -> int:
-    """`threads`, or the default for None. Raises BackendError unless it is a positive integer."""
-    if threads is None:
-        return default_threads()
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= 1024:
-        raise BackendError(f"threads is {threads!r}, expected an integer from 1 to 1024, or None for the CPUs this process may use")
-    return int(threads)
+def most_threads() -> int:
+    """The largest team of a call, however many threads are asked for: threads of a team that share a CPU wait for each other."""
+    return default_threads()
 
 
 def default_threads() -> int:

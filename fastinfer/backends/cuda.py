@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -26,6 +25,7 @@ from ..config import Config
 from ..errors import BackendError, DtypeError, ShapeError
 from ..model import Workspace
 from . import driver
+from .cache import cached
 from .cublaslt import WORKSPACE, Product
 from .reference import Reference
 
@@ -128,24 +128,9 @@ def compile_kernels(architecture: str, options: tuple[str, ...]) -> tuple[bytes,
 
 
 def cached_kernels(architecture: str, options: tuple[str, ...]) -> Path:
-    """The file with the compiled kernels, made at first use: $XDG_CACHE_HOME/fastinfer, ~/.cache/fastinfer, or a temporary folder."""
+    """The file with the compiled kernels, made at first use and kept as cache.py says."""
     key = hashlib.sha256(repr((source(), architecture, options, compiler().getVersion())).encode()).hexdigest()[:24]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastinfer"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(folder)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="fastinfer-"))
-    for kind in ("cubin", "ptx"):
-        if (folder / f"{key}.{kind}").exists():
-            return folder / f"{key}.{kind}"
-    program, kind = compile_kernels(architecture, options)
-    handle, unfinished = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
-        file.write(program)
-    os.replace(unfinished, folder / f"{key}.{kind}")  # another process may be at the same
-    return folder / f"{key}.{kind}"
+    return cached(key, lambda: compile_kernels(architecture, options))
 
 
 # struct FFF of kernels.cu: addresses, 0 for null; sizes; eps

@@ -17,10 +17,17 @@ from .. import checkpoint
 from ..batch import PackedBatch
 from ..checkpoint import Group, Tensor
 from ..config import Config
-from ..errors import about
+from ..errors import BackendError, about, check_int
 from ..model import Forward, Workspace
 
 GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
+
+
+def check_threads(threads: int | None) -> int | None:
+    """`threads` as an int; None stays. Raises BackendError for anything but a positive integer."""
+    if threads is None:
+        return None
+    return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
 
 
 class Trees(NamedTuple):
@@ -49,6 +56,7 @@ class Reference(Forward):
 
     def using(self, threads: int | None) -> Reference:
         """This backend with another number of threads; NumPy's own threads are not ours to set."""
+        check_threads(threads)
         return self
 
     # --- memory: the arrays that ops take and give ---
@@ -109,8 +117,9 @@ class Reference(Forward):
             stored["embedding.word"].release()
         weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":
-            scale = stored["embedding.position_scale"].float32()
-            weights.embedding.position = self.vector(Tensor(scale * sinusoids(config.positions.max, config.hidden), "float32"))
+            table = sinusoids(config.positions.max, config.hidden)
+            table *= stored["embedding.position_scale"].float32()
+            weights.embedding.position = self.vector(Tensor(table, "float32"))
         weights.embedding.eps = config.norm.eps
         weights.hidden, weights.heads = config.hidden, config.heads
         weights.eps, weights.pre_norm = config.norm.eps, config.norm.order == "pre"
@@ -176,10 +185,14 @@ class Reference(Forward):
         out[...] = y
 
     def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
-        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same."""
+        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same.
+
+        A row whose variance float32 cannot hold (deviations of 1e19) becomes NaN.
+        """
         centred = x - x.mean(-1, keepdims=True)
+        centred -= centred.mean(-1, keepdims=True)  # where the mean is large, so is its rounding error
         variance = np.mean(centred * centred, -1, keepdims=True)
-        centred /= np.sqrt(variance + np.float32(eps))
+        centred /= np.where(np.isfinite(variance), np.sqrt(variance + np.float32(eps)), np.float32(np.nan))
         np.multiply(centred, norm.weight, out=out)
         out += norm.bias
 
@@ -266,6 +279,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """The exact GELU, x/2 (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel, arXiv 1606.08415)."""
     from scipy.special import erf
 
+    x = np.maximum(x, np.float32(-15))  # below, it is 0 in float32: at -infinity, too
     return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
 
 
@@ -274,8 +288,9 @@ ACTIVATIONS = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)
 
 def sinusoids(positions: int, hidden: int) -> np.ndarray:
     """(positions, D) float32: sin(p w_i) in column 2i, cos(p w_i) in 2i + 1, w_i = 10000**(-2i / D) (Vaswani et al., arXiv 1706.03762)."""
-    angles = np.arange(positions)[:, None] * 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
+    frequencies = 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
     table = np.empty((positions, hidden), np.float32)
-    table[:, 0::2] = np.sin(angles)
-    table[:, 1::2] = np.cos(angles[:, : hidden // 2])
+    for position, row in enumerate(table):
+        np.sin(position * frequencies, out=row[0::2], casting="same_kind")
+        np.cos(position * frequencies[: hidden // 2], out=row[1::2], casting="same_kind")
     return table

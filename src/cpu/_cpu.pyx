@@ -2,7 +2,8 @@
 # cython: embedsignature=True
 """The compiled backend: arrays in, kernels of one ISA run by a team of threads, the interpreter lock released.
 
-Callers (backends/cpu.py) have checked shapes; typed memoryviews check dtypes and contiguity once more.
+Callers (backends/cpu.py) have checked shapes and said what is wrong in the caller's words. Here typed memoryviews check dtypes and
+contiguity once more, _rows and _long the shapes, and _size that a size fits the kernels' ints: no kernel runs on an array that is too short.
 Kernels runs each op at once, with a team of its own (team.c); Program collects ops and runs them all with one team.
 """
 
@@ -14,6 +15,8 @@ from libc.math cimport sqrt
 from libc.stdint cimport int32_t, uint16_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
+
+from fastinfer.errors import ShapeError
 
 
 ctypedef void (*array_kernel)(const float *, float *, size_t) noexcept nogil
@@ -139,6 +142,47 @@ cdef size_t KEEP_BYTES = 16 << 20
 cdef int ROWS_PER_THREAD = 64
 
 
+# Sizes that the kernels take. Their ints hold what they compute from them: twice the tokens, 16 levels of every tree.
+cdef Py_ssize_t MOST_TOKENS = (1 << 30) - 1
+cdef Py_ssize_t MOST_SIZE = 1 << 26
+
+# Inputs of an int8 product, whose sums are int32: 131,072 * 127 * 128 < 2**31.
+cdef Py_ssize_t MOST_INT8_INPUTS = 1 << 17
+
+
+cdef int _size(str what, Py_ssize_t got, Py_ssize_t least, Py_ssize_t most, str instead="") except -1:
+    """`got` as an int. Raises ShapeError, which says what to do `instead`, where it is not from `least` to `most`."""
+    if not least <= got <= most:
+        raise ShapeError(f"{what} is {got}, expected {least} to {most} for the kernels of the CPU{instead}")
+    return <int> got
+
+
+cdef int _tokens(Py_ssize_t rows) except -1:
+    """The number of rows of a call as an int."""
+    return _size("the number of rows", rows, 0, MOST_TOKENS, ": pass them in parts")
+
+
+cdef int _rows(str what, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t want_rows, Py_ssize_t want_columns) except -1:
+    """Raise ShapeError where the shape of a matrix is not the wanted one."""
+    if rows != want_rows or columns != want_columns:
+        raise ShapeError(f"{what} is ({rows}, {columns}), expected ({want_rows}, {want_columns})")
+    return 0
+
+
+cdef int _scaled(scale, str stored) except -1:
+    """Raise ShapeError unless int8 rows, and they alone, come with their scales."""
+    if (scale is not None) != (stored == "int8"):
+        raise ShapeError(f"{stored} rows have {'no scales' if scale is None else 'scales'}: int8 rows have one each, others none")
+    return 0
+
+
+cdef int _long(str what, Py_ssize_t got, Py_ssize_t want) except -1:
+    """Raise ShapeError where the length of a vector is not the wanted one."""
+    if got != want:
+        raise ShapeError(f"{what} is ({got},), expected ({want},)")
+    return 0
+
+
 def isas():
     """[(name, whether this CPU has it)] of all compiled ISAs, best first."""
     found = []
@@ -179,14 +223,26 @@ cdef class Trees:
         self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth
     ):
         cdef const unsigned char[::1] raw = nodes.reshape(-1).view("u1")
-        self._keep = (nodes, scale, b_in, children)
+        cdef Py_ssize_t trees, count, rows, hidden
+        trees, count, rows, hidden = nodes.shape
+        self._keep = (raw, scale, b_in, children)
+        self.c.depth = _size("depth", depth, 0, 15)
+        self.c.trees = _size("the number of trees", trees, 1, MOST_SIZE)
+        self.c.count = _size("the number of a tree's nodes", count, 1 if children is not None else (2 << depth) - 1, MOST_SIZE)
+        self.c.hidden = _size("the hidden size", hidden, 1, MOST_SIZE)
+        _long("a node's rows", rows, 2)
+        _scaled(scale, dtype)
+        if scale is not None:
+            _rows("scale", scale.shape[0], scale.shape[1] * scale.shape[2], trees, 2 * count)
+        if b_in is not None:
+            _rows("b_in", b_in.shape[0], b_in.shape[1], trees, count)
+        if children is not None:
+            _rows("children", children.shape[0], children.shape[1] * children.shape[2], trees, 2 * count)
         self.c.nodes = &raw[0]
         self.c.scale = NULL if scale is None else &scale[0, 0, 0]
         self.c.b_in = NULL if b_in is None else &b_in[0, 0]
         self.c.children = NULL if children is None else &children[0, 0, 0]
         self.c.dtype = DTYPES[dtype]
-        self.c.trees, self.c.count, _, self.c.hidden = nodes.shape
-        self.c.depth = depth
 
     @property
     def depth(self):
@@ -315,9 +371,20 @@ cdef class Kernels:
         """out (T, D) = fff(x (T, D)) + bias (D,) + residual (T, D); nodes and z (T, P, depth + 1) filled when given."""
         cdef Step step
         cdef fi_fff_call *call = &step.call.fff
-        call.tokens = <int>x.shape[0]
+        cdef Py_ssize_t levels = trees.c.depth + 1
+        call.tokens = _tokens(x.shape[0])
         if call.tokens == 0:
             return
+        _rows("x", x.shape[0], x.shape[1], call.tokens, trees.c.hidden)
+        _rows("out", out.shape[0], out.shape[1], call.tokens, trees.c.hidden)
+        if bias is not None:
+            _long("bias", bias.shape[0], trees.c.hidden)
+        if residual is not None:
+            _rows("residual", residual.shape[0], residual.shape[1], call.tokens, trees.c.hidden)
+        if nodes is not None:
+            _rows("nodes", nodes.shape[0], nodes.shape[1] * nodes.shape[2], call.tokens, trees.c.trees * levels)
+        if z is not None:
+            _rows("z", z.shape[0], z.shape[1] * z.shape[2], call.tokens, trees.c.trees * levels)
         call.x = &x[0, 0]
         call.bias = NULL if bias is None else &bias[0]
         call.residual = NULL if residual is None else &residual[0, 0]
@@ -334,7 +401,14 @@ cdef class Kernels:
         cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
         cdef Matrix matrix = Matrix.__new__(Matrix)
         cdef Step step
-        matrix.c.dtype, matrix.c.outputs, matrix.c.inputs = DTYPES[dtype], rows.shape[0], rows.shape[1]
+        matrix.c.dtype = DTYPES[dtype]
+        matrix.c.outputs = _size("the outputs of a matrix", rows.shape[0], 1, MOST_SIZE)
+        matrix.c.inputs = _size("the inputs of a matrix", rows.shape[1], 1, MOST_SIZE)
+        if dtype == "int8":
+            _size("the inputs of an int8 matrix", rows.shape[1], 1, MOST_INT8_INPUTS, ": compute in another dtype, e.g. bfloat16")
+        _scaled(scale, stored)
+        if scale is not None:
+            _long("scale", scale.shape[0], matrix.c.outputs)
         matrix._packed = Memory(self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs))
         matrix.c.packed = matrix._packed.data
         step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
@@ -352,13 +426,18 @@ cdef class Kernels:
         cdef fi_gemm_call *call = &step.call.gemm
         cdef uint16_t[:, ::1] halves
         cdef float[:, ::1] floats
-        call.tokens = <int>x.shape[0]
+        call.tokens = _tokens(x.shape[0])
         if call.tokens == 0:
             return
+        _rows("x", x.shape[0], x.shape[1], call.tokens, matrix.c.inputs)
+        _rows("out", out.shape[0], out.shape[1], call.tokens, matrix.c.outputs)
+        if bias is not None:
+            _long("bias", bias.shape[0], matrix.c.outputs)
         call.x, call.x_stride = &x[0, 0], x.shape[1]
         call.bias = NULL if bias is None else &bias[0]
         call.residual, call.residual_stride = NULL, 0
         if residual is not None:
+            _rows("residual", residual.shape[0], residual.shape[1], call.tokens, matrix.c.outputs)
             call.residual, call.residual_stride = &residual[0, 0], residual.shape[1]
         call.half = self.half and out.itemsize == 2
         if call.half:
@@ -378,11 +457,15 @@ cdef class Kernels:
         """out (T, D) = layer norm of the rows of x (T, D); out may be x."""
         cdef Step step
         cdef fi_norm_call *call = &step.call.norm
-        if x.shape[0] == 0:
+        call.tokens = _tokens(x.shape[0])
+        if call.tokens == 0:
             return
+        call.hidden = _size("the hidden size", x.shape[1], 1, MOST_SIZE)
+        _rows("out", out.shape[0], out.shape[1], call.tokens, call.hidden)
+        _long("the norm's weight", weight.shape[0], call.hidden)
+        _long("the norm's bias", bias.shape[0], call.hidden)
         call.x, call.residual, call.sum, call.out = &x[0, 0], NULL, NULL, &out[0, 0]
         call.gamma, call.beta, call.eps = &weight[0], &bias[0], eps
-        call.tokens, call.hidden = <int>x.shape[0], <int>x.shape[1]
         step.run, step.weights, step.workspace = run_norm, NULL, 0
         step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
         self._submit(&step, (x, weight, bias, out))
@@ -399,8 +482,25 @@ cdef class Kernels:
         cdef const unsigned char[::1] raw = words.reshape(-1).view("u1")
         cdef Step step
         cdef fi_embed_call *call = &step.call.embed
-        if out.shape[0] == 0:
+        call.tokens = _tokens(out.shape[0])
+        if call.tokens == 0:
             return
+        call.hidden = _size("the hidden size", out.shape[1], 1, MOST_SIZE)
+        _long("ids", ids.shape[0], call.tokens)
+        _long("positions", positions.shape[0], call.tokens)
+        _long("a word's row", words.shape[1], call.hidden)
+        _long("a position's row", position_rows.shape[1], call.hidden)
+        if types is not None:
+            _long("token_types", types.shape[0], call.tokens)
+        _scaled(scale, stored)
+        if scale is not None:
+            _long("scale", scale.shape[0], words.shape[0])
+        if type_rows is not None:
+            _long("a token type's row", type_rows.shape[1], call.hidden)
+        if weight is not None:
+            _long("the norm's weight", weight.shape[0], call.hidden)
+        if bias is not None:
+            _long("the norm's bias", bias.shape[0], call.hidden)
         call.ids, call.positions = &ids[0], &positions[0]
         call.types = NULL if types is None else &types[0]
         call.words.data, call.words.dtype = &raw[0], DTYPES[stored]
@@ -410,7 +510,6 @@ cdef class Kernels:
         call.gamma = NULL if weight is None else &weight[0]
         call.beta = NULL if bias is None else &bias[0]
         call.out, call.eps = &out[0, 0], eps
-        call.tokens, call.hidden = <int>out.shape[0], <int>out.shape[1]
         step.run, step.weights, step.workspace = run_embed, NULL, 0
         step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
         self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
@@ -424,8 +523,21 @@ cdef class Kernels:
         cdef fi_attention_call *call = &step.call.attention
         cdef const uint16_t[:, ::1] halves
         cdef const float[:, ::1] floats
-        if out.shape[0] == 0:
+        cdef int i, tokens = _tokens(out.shape[0])
+        cdef int hidden = _size("the hidden size", out.shape[1], 0, MOST_SIZE)
+        if tokens == 0:
             return
+        call.texts = _size("the number of texts", cu_seqlens.shape[0] - 1, 1, tokens)
+        call.heads = _size("the number of heads", heads, 1, hidden)
+        call.head_size = hidden // heads
+        if hidden % (8 * heads):
+            raise ShapeError(f"the hidden size is {hidden}, expected {heads} heads of a multiple of 8")
+        _rows("qkv", qkv.shape[0], qkv.shape[1], tokens, 3 * hidden)
+        if cu_seqlens[0] != 0 or cu_seqlens[call.texts] != tokens:
+            raise ShapeError(f"cu_seqlens is from {cu_seqlens[0]} to {cu_seqlens[call.texts]}, expected 0 to {tokens}")
+        for i in range(call.texts):
+            if cu_seqlens[i] > cu_seqlens[i + 1]:
+                raise ShapeError(f"cu_seqlens[{i + 1}] is {cu_seqlens[i + 1]}, expected at least {cu_seqlens[i]}, the one before")
         call.half = self.half and dtype == "bfloat16" and qkv.itemsize == 2
         if call.half:
             halves = qkv
@@ -435,8 +547,7 @@ cdef class Kernels:
             call.qkv = &floats[0, 0]
         call.qkv_stride = 3 * out.shape[1]
         call.out, call.out_stride = &out[0, 0], out.shape[1]
-        call.cu_seqlens, call.texts = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1
-        call.heads, call.head_size = heads, <int>out.shape[1] // heads
+        call.cu_seqlens = &cu_seqlens[0]
         call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
         step.run, step.weights = run_attention, NULL
         step.size = self.isa.attention_team(call, threads)
@@ -456,6 +567,7 @@ cdef class Kernels:
             kernel = self.isa.exp
         else:
             raise ValueError(f"no function {function!r}")
+        _long("out", out.shape[0], x.shape[0])
         if x.shape[0]:
             with nogil:
                 kernel(&x[0], &out[0], x.shape[0])

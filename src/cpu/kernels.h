@@ -23,7 +23,8 @@
  *     instead, which flushes denormals. int8: exact in integers, then one FMA: sum * (token's scale * output's scale) + bias.
  *   - attention: a score as a matrix product; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
  *     vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
- *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum.
+ *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
+ *     gives the rest of the mean, and of its squares, whose mean less the rest's square is the variance.
  */
 #ifndef FI_KERNELS_H
 #define FI_KERNELS_H
@@ -64,7 +65,8 @@ typedef struct {
     int dtype;
 } fi_rows;
 
-/* The same, packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32. */
+/* The same, packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32
+   (_cpu.pyx refuses more, and sizes for which the ints here are too small). */
 typedef struct {
     const void *packed; /* pack_bytes of them, 64-aligned */
     int dtype, outputs, inputs;

@@ -9,6 +9,9 @@
 // part of a long one. It passes over all rows of those texts, a tile of keys at a time, and each query masks what is not of its own text. So the
 // launch follows from T alone: (ceil(T / ATTENTION_QUERIES), HEADS) blocks of ATTENTION_THREADS with ATTENTION_SHARED bytes of dynamic memory.
 //
+// A masked key has weight 0, and 0 times a NaN is NaN: what is no number in one text would reach the others in a tile. It leaves such a row
+// NaN or infinite; those rows, which are seen at the end, are computed again over the keys of their own text alone (attend_alone).
+//
 // The softmax is online: a row keeps a reference `most` near its largest exponent so far, the sum of its weights 2^(exponent - most), and the
 // weighted sum of values; exponents are scale * log2(e) * q.k.
 //
@@ -69,6 +72,36 @@ template <int COUNT> __device__ __forceinline__ Span texts_of(const int2* bounds
     for (int step = 16; step; step >>= 1) end = max(end, __shfl_xor_sync(FULL, end, step));
 #endif
     return {__shfl_sync(FULL, text[0].x, 0), end};
+}
+
+// A row of one head by a warp, over its own text. qkv and out begin at the head's columns; scale: of base-2 exponents.
+__device__ __noinline__ void attend_alone(const act* qkv, int2 text, int row, act* out, float scale) {
+    constexpr int COLUMNS = (HEAD + 31) / 32;  // of a lane: l, l + 32 ...
+    const act* const query = qkv + (size_t)row * (3 * HIDDEN);
+    float most = NOTHING_YET, total = 0.f, sums[COLUMNS] = {};
+    for (int at = text.x; at < text.y; at++) {
+        const act *const key = qkv + (size_t)at * (3 * HIDDEN) + HIDDEN, *const value = key + HIDDEN;
+        float score = 0.f;
+        for (int c = lane_id(); c < HEAD; c += 32) score += to_float(query[c]) * to_float(key[c]);
+        score = warp_sum(score) * scale;
+        const float raised = fmaxf(most, score), shrink = exp2f(most - raised), weight = exp2f(score - raised);
+        most = raised, total = total * shrink + weight;
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++)
+            if (lane_id() + 32 * i < HEAD) sums[i] = sums[i] * shrink + weight * to_float(value[lane_id() + 32 * i]);
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++)
+        if (lane_id() + 32 * i < HEAD) out[(size_t)row * HIDDEN + lane_id() + 32 * i] = to_act(sums[i] / total);
+}
+
+// The rows from `first` on whose bit is set in `rows`, likewise; `rows` is the same in all lanes. They were stored before.
+__device__ __forceinline__ void attend_again(u32 rows, const act* qkv, const int2* bounds, int first, act* out, float scale) {
+    for (; rows; rows &= rows - 1) {
+        const int row = first + __ffs(rows) - 1;
+        __syncwarp();
+        attend_alone(qkv, bounds[row], row, out, scale);
+    }
 }
 
 #ifdef ATTENTION_PLAIN
@@ -168,14 +201,20 @@ __device__ __forceinline__ void store4(act* to, const float (&f)[4], float by) {
 #endif
 }
 
-__device__ __forceinline__ void store(act* out, const Query& query, int column) {
-    float total = query.total;
+// Returns whether this lane has stored a NaN or an infinity.
+__device__ __forceinline__ bool store(act* out, const Query& query, int column) {
+    float total = query.total, zero = 0.f;
 #pragma unroll
     for (int step = 4; step; step >>= 1) total += __shfl_xor_sync(FULL, total, step);
-    if (query.text.x == query.text.y) return;
+    if (query.text.x == query.text.y) return false;
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++)
-        if (column + 32 * j < HEAD) store4(out + column + 32 * j, query.sums[j], 1.f / total);
+        if (column + 32 * j < HEAD) {
+            store4(out + column + 32 * j, query.sums[j], 1.f / total);
+#pragma unroll
+            for (int i = 0; i < 4; i++) zero += query.sums[j][i] * 0.f;
+        }
+    return zero != 0.f;
 }
 
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
@@ -207,8 +246,14 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const 
         if (needed) add_values(queries, weights + own, tile, 4 * c);
         __syncthreads();
     }
+    u32 odd = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) store(out + (size_t)(first + own + 4 * i) * HIDDEN + blockIdx.y * HEAD, queries[i], 4 * c);
+    for (int i = 0; i < 4; i++) {
+        const u32 lanes = __ballot_sync(FULL, store(out + (size_t)(first + own + 4 * i) * HIDDEN + blockIdx.y * HEAD, queries[i], 4 * c));
+#pragma unroll
+        for (int r = 0; r < 4; r++) odd |= (lanes >> 8 * r & 255 ? 1 : 0) << (4 * i + r);  // eight lanes a row
+    }
+    attend_again(odd, q, bounds, first + warp_row, out + blockIdx.y * HEAD, scale * LOG2_E);
 }
 
 #else
@@ -486,10 +531,12 @@ __device__ __forceinline__ void weigh(u32 (&weights)[KEYS / 16][4], Softmax& sof
         }
 }
 
-__device__ __forceinline__ void store(act* out, const float (&sums)[WIDTH / 8][4], const Softmax& softmax, const int2 (&text)[2]) {
+// Returns the rows of the warp in which a NaN or an infinity was stored, a bit each.
+__device__ __forceinline__ u32 store(act* out, const float (&sums)[WIDTH / 8][4], const Softmax& softmax, const int2 (&text)[2]) {
+    u32 odd = 0;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float total = softmax.total[h];
+        float total = softmax.total[h], zero = 0.f;
 #pragma unroll
         for (int step = 1; step <= 2; step *= 2) total += __shfl_xor_sync(FULL, total, step);
         const float share = __fdividef(1.f, total);
@@ -503,7 +550,13 @@ __device__ __forceinline__ void store(act* out, const float (&sums)[WIDTH / 8][4
             if (text[h].x < text[h].y && chunk < HEAD / 8)
                 *reinterpret_cast<uint4*>(out + h * 8 * HIDDEN + chunk * 8) = make_uint4(w[0], w[1], w[2], w[3]);
         }
+#pragma unroll
+        for (int n = 0; n < CHUNKS; n++) zero += sums[n][2 * h] * 0.f + sums[n][2 * h + 1] * 0.f;
+        const u32 lanes = __ballot_sync(FULL, text[h].x < text[h].y && zero != 0.f);
+#pragma unroll
+        for (int r = 0; r < 8; r++) odd |= (lanes >> 4 * r & 15 ? 1 : 0) << (8 * h + r);  // four lanes a row
     }
+    return odd;
 }
 
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
@@ -551,7 +604,8 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         start_sums(sums, weights, values);
         finish_products(sums);
     }
-    store(out + (size_t)own * HIDDEN + blockIdx.y * HEAD, sums, softmax, text);
+    const u32 odd = store(out + (size_t)own * HIDDEN + blockIdx.y * HEAD, sums, softmax, text);
+    attend_again(odd, qkv, bounds, first + warp * 16, out + blockIdx.y * HEAD, scale);
 }
 
 #endif

@@ -99,13 +99,21 @@ __device__ __forceinline__ float gelu(float x) {
 
 // kind: 0 none, 1 gelu, 2 tanh, 3 relu
 __device__ __forceinline__ float activated(float x, int kind) {
-    return kind == 1 ? gelu(x) : kind == 2 ? tanhf(x) : kind == 3 ? fmaxf(x, 0.f) : x;
+    return kind == 1 ? gelu(x) : kind == 2 ? tanhf(x) : kind == 3 && x < 0.f ? 0.f : x;  // relu keeps a NaN
+}
+
+// Each becomes its sum over the warp; the sums do not wait for each other.
+template <int M> __device__ __forceinline__ void warp_sums(float (&v)[M]) {
+#pragma unroll
+    for (int step = 16; step; step >>= 1)
+#pragma unroll
+        for (int i = 0; i < M; i++) v[i] += __shfl_xor_sync(FULL, v[i], step);
 }
 
 __device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(FULL, v, step);
-    return v;
+    float sum[1] = {v};
+    warp_sums(sum);
+    return sum[0];
 }
 
 #if !defined(ACT_FLOAT) && __CUDA_ARCH__ >= 800
@@ -286,9 +294,20 @@ __device__ __forceinline__ void add_scaled(const Row& r, float by, float (&y)[VA
     }
 }
 
+// The normed values of a row, before weight and bias, are (x - mean) * factor - shift.
+struct Normed { float factor, shift; };
+
+// Given the sums of x - mean and of its square. The mean of x - mean is what rounding left of the mean: much where the mean is far from zero.
+// NaN where float32 cannot hold the variance.
+__device__ __forceinline__ Normed normed(const float (&sums)[2], float eps) {
+    const float rest = sums[0] * (1.f / HIDDEN), variance = sums[1] * (1.f / HIDDEN) - rest * rest;
+    const float factor = variance < __int_as_float(0x7f800000) ? rsqrtf((variance < 0.f ? 0.f : variance) + eps) : __int_as_float(0x7fc00000);
+    return {factor, rest * factor};
+}
+
 // LayerNorm of the row that this warp holds, in two passes: (x - mean) / sqrt(variance + eps) * weight + bias.
 __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight, const act* bias, float eps) {
-    float sum = 0.f, squares = 0.f;
+    float sum = 0.f, sums[2] = {0.f, 0.f};
 #pragma unroll
     for (int i = 0; i < VALUES; i++) sum += x[i];
     float mean = warp_sum(sum) * (1.f / HIDDEN);
@@ -297,9 +316,10 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) {
             x[v * VECTOR + j] -= mean;
-            if (inside(v)) squares += x[v * VECTOR + j] * x[v * VECTOR + j];
+            if (inside(v)) sums[0] += x[v * VECTOR + j], sums[1] += x[v * VECTOR + j] * x[v * VECTOR + j];
         }
-    float factor = rsqrtf(warp_sum(squares) * (1.f / HIDDEN) + eps);
+    warp_sums(sums);
+    const Normed n = normed(sums, eps);
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         float w[VECTOR] = {}, b[VECTOR] = {};  // what is outside becomes zero again: sums go over it
@@ -308,7 +328,7 @@ __device__ __forceinline__ void normalise(float (&x)[VALUES], const act* weight,
             unpack(load<uint4>(bias + column(v)), b);
         }
 #pragma unroll
-        for (int j = 0; j < VECTOR; j++) x[v * VECTOR + j] = x[v * VECTOR + j] * factor * w[j] + b[j];
+        for (int j = 0; j < VECTOR; j++) x[v * VECTOR + j] = (x[v * VECTOR + j] * n.factor - n.shift) * w[j] + b[j];
     }
 }
 
@@ -394,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* 
         if (kind)
             for (int t = begin; t < end; t++) {
                 float value = to_float(x[(size_t)t * HIDDEN + c]);
-                sum += value, top = fmaxf(top, value);
+                sum += value, top = value > top || value != value ? value : top;
             }
         float pooled = kind == 0 ? first : kind == 1 ? sum / (end - begin) : top;
         if (kind == 3) {
@@ -647,15 +667,19 @@ extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF 
     if (warp == 0) finish(y, f, token);
 }
 
-// Sum over a block of `N` warps, the same in every thread. `slots` is for this sum alone.
-template <int N> __device__ __forceinline__ float block_sum(float v, float (&slots)[N]) {
-    v = warp_sum(v);
-    if (lane_id() == 0) slots[threadIdx.x >> 5] = v;
-    __syncthreads();
-    v = 0.f;
+// Each becomes its sum over a block of `N` warps. `slots` are for these sums alone.
+template <int M, int N> __device__ __forceinline__ void block_sums(float (&v)[M], float (&slots)[M][N]) {
+    warp_sums(v);
 #pragma unroll
-    for (int i = 0; i < N; i++) v += slots[i];
-    return v;
+    for (int i = 0; i < M; i++)
+        if (lane_id() == 0) slots[i][threadIdx.x >> 5] = v[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        v[i] = 0.f;
+#pragma unroll
+        for (int w = 0; w < N; w++) v[i] += slots[i][w];
+    }
 }
 
 #ifndef STOPS
@@ -765,7 +789,7 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
     constexpr int L = 3, N = 7, STRIDE = N * 32 * VECTOR, COLUMNS = (HIDDEN + STRIDE - 1) / STRIDE;
     struct Own { word words[COLUMNS]; float scale; };  // a thread's part of an out-row
     __shared__ __align__(16) float logits[2][N + 1];
-    __shared__ float input[HIDDEN], slots[2][N];
+    __shared__ float input[HIDDEN], slots[1][N], more_slots[2][N];
     const int token = blockIdx.x, warp = threadIdx.x >> 5, column_0 = threadIdx.x * VECTOR;
     auto takes_part = [&](int top) { return top + L <= DEPTH + 1 || top + level_of(warp) <= DEPTH; };  // in the step that begins there
     auto owns = [&](int k) { return HIDDEN % STRIDE == 0 || column_0 + k * STRIDE < HIDDEN; };
@@ -859,7 +883,7 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
     }
 
     // finish(), a thread to its columns
-    float sum = 0.f, squares = 0.f;
+    float sum[1] = {0.f}, sums[2] = {0.f, 0.f};
     if (owner) {
         add_words(y, bias, 1.f);
         add_words(y, residual, 1.f);
@@ -872,23 +896,25 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++) sum += y[k][j];
+            for (int j = 0; j < VECTOR; j++) sum[0] += y[k][j];
     }
     if (f.out_norm_weight) {
-        const float mean = block_sum(sum, slots[0]) * (1.f / HIDDEN);
+        block_sums(sum, slots);
+        const float mean = sum[0] * (1.f / HIDDEN);
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
             for (int j = 0; j < VECTOR; j++)
-                if (owns(k)) y[k][j] -= mean, squares += y[k][j] * y[k][j];
-        const float factor = rsqrtf(block_sum(squares, slots[1]) * (1.f / HIDDEN) + f.eps);
+                if (owns(k)) y[k][j] -= mean, sums[0] += y[k][j], sums[1] += y[k][j] * y[k][j];
+        block_sums(sums, more_slots);
+        const Normed n = normed(sums, f.eps);
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++) {
             float w[VECTOR], b[VECTOR];
             unpack(weight[k], w);
             unpack(offset[k], b);
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++) y[k][j] = y[k][j] * factor * w[j] + b[j];
+            for (int j = 0; j < VECTOR; j++) y[k][j] = (y[k][j] * n.factor - n.shift) * w[j] + b[j];
         }
     }
 #pragma unroll

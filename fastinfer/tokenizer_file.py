@@ -1,0 +1,267 @@
+"""A tokenizer.json of a stranger, opened by the tokenizers library only when nothing in it can end or stop the process.
+
+The library aborts where memory cannot be had and panics where a file contradicts itself. So sizes, ids and what lets a
+text grow are checked before it sees the file, a few texts are tried, and its panics become errors, at load and in use.
+A regular expression that is not one of PATTERNS is tried in a process of its own.
+
+What cannot be bounded: the time of such an expression on texts that were not tried. The library gives up a single match
+after ten million steps, which is an error here, but each character of a text may begin one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any
+
+from . import trial
+from .config import parse_json, vocabulary_bytes
+from .errors import CheckpointError, about, short
+from .files import read_file
+
+__all__ = ["Library", "open_tokenizer"]
+
+MOST_CHARACTERS = 4096  # of a word of the vocabulary, or any other string
+MOST_PREFIX = 64  # characters of what is put before or behind pieces: it is copied for each
+MOST_WORD = 1000  # characters of a word that WordPiece takes apart, in steps that grow with their square; published ones have 100
+MOST_NUMBER = 1 << 24
+MOST_GROWTH = 1024  # characters that one may become; published ones reach 648 by this count, which takes the worst character for all
+RUNS = 256  # characters of the expressions, of which runs are tried
+TIMEOUT = 30  # seconds for a process on a busy machine, whose own limit is trial.SECONDS of work
+
+# Expressions of published tokenizers, which take time in proportion to the text, or its square in runs of white space.
+PATTERNS = frozenset(
+    {
+        r" {2,}",
+        r"\s+",
+        r"\s{2,}",
+        r"\s",
+        r"\p{N}",
+        r"\p{N}{1,3}",
+        r"\d",
+        r"[0-9]",
+        r"\n",
+        r"[\r\n]",
+        r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    }
+)
+# How many characters one may become in a component; Replace, Precompiled and Prepend say it themselves.
+GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "BertNormalizer": 4, "ByteLevel": 4, "Metaspace": 2}
+
+
+class Library:
+    """A tokenizers.Tokenizer whose errors, panics included, are CheckpointErrors that name its file."""
+
+    def __init__(self, raw: Any, path: Path) -> None:
+        self.__dict__ |= {"raw": raw, "path": path}
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["raw"], name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with as_errors(f"{self.path}: the tokenizers library failed"):
+                return value(*arguments, **options)
+
+        return call
+
+
+@contextlib.contextmanager
+def as_errors(what: str) -> Iterator[None]:
+    """What the library raises, plain Exceptions and the panics that are none, as a CheckpointError that begins with `what`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error)
+    else:
+        return
+    raise CheckpointError(f"{what}: {reason[:500]}")
+
+
+def open_tokenizer(path: Path, vocabulary: int) -> Library:
+    """The tokenizer.json at `path`, for a model of so many tokens, its padding and truncation switched off.
+
+    Raises CheckpointError naming the file and what is wrong.
+    """
+    import tokenizers
+
+    text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses it
+    unreadable = f"{path} is no tokenizer that the tokenizers library can read"
+    try:
+        data = parse_json(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{unreadable}: {error or 'not enough memory'}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise CheckpointError(f"{unreadable}: it has no model")
+    with about(str(path)):
+        patterns = set(check(data, vocabulary)) - PATTERNS
+        if patterns:
+            try_apart(text, vocabulary, patterns)
+    with as_errors(unreadable):
+        raw = tokenizers.Tokenizer.from_buffer(text)
+        raw.no_padding()
+        raw.no_truncation()
+        if not patterns:
+            trial.trial(raw, vocabulary)
+    return Library(raw, path)
+
+
+def check(data: dict, vocabulary: int) -> list[str]:
+    """The regular expressions in a tokenizer.json's object. Raises CheckpointError for what the library must not see."""
+    model = data["model"]
+    words = model.get("vocab")
+    if isinstance(words, list):  # of a Unigram model: pairs of a piece and a score, numbered as they stand
+        words = {entry[0]: i for i, entry in enumerate(words) if isinstance(entry, list) and entry and isinstance(entry[0], str)}
+    if isinstance(words, dict):
+        _check_ids("the vocabulary", words, vocabulary)
+    added = data.get("added_tokens")
+    if isinstance(added, list):
+        _check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
+    for key, value in model.items():
+        if key not in ("vocab", "merges"):
+            most = MOST_WORD if key == "max_input_chars_per_word" else MOST_NUMBER
+            for _ in _values(value, f"model.{key}", most, MOST_PREFIX):
+                pass
+
+    patterns: list[str] = []
+    growth = 1
+    for part in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "post_processor"):
+        if part == "decoder":
+            growth = 1  # it begins anew, with a token of the vocabulary
+        most = max(vocabulary - 1, 2) if part == "post_processor" else MOST_NUMBER
+        for value in _values(data.get(part), part, most, MOST_CHARACTERS):
+            if isinstance(value.get("Regex"), str):
+                patterns.append(value["Regex"])
+            if part != "post_processor":
+                growth *= _growth(value)
+            if growth > MOST_GROWTH:
+                raise CheckpointError(f"{part} may make a text more than {MOST_GROWTH} times as long")
+            for form in ("single", "pair"):
+                _check_template(value.get(form), form)
+    return patterns
+
+
+def _check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
+    if len(ids) > vocabulary:
+        raise CheckpointError(f"it has {len(ids)} tokens, but the model's vocabulary is {vocabulary}: it belongs to another model")
+    if set(map(type, ids.values())) - {int} or not 0 <= min(ids.values(), default=0) <= max(ids.values(), default=0) < vocabulary:
+        word, id_ = next((w, i) for w, i in ids.items() if type(i) is not int or not 0 <= i < vocabulary)
+        raise CheckpointError(f"{what} gives {short(word)} the id {short(id_)}, expected 0 to {vocabulary - 1}, as the model has")
+    longest = max((len(word) for word in ids if isinstance(word, str)), default=0)
+    if longest > MOST_CHARACTERS:
+        raise CheckpointError(f"{what} has a token of {longest} characters, expected at most {MOST_CHARACTERS}")
+
+
+def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict]:
+    """Every object in a part of the file, its numbers and strings checked."""
+    left = [(part, "")]
+    while left:
+        value, key = left.pop()
+        if isinstance(value, dict):
+            yield value
+            left += [(v, k) for k, v in value.items()]
+            left += [(k, "a key") for k in value]
+        elif isinstance(value, list):
+            left += [(v, key) for v in value]
+        elif isinstance(value, str) and len(value) > characters and key != "precompiled_charsmap":
+            raise CheckpointError(f"{at} has a string of {len(value)} characters, expected at most {characters}: {short(value)}")
+        elif isinstance(value, int) and not 0 <= value <= number:
+            raise CheckpointError(f"{at} has {key or 'the number'} {short(value)}, expected 0 to {number}")
+
+
+def _growth(component: dict) -> int:
+    """The most characters that one becomes in a component, which the library names by its type."""
+    kind = component.get("type")
+    if kind == "Replace":
+        pattern, content = component.get("pattern"), component.get("content")
+        if not isinstance(pattern, dict) or not isinstance(content, str):
+            return 1  # the library refuses it
+        known = pattern.get("String") or pattern.get("Regex")
+        if isinstance(known, str) and ("String" in pattern or known in PATTERNS):
+            return max(1, -(-len(content) // len(known)) if "String" in pattern else len(content))
+        return 1 + len(content)  # what may match nothing matches between any two characters
+    if kind == "Prepend":
+        return 1 + len(component["prepend"]) if isinstance(component.get("prepend"), str) else 1
+    if kind == "Precompiled":
+        return _charsmap(component.get("precompiled_charsmap"))
+    return GROWTH.get(kind, 1) if isinstance(kind, str) else 1
+
+
+def _charsmap(text: Any) -> int:
+    """The longest of the texts that a sentencepiece map of characters puts in the place of others.
+
+    The map is the size of a trie in bytes, uint32, the trie, and the texts, each ended by a zero.
+    """
+    if not isinstance(text, str):
+        return 1  # the library refuses it
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CheckpointError(f"precompiled_charsmap is not base64: {error}") from None
+    size = int.from_bytes(data[:4], "little")
+    if len(data) < 4 or size % 4 or not 0 < size <= len(data) - 4:
+        raise CheckpointError(
+            f"precompiled_charsmap names a trie of {size} bytes, expected a multiple of 4, at most the {len(data) - 4} there are"
+        )
+    return max(1, *(len(piece.decode(errors="replace")) for piece in data[4 + size :].split(b"\0")))
+
+
+def _check_template(pieces: Any, form: str) -> None:
+    """A template has the text, or each text of a pair, once at most."""
+    if not isinstance(pieces, list):
+        return
+    sides = [piece["Sequence"].get("id") for piece in pieces if isinstance(piece, dict) and isinstance(piece.get("Sequence"), dict)]
+    if sides.count("A") > 1 or sides.count("B") > 1:
+        raise CheckpointError(f"post_processor repeats a text in its template {form!r}, expected each once")
+
+
+def try_apart(text: bytes, vocabulary: int, patterns: set[str]) -> None:
+    """trial.trial() in a process of its own, with runs of each character in the patterns, which make the slow ones slow.
+
+    Raises CheckpointError where it fails, takes too long or too much memory, and where no process can be started.
+    """
+    import tokenizers
+
+    characters = sorted(set("".join(patterns)))[:RUNS]
+    # An expression that needs a character is not tried where the text lacks it.
+    runs = [c * 64 + end for c in characters for end in ("", "\0" + "".join(characters))]
+    library = Path(tokenizers.__file__).parents[1]
+    executable = None if getattr(sys, "frozen", False) else spawn.get_executable()
+    if not executable:
+        raise CheckpointError(
+            "it has a regular expression that must be tried in a process of its own, and there is no Python to start here"
+        )
+    named = f"a regular expression that cannot be used, one of {', '.join(map(short, sorted(patterns)[:5]))}"
+    try:
+        done = subprocess.run(
+            [executable, "-I", trial.__file__, str(library)],
+            input=json.dumps([vocabulary, runs]).encode() + b"\n" + text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"it has {named}: it takes more than {TIMEOUT} seconds") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"it has a regular expression that must be tried in a process of its own, which cannot be started: {error}"
+        ) from None
+    said = done.stdout.decode(errors="replace").strip()
+    if said != "ok":
+        raise CheckpointError(f"it has {named}: {said or f'the process that tried it ended with {done.returncode}'}")

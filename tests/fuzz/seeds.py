@@ -1,0 +1,186 @@
+"""Small valid checkpoints, as {file name: bytes}, from which the fuzzer of the loaders starts. Needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import struct
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS))
+
+import builders  # noqa: E402
+from conftest import WORDS, make_config, make_tokenizer  # noqa: E402
+
+from fastinfer import checkpoint  # noqa: E402
+from fastinfer.config import FFF, Dense, Positions, Stored  # noqa: E402
+
+HIDDEN = 16
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+    "id2label": {"0": "no", "1": "yes"},
+    "problem_type": "single_label_classification",
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+
+
+def pack(arrays: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a safetensors file of float32 arrays."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def pickled(arrays: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a .bin file, as torch.save writes it, of float32 arrays."""
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def numbers(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    made, body = io.BytesIO(), b"\x80\x02ccollections\nOrderedDict\n)R("
+    with zipfile.ZipFile(made, "w") as file:
+        for key, (name, array) in enumerate(arrays.items()):
+            strides = tuple(math.prod(array.shape[i + 1 :]) for i in range(array.ndim))
+            storage = (
+                b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu") + numbers((array.size,))[1:-1] + b"tQ"
+            )
+            hooks = b"ccollections\nOrderedDict\n)R"
+            body += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + numbers(array.shape) + numbers(strides)
+            body += b"\x89" + hooks + b"tR"
+            file.writestr(f"archive/data/{key}", array.tobytes())
+        file.writestr("archive/data.pkl", body + b"u.")
+        file.writestr("archive/byteorder", "little")
+    return made.getvalue()
+
+
+def saved(config, **options) -> dict[str, bytes]:
+    """The files of a checkpoint of this format."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(folder, config, builders.weights(config), **options)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def bert() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (len(WORDS), HIDDEN),
+        "embeddings.position_embeddings.weight": (32, HIDDEN),
+        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+    }
+    sizes = {f"attention.self.{n}": (HIDDEN, HIDDEN) for n in ("query", "key", "value")}
+    sizes |= {"attention.output.dense": (HIDDEN, HIDDEN), "intermediate.dense": (24, HIDDEN), "output.dense": (HIDDEN, 24)}
+    for name, shape in sizes.items():
+        shapes |= {f"encoder.layer.0.{name}.weight": shape, f"encoder.layer.0.{name}.bias": shape[:1]}
+    for name in ("embeddings.LayerNorm", "encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"):
+        shapes |= {f"{name}.weight": (HIDDEN,), f"{name}.bias": (HIDDEN,)}
+    shapes |= {"pooler.dense.weight": (HIDDEN, HIDDEN), "pooler.dense.bias": (HIDDEN,)}
+    shapes |= {"classifier.weight": (2, HIDDEN), "classifier.bias": (2,)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def as_json(value) -> bytes:
+    return json.dumps(value).encode()
+
+
+def make() -> dict[str, dict[str, bytes]]:
+    """{name of a seed: its files}."""
+    tokenizer = {"tokenizer.json": make_tokenizer().to_str().encode()}
+    arrays = bert()
+    golden = TESTS / "data" / "golden" / "crammedbert-1x5-cls"
+    around = {
+        "modules.json": as_json(
+            [
+                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+                {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+            ]
+        ),
+        "1_Pooling/config.json": as_json(
+            {"word_embedding_dimension": HIDDEN, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+        ),
+        "sentence_bert_config.json": as_json({"max_seq_length": 16, "do_lower_case": False}),
+        "special_tokens_map.json": as_json({"cls_token": "[CLS]", "mask_token": {"content": "[MASK]", "lstrip": False}}),
+        "tokenizer_config.json": as_json({"model_max_length": 512, "do_lower_case": True, "tokenizer_class": "BertTokenizer"}),
+    }
+    config = {"config.json": as_json(BERT)}
+    return {
+        "ours": saved(make_config()) | tokenizer,
+        "int8": saved(builders.tiny(ffn=(FFF(2, 2, dense=3, children=True, nodes=6),), stored=Stored("int8", "float16", "int8"))),
+        "shards": saved(
+            builders.tiny(layers=2, ffn=(Dense(4), FFF(1, 3)), positions=Positions("scaled-sinusoidal", 8), token_types=2),
+            max_shard_bytes=2500,
+        ),
+        "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
+        "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
+        "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
+    }
+
+
+# Components of tokenizers, to be put in the places of others.
+CHARSMAP = base64.b64encode((1024).to_bytes(4, "little") + bytes(1024) + b"a\0").decode()
+COMPONENTS = [
+    {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
+    {"type": "Replace", "pattern": {"String": "a"}, "content": "bb"},
+    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+    {"type": "Prepend", "prepend": "_"},
+    *({"type": kind} for kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "ByteLevel", "Fuse", "ByteFallback")),
+    {"type": "Strip", "strip_left": True, "strip_right": True},
+    {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]},
+    {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "Digits", "individual_digits": True}]},
+    {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": "a", "start": 1, "stop": 1}]},
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    *({"type": kind} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")),
+    {"type": "CharDelimiterSplit", "delimiter": "a"},
+    {"type": "Punctuation", "behavior": "Isolated"},
+    {"type": "FixedLength", "length": 2},
+    {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "MergedWithPrevious", "invert": False},
+    {"type": "Split", "pattern": {"String": "a"}, "behavior": "Removed", "invert": True},
+    {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+    {"type": "RobertaProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2], "trim_offsets": True, "add_prefix_space": True},
+    {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    {"type": "BPEDecoder", "suffix": "</w>"},
+    {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True},
+    {"type": "Strip", "content": "a", "start": 1, "stop": 1},
+    {
+        "type": "BPE",
+        "vocab": {"a": 0, "b": 1, "ab": 2, "<0x61>": 3, "##b": 4, "a##b": 5},
+        "merges": [["a", "b"], ["a", "##b"]],
+        "dropout": None,
+        "unk_token": "a",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+    },
+    {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["da", -2.0], ["▁", -3.0]], "byte_fallback": False},
+    {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+]
