@@ -328,7 +328,8 @@ class Model:
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
                 taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
-                states = [part.split(taps[i]) for i in given]
+                # A layer that is asked for twice gives two arrays: to write into one changes no other.
+                states = [part.split(taps[i].copy() if i in given[:n] else taps[i]) for n, i in enumerate(given)]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
         return result

@@ -242,8 +242,14 @@ class Config:
                 raise ConfigError(f"the whole is {short(data)}, expected an object")
             version = data.get("format_version")
             if type(version) is not int or version != FORMAT_VERSION:
+                newer = type(version) is int and version > FORMAT_VERSION
                 raise ConfigError(
-                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
+                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: "
+                    + (
+                        "a newer fastinfer wrote this checkpoint; update fastinfer to read it"
+                        if newer
+                        else "the file is damaged or was edited; copy or convert the checkpoint again"
+                    )
                 )
             _check_keys(cls, data, "")
             if isinstance(data["ffn"], dict):

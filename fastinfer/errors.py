@@ -128,11 +128,6 @@ def short(value: Any) -> str:
     return " ".join(_brief.repr(value).split())
 
 
-def is_plain(value: Any) -> bool:
-    """Whether this is an array whose operators mean what numpy's do: a matrix or a masked array is not, a memmap is."""
-    return type(value) in (np.ndarray, np.memmap)
-
-
 def check_int(
     name: str, value: Any, low: int | None = None, high: int | None = None, *, error: type[FastinferError] = InputError, because: str = ""
 ) -> int:
@@ -151,6 +146,11 @@ def check_int(
         limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
         raise error(f"{name} is {short(value)}, expected an integer{limits}{because}")
     return whole
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is an array whose operators mean what numpy's do: a matrix or a masked array is not, a memmap is."""
+    return type(value) in (np.ndarray, np.memmap)
 
 
 def check_array(

@@ -63,7 +63,9 @@ def refuses(folder, said, kind=ERROR, **options):
 
 @pytest.mark.parametrize("name", ["none", "x" * 5000, "\0"])
 def test_no_folder(tmp_path, name):
-    refuses(tmp_path / name, "is no checkpoint folder; expected one with config.json and model.safetensors")
+    with pytest.raises(ERROR, match=r"is no checkpoint folder; expected one with config.json and model.safetensors") as error:
+        fastinfer.load(tmp_path / name, device="numpy")
+    assert str(error.value).startswith(str(tmp_path))
 
 
 def test_a_file_instead_of_a_folder(weights):
