@@ -26,8 +26,9 @@ __all__ = ["Model", "load"]
 MODELS = Path(__file__).with_name("models")
 # Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
 STREAM_TEXTS = 1024
-# Texts that embed() tokenises at a time where the host is free while the device works.
-AHEAD_TEXTS = 8192
+# Texts, or tokens of them, that other calls pack and sort by length together: 4 bytes a token, 500 batches, so that what the last of a
+# window lacks to a full one does not matter.
+WINDOW_TEXTS, WINDOW_TOKENS = 8192, 1 << 20
 
 
 def load(
@@ -199,23 +200,33 @@ class Model:
         self._head("fill_mask")
         top_k = _positive("top_k", top_k)
         tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
-        texts = as_texts(texts)
-        packed, encodings = self._pack(texts)
-        places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
-        for i, rows in enumerate(places):
-            if not rows:
-                name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
-                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
-        answers: list = [None] * len(texts)
-        for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
-            scores = heads.softmax(logits)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-            answers[i] = []
-            for place, row, ids in zip(places[i], scores, best, strict=True):
-                tokens = [tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip() for k in ids]
-                answers[i].append(
-                    [(token, float(row[k]), _filled(texts[i], encodings[i], place, token)) for k, token in zip(ids, tokens, strict=True)]
-                )
+        cuts: list = []
+
+        def fill(texts: list, first: int) -> list:
+            encodings = tokenizer.encode(texts, cuts=cuts)
+            places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
+            for i, rows in enumerate(places):
+                if not rows:
+                    name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
+                    warn_of(cuts)
+                    raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
+            answers: list = [None] * len(texts)
+            for i, logits in self._mask_logits([self._batch(encodings)], len(texts), "mask", batch_tokens, threads):
+                scores = heads.softmax(logits)
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+                answers[i] = []
+                for place, row, ids in zip(places[i], scores, best, strict=True):
+                    tokens = [tokenizer.raw.decode([int(k)], skip_special_tokens=False).strip() for k in ids]
+                    answers[i].append(
+                        [
+                            (token, float(row[k]), _filled(texts[i], encodings[i], place, token))
+                            for k, token in zip(ids, tokens, strict=True)
+                        ]
+                    )
+            return answers
+
+        answers = self._by_portions(as_texts(texts), fill, progress)
+        warn_of(cuts)
         return answers
 
     def tag(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> list[list[tuple]]:
@@ -224,15 +235,22 @@ class Model:
         A word is tagged by its first token; the score is the mean probability of a span's words. Texts are single, not pairs.
         """
         head = self._head("tag")
-        self._need_tokenizer("tag")
-        texts = _singles(texts, "texts")
-        packed, encodings = self._pack(texts)
-        logits = self._token_logits(packed, batch_tokens, threads, progress)
-        answers = []
-        for text, encoding, rows in zip(texts, encodings, logits, strict=True):
-            words = _words(encoding)
-            spans = heads.merge_tags(heads.softmax(rows), words, head.labels, head.scheme)
-            answers.append([(*(span := _trim(text, start, end)), label, score, text[slice(*span)]) for start, end, label, score in spans])
+        tokenizer, cuts = self._need_tokenizer("tag"), []
+
+        def tags(texts: list, _: int) -> list:
+            encodings = tokenizer.encode(texts, cuts=cuts)
+            logits = self._token_logits([self._batch(encodings)], len(texts), batch_tokens, threads)
+            answers = []
+            for text, encoding, rows in zip(texts, encodings, logits, strict=True):
+                words = _words(encoding)
+                spans = heads.merge_tags(heads.softmax(rows), words, head.labels, head.scheme)
+                answers.append(
+                    [(*(span := _trim(text, start, end)), label, score, text[slice(*span)]) for start, end, label, score in spans]
+                )
+            return answers
+
+        answers = self._by_portions(_singles(texts, "texts"), tags, progress)
+        warn_of(cuts)
         return answers
 
     def answer(
@@ -256,23 +274,25 @@ class Model:
         questions, contexts = _singles(questions, "questions"), _singles(contexts, "contexts")
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
-        windows = [(i, e) for i, pair in enumerate(zip(questions, contexts, strict=True)) for e in tokenizer.windows(*pair)]
-        packed = tokenizer.batch([e for _, e in windows])
-        self._check(packed)
-        logits = self._span_logits(packed, batch_tokens, threads, progress)
-        answers: list[dict] = [{} for _ in questions]
-        for (i, encoding), rows in zip(windows, logits, strict=True):
-            inside = np.array([s == 1 for s in encoding.sequence_ids])
-            for first, last, score in heads.best_spans(rows[:, 0], rows[:, 1], inside, top_k):
-                span = _trim(contexts[i], encoding.offsets[first][0], encoding.offsets[last][1])
-                answers[i][span] = max(score, answers[i].get(span, -np.inf))
-        return [
-            [
-                (start, end, float(np.exp(score)), contexts[i][start:end])
-                for (start, end), score in sorted(found.items(), key=lambda f: -f[1])[:top_k]
+
+        def spans(pairs: list, _: int) -> list:
+            windows = [(i, e) for i, pair in enumerate(pairs) for e in tokenizer.windows(*pair)]
+            logits = self._span_logits([self._batch([e for _, e in windows])], len(windows), batch_tokens, threads)
+            answers: list[dict] = [{} for _ in pairs]
+            for (i, encoding), rows in zip(windows, logits, strict=True):
+                inside = np.array([s == 1 for s in encoding.sequence_ids])
+                for first, last, score in heads.best_spans(rows[:, 0], rows[:, 1], inside, top_k):
+                    span = _trim(pairs[i][1], encoding.offsets[first][0], encoding.offsets[last][1])
+                    answers[i][span] = max(score, answers[i].get(span, -np.inf))
+            return [
+                [
+                    (start, end, float(np.exp(score)), pairs[i][1][start:end])
+                    for (start, end), score in sorted(found.items(), key=lambda f: -f[1])[:top_k]
+                ]
+                for i, found in enumerate(answers)
             ]
-            for i, found in enumerate(answers)
-        ]
+
+        return self._by_portions(list(zip(questions, contexts, strict=True)), spans, progress, whole=True)
 
     def rank(
         self,
@@ -320,10 +340,11 @@ class Model:
         if not given:
             raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
-        packed, _ = self._pack(texts_or_batch)
-        result: list = [None] * len(packed)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        result: list = [None] * total
         with self._turn(threads) as (ops, weights, work):
-            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
                 taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
@@ -332,6 +353,7 @@ class Model:
                 states = [part.split(taps[i].copy() if i in given[:n] else taps[i]) for n, i in enumerate(given)]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
+        warn_of(cuts)
         return result
 
     def logits(
@@ -357,26 +379,32 @@ class Model:
         self._head(task)
         if task == "classify":
             return self._class_logits(texts_or_batch, batch_tokens, threads, False)
-        packed, _ = self._pack(texts_or_batch)
-        if task == "fill_mask":
-            return [rows for _, rows in sorted(self._mask_logits(packed, positions, batch_tokens, threads, False), key=lambda r: r[0])]
-        if task not in ("tag", "answer"):
+        if task not in ("fill_mask", "tag", "answer"):
             raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
-        return (self._token_logits if task == "tag" else self._span_logits)(packed, batch_tokens, threads, False)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        if task == "fill_mask":
+            found = self._mask_logits(windows, total, positions, batch_tokens, threads)
+            rows = [logits for _, logits in sorted(found, key=lambda text: text[0])]
+        else:
+            rows = (self._token_logits if task == "tag" else self._span_logits)(windows, total, batch_tokens, threads)
+        warn_of(cuts)
+        return rows
 
     def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
 
         None stands for a dense layer.
         """
-        packed, _ = self._pack(texts_or_batch)
-        result: list = [None] * len(packed)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        result: list = [None] * total
         with self._turn(threads) as (ops, weights, work):
             shapes = [
                 (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
                 for f, layer in zip(self.config.ffn, weights.layers, strict=True)
             ]
-            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
                 tokens = len(part.ids)
                 routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
                 with work:
@@ -384,6 +412,7 @@ class Model:
                 split = [r and [part.split(a) for a in r] for r in routes]
                 for row, b in enumerate(which):
                     result[b] = [s and (s[0][row], s[1][row]) for s in split]
+        warn_of(cuts)
         return result
 
     def release(self) -> None:
@@ -408,7 +437,7 @@ class Model:
         head: Callable[[Any, Any, Any, PackedBatch], Any],
         batch_tokens: int | None,
         threads: int | None,
-        progress: bool,
+        progress: bool = False,
     ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
         """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
 
@@ -426,74 +455,72 @@ class Model:
                 bar.advance(len(which))
                 return which, part, result()
 
-            done = 0
-            for packed in windows:
-                for which, part in _parts(packed, limit):
-                    ops, weights, work = next(turns)
-                    with work:
-                        waiting.append((done + which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
-                    if len(waiting) > len(self._replicas):
-                        yield finish()
-                done += len(packed)
+            for which, part in _parts(windows, limit):
+                ops, weights, work = next(turns)
+                with work:
+                    waiting.append((which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
+                if len(waiting) > len(self._replicas):
+                    yield finish()
             while waiting:
                 yield finish()
 
     def _windows(self, texts: Any, cuts: list) -> tuple[int, Iterable[PackedBatch]]:
-        """(count, texts packed): all at once, or on a device that leaves the host free by the thousand, the next while one is worked on.
+        """(count, texts packed and checked, a window at a time): on a device that leaves the host free, the next while one is worked on.
 
         cuts takes what there is to warn of.
         """
-        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
-        if isinstance(texts, PackedBatch) or len(texts) <= AHEAD_TEXTS or not self._replicas[0][0].asynchronous:
-            return len(texts), [self._pack(texts, cuts)[0]]
-        return len(texts), self._packed_ahead(texts, cuts)
+        if isinstance(texts, PackedBatch):
+            self._check(texts)
+            return len(texts), [texts]
+        texts = as_texts(texts)
+        windows = self._packed(self._need_tokenizer("text").packed(texts, cuts))
+        return len(texts), _ahead(windows) if self._replicas[0][0].asynchronous and len(texts) > WINDOW_TEXTS else windows
 
-    def _packed_ahead(self, texts: list, cuts: list) -> Iterator[PackedBatch]:
-        tokenizer = self._need_tokenizer("text")
-
-        def pack(begin: int) -> PackedBatch:
-            return tokenizer.batch(tokenizer.encode(texts[begin : begin + AHEAD_TEXTS], cuts=cuts))
-
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(pack, 0)
-            for begin in range(AHEAD_TEXTS, len(texts) + AHEAD_TEXTS, AHEAD_TEXTS):
-                packed = following.result()
-                following = pool.submit(pack, begin) if begin < len(texts) else None
-                self._check(packed)
-                yield packed
+    def _packed(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        """Batches joined to windows."""
+        held: list[PackedBatch] = []
+        for part in parts:
+            held.append(part)
+            if sum(map(len, held)) >= WINDOW_TEXTS or sum(len(part.ids) for part in held) >= WINDOW_TOKENS:
+                yield self._check(PackedBatch.join(held))
+                held.clear()
+        if held:
+            yield self._check(PackedBatch.join(held))
 
     def _class_logits(self, texts: Any, batch_tokens: int | None, threads: int | None, progress: bool) -> np.ndarray:
-        packed, _ = self._pack(texts)
-        out = np.empty((len(packed), len(self.config.tasks.classify.labels)), np.float32)
+        cuts: list = []
+        total, windows = self._windows(texts, cuts)
+        out = np.empty((total, len(self.config.tasks.classify.labels)), np.float32)
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return heads.forward_classify(ops, x, part, self.config, weights.tasks)
 
-        for which, _, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, _, logits in self._run(windows, total, head, batch_tokens, threads, progress):
             out[which] = logits
+        warn_of(cuts)
         return out
 
-    def _token_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
-        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_tag)
+    def _token_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
+        return self._per_text(windows, total, batch_tokens, threads, heads.forward_tag)
 
-    def _span_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
-        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_answer)
+    def _span_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
+        return self._per_text(windows, total, batch_tokens, threads, heads.forward_answer)
 
     def _per_text(
-        self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool, forward: Any
+        self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None, forward: Any
     ) -> list[np.ndarray]:
-        result: list = [None] * len(packed)
+        result: list = [None] * total
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return forward(ops, x, weights.tasks)
 
-        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             for b, rows in zip(which, part.split(logits), strict=True):
                 result[b] = rows
         return result
 
     def _mask_logits(
-        self, packed: PackedBatch, positions: str, batch_tokens: int | None, threads: int | None, progress: bool
+        self, windows: Iterable[PackedBatch], total: int, positions: str, batch_tokens: int | None, threads: int | None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
         mask = self._mask() if positions == "mask" else None
@@ -505,23 +532,30 @@ class Model:
             rows = ops.rows(x, np.flatnonzero(wanted(part)))
             return heads.forward_fill_mask(ops, rows, self.config, weights.tasks, self.config.norm.eps)
 
-        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
             yield from zip(which.tolist(), np.split(logits, ends[:-1]), strict=True)
 
+    def _by_portions(self, texts: list, answer: Callable[[list, int], list], progress: bool, *, whole: bool = False) -> list:
+        """The answers to all texts, a portion at a time, for tasks that need the encodings.
+
+        answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
+        """
+        answers: list = []
+        with Progress(len(texts), enabled=progress) as bar:
+            for portion in self._need_tokenizer("text").portions(texts, whole=whole):
+                answers += answer(portion, len(answers))
+                bar.advance(len(portion))
+        return answers
+
     # --- checks ---
 
-    def _pack(self, texts: Any, cuts: list | None = None) -> tuple[PackedBatch, list]:
-        """Texts or a PackedBatch as a checked (PackedBatch, encodings); cuts as in Tokenizer.encode."""
-        encodings: list = []
-        if not isinstance(texts, PackedBatch):
-            encodings = self._need_tokenizer("text").encode(as_texts(texts), cuts=cuts)
-            texts = self.tokenizer.batch(encodings)
-        self._check(texts)
-        return texts, encodings
+    def _batch(self, encodings: list) -> PackedBatch:
+        """Encodings as a checked batch."""
+        return self._check(self._need_tokenizer("text").batch(encodings))
 
-    def _check(self, packed: PackedBatch) -> None:
-        """Raise InputError for ids, token types or lengths that this model does not have."""
+    def _check(self, packed: PackedBatch) -> PackedBatch:
+        """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
         c = self.config
         cu = packed.cu_seqlens
         packed.check_lengths()
@@ -539,6 +573,7 @@ class Model:
             raise InputError(
                 f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
             )
+        return packed
 
     def _mask(self) -> int:
         if self.config.ids.mask is None:
@@ -562,10 +597,25 @@ class Model:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"
 
 
-def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
-    for which in batch.cut(packed.lengths, batch_tokens):
-        yield which, packed.select(which) if len(packed) > 1 else packed
+def _parts(windows: Iterable[PackedBatch], batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, a window's texts of similar length together."""
+    done = 0
+    for packed in windows:
+        for which in batch.cut(packed.lengths, batch_tokens):
+            yield done + which, packed.select(which) if len(packed) > 1 else packed
+        done += len(packed)
+
+
+def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
+    """The same windows, each made by another thread while the one before is worked on."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        following = pool.submit(next, windows, None)
+        while (packed := following.result()) is not None:
+            following = pool.submit(next, windows, None)
+            yield packed
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _positive(name: str, value: int | None) -> int | None:

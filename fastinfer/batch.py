@@ -64,6 +64,14 @@ class PackedBatch:
             raise InputError(f"ids holds {cu_seqlens[-1]} tokens, expected fewer than 2**31: pass them in parts")
         return cls(ids, cu_seqlens.astype(np.int32), token_types)
 
+    @classmethod
+    def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
+        """The texts of several batches, which all have token types or all have none."""
+        lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
+        ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
+        types = [part.token_types for part in parts]
+        return cls.from_flat(ids, lengths, np.concatenate(types) if types and types[0] is not None else None)
+
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
 

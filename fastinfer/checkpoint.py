@@ -8,6 +8,7 @@ aligned, so that trees are used where they lie in the mapped file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -262,10 +263,10 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
                 raise ValueError("it changed while it was read")
             header = parse_json(text)
             data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size and not copy else None
-        except (OSError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} ({size} bytes) is no whole safetensors file: {error or 'not enough memory'}: copy or download it again"
-            ) from None
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise MemoryError(f"{path} cannot be mapped: {error}") from None
+            raise CheckpointError(f"{path} ({size} bytes) is no whole safetensors file: {error}: copy or download it again") from None
         header.pop("__metadata__", None)
         found = {}
         for name, entry in header.items():

@@ -87,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
             drop_output()
         _say("error", f"{error.filename}: {error.strerror}" if named else error)
         return 1
+    except MemoryError as error:
+        _say("error", f"not enough memory: {error}" if str(error) else "not enough memory")
+        return 1
     if cuts:
         cut, texts, longest = sum(c.cut for c in cuts), sum(c.texts for c in cuts), max(c.longest for c in cuts)
         _say("warning", TruncationWarning(cut, texts, longest, cuts[0].limit))

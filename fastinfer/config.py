@@ -349,8 +349,8 @@ def as_json(text: bytes, path: Path) -> Any:
         return parse_json(text)
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
-    except (ValueError, MemoryError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error or 'not enough memory'}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def _plain(value: Any) -> Any:

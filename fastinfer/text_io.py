@@ -41,6 +41,8 @@ __all__ = [
 # Texts, and about as many characters, that are read, computed and written at a time.
 WINDOW_TEXTS = 1024
 WINDOW_CHARACTERS = 1 << 17
+LINE_MEGABYTES = 16  # of the longest line: a text without a space takes 60 times as much while it is tokenised
+DOCUMENT_MEGABYTES = 1024  # of the longest line of a .json file, which may be a whole list of texts
 SHOWN = 72  # characters of a text in readable output
 STANDARD_OUTPUT = "standard output"
 ENDINGS = {".npy": "array", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text", "": "text"}
@@ -59,7 +61,7 @@ def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
     name = "standard input" if reads_stdin(args) else args.input
     kind = _kind(args)
     with naming(name), _opened(args) as file:
-        lines = _lines(file, name)
+        lines = _lines(file, name, DOCUMENT_MEGABYTES if kind == "json" else LINE_MEGABYTES)
         if kind == "plain":
             yield from (_plain(line, args, where) for where, line in lines)
         else:
@@ -72,7 +74,7 @@ def _kind(args: argparse.Namespace) -> str:
     return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
 
 
-def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
     return gzip.open(args.input) if args.input.lower().endswith(".gz") else open(args.input, "rb")
@@ -89,12 +91,17 @@ def argument(text: str) -> str:
     return text
 
 
-def _lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
-    """(where, line) of a file, the end of line and a mark of byte order left out. Raises InputError for a line that is not UTF-8."""
-    where, number = name, 0
+def _lines(file: BinaryIO, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
+    """(where, line) of a file, the end of line and a mark of byte order left out.
+
+    Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.
+    """
+    where, number, most = name, 0, megabytes << 20
     try:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(most + 2), b""), 1):
             where = f"{name}, line {number}"
+            if len(line) > most + line.endswith(b"\n"):
+                raise InputError(f"{where} has more than {megabytes} MB, expected one text per line: split it")
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{where}: the file is UTF-16 or UTF-32, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8")
             if number == 1:
@@ -190,7 +197,12 @@ def _count(args: argparse.Namespace) -> int | None:
     if kind == "json" or args.input.lower().endswith(".gz") or not os.path.isfile(args.input):
         return None
     with open(args.input, "rb") as file:
-        return sum(1 for line in file if kind == "plain" or line.strip())
+        count = filled = 0
+        for piece in iter(lambda: file.readline(1 << 20), b""):  # a line, or a part of a long one
+            filled = filled or int(kind == "plain" or bool(piece.strip()))
+            if piece.endswith(b"\n"):
+                count, filled = count + filled, 0
+        return count + filled
 
 
 # --- answers out -----------------------------------------------------------------------------------

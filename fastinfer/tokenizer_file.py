@@ -105,8 +105,8 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
     unreadable = f"{path} is no tokenizer that the tokenizers library can read"
     try:
         data = parse_json(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CheckpointError(f"{unreadable}: {error or 'not enough memory'}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{unreadable}: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CheckpointError(f"{unreadable}: it has no model")
     with about(str(path)):

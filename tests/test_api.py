@@ -112,7 +112,7 @@ def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
 
 def test_embed_iter_warns_once(model, monkeypatch):
     monkeypatch.setattr(api, "STREAM_TEXTS", 2)
-    with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had 52") as said:
+    with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had at least 45") as said:
         list(model.embed_iter(["paris " * 40, "ada", "paris " * 50, "london", "is", "paris", "paris " * 45]))
     assert len(said) == 1
 
@@ -400,7 +400,7 @@ def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_
     want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
     for ops, _ in model._replicas:
         monkeypatch.setattr(ops, "asynchronous", True)
-    monkeypatch.setattr(api, "AHEAD_TEXTS", 64)
+    monkeypatch.setattr(api, "WINDOW_TEXTS", 64)
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.choice(["ada", "lovelace", "lived", "in", "london"], rng.integers(1, 60))) for _ in range(500)]
     with pytest.warns(TruncationWarning) as said:
