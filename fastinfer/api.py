@@ -65,6 +65,7 @@ def load(
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     if validate is not None:
         check_flag("validate", validate)
+    check_flag("copy", copy)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     with checkpoint.unchanged(folder):
         config, stored = checkpoint.load(folder, validate=validate, copy=copy)
@@ -93,7 +94,7 @@ def _folder(path_or_name: str | os.PathLike | None) -> Path:
     if path_or_name in inside():
         return MODELS / path_or_name
     raise CheckpointError(
-        f"{os.fspath(path_or_name)} is no checkpoint folder; expected one with config.json and model.safetensors, "
+        f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
         f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
     )
 
@@ -337,7 +338,7 @@ class Model:
         count = self.config.layers
         given = layers if isinstance(layers, (tuple, list)) else ()
         if not given:
-            raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+            raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
         cuts: list = []
         total, windows = self._windows(texts_or_batch, cuts)

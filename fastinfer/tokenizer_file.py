@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import contextlib
 import functools
 import json
@@ -110,7 +111,7 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
     """
     import tokenizers
 
-    text = read_file(path, vocabulary_bytes(vocabulary))
+    text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses it
     unreadable = f"{path} is no tokenizer that the tokenizers library can read"
     try:
         data = parse_json(text)

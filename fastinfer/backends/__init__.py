@@ -20,8 +20,9 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
     Raises BackendError naming what can run here.
     """
-    from .reference import Reference
+    from .reference import Reference, check_threads
 
+    check_threads(threads)
     if not isinstance(device, str):
         raise BackendError(f"device is {short(device)}, expected a string such as 'cpu' or 'numpy'")
     if not (dtype is None or (isinstance(dtype, str) and dtype in COMPUTE_DTYPES)):
