@@ -212,8 +212,8 @@ def test_embed(run, random_model, tmp_path):
     assert lines[1].endswith(" ...  " + ("the " * 18)[:69] + "...")
     assert lines[2].endswith("a [2J b")
     assert all(len(line) < 160 for line in lines)
-    said = "1 of 3 texts had more than 32 tokens, the model's limit, and were cut (the longest had at least 203)"
-    assert err == f"fastinfer: warning: {said}\n"
+    said = r"1 of 3 texts had more than 32 tokens, the model's limit, and were cut \(the longest had at least (\d+)\)"
+    assert 32 < int(re.fullmatch(f"fastinfer: warning: {said}\n", err)[1]) <= 203  # no more is read than is needed
     assert run("embed", "-m", random_model, "ada", "-o", tmp_path / "x.npy") == (0, "", "")
     array = np.load(tmp_path / "x.npy")
     assert array.dtype == np.float32
@@ -254,7 +254,7 @@ def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp
     assert min(map(len, sizes)) < 4
     assert err.startswith("fastinfer: warning: 2 of ")
     assert err.count("\n") == 1
-    assert "the longest had at least 45" in err
+    assert 32 < int(re.search(r"the longest had at least (\d+)", err)[1]) <= 62
     run("embed", "-m", random_model, "-i", path, "-o", tmp_path / "x.npy")
     with pytest.warns(UserWarning, match="2 of 33 texts"):
         assert_allclose(np.load(tmp_path / "x.npy"), compute(texts), atol=1e-5)
