@@ -1,10 +1,8 @@
 """Build fastinfer._cpu: Cython over C kernels, for the baseline ISA.
 
 Each src/cpu/isa_*.c selects its instruction set by itself, so all files are compiled with the same flags everywhere.
-FASTINFER_SANITIZE=1 builds with the address and undefined-behaviour sanitizers, for the kernel tests:
-  FASTINFER_SANITIZE=1 python setup.py build_ext --inplace
-  LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 python -m pytest \\
-    tests/test_math.py tests/test_gemm.py tests/test_attention.py tests/test_fff.py tests/test_invariance.py
+FASTINFER_SANITIZE=address builds with the address and undefined-behaviour sanitizers, FASTINFER_SANITIZE=thread with the thread
+sanitizer; tools/sanitize.sh does so beside the package and runs tests on it.
 """
 
 import os
@@ -15,8 +13,9 @@ from setuptools import Extension, setup
 
 FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-pthread"]
 LINK = ["-pthread"]
+SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], "thread": ["-fsanitize=thread"]}
 if os.environ.get("FASTINFER_SANITIZE"):
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
+    sanitizers = [*SANITIZERS[os.environ["FASTINFER_SANITIZE"]], "-g", "-w"]
     FLAGS, LINK = [*FLAGS, "-O1", *sanitizers], [*LINK, *sanitizers]
 
 extension = Extension(

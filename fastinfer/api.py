@@ -16,9 +16,9 @@ import numpy as np
 from . import backends, batch, checkpoint, heads
 from .batch import PackedBatch
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_int, listed, printable, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, check_int, listed, printable, short
 from .progress import Progress
-from .tokenizer import Tokenizer, Window, as_singles, as_text, as_texts, each_text, warn_of
+from .tokenizer import Tokenizer, as_singles, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
 
@@ -26,8 +26,9 @@ __all__ = ["Model", "load"]
 MODELS = Path(__file__).with_name("models")
 # Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
 STREAM_TEXTS = 1024
-# Texts that embed() tokenises at a time where the host is free while the device works.
-AHEAD_TEXTS = 8192
+# Texts, or tokens of them, that other calls pack and sort by length together: 4 bytes a token, 500 batches, so that what the last of a
+# window lacks to a full one does not matter.
+WINDOW_TEXTS, WINDOW_TOKENS = 8192, 1 << 20
 
 
 def load(
@@ -46,7 +47,7 @@ def load(
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
                   of them, each of which gets the model and takes batches in turn
     dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
-    threads       most threads per call; None: the CPUs that this process may use
+    threads       most threads per call; None, or more than there are: the CPUs that this process may use
     max_depth     walk trees at most this many decisions deep; None: to their leaves
     validate      scan the weights for NaN and infinity; None: when the files are small
     copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read
@@ -62,6 +63,9 @@ def load(
     max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
+    if validate is not None:
+        check_flag("validate", validate)
+    check_flag("copy", copy)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     with checkpoint.unchanged(folder):
         config, stored = checkpoint.load(folder, validate=validate, copy=copy)
@@ -90,7 +94,7 @@ def _folder(path_or_name: str | os.PathLike | None) -> Path:
     if path_or_name in inside():
         return MODELS / path_or_name
     raise CheckpointError(
-        f"{os.fspath(path_or_name)} is no checkpoint folder; expected one with config.json and model.safetensors, "
+        f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
         f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
     )
 
@@ -171,14 +175,15 @@ class Model:
         self, texts: Any, cuts: list, normalize: bool | None, batch_tokens: int | None, threads: int | None, progress: bool = False
     ) -> np.ndarray:
         """embed(); cuts takes what there is to warn of."""
-        normalize = self._head("embed").normalize if normalize is None else normalize
+        head = self._head("embed")
+        normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
         total, windows = self._windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
 
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
+        def pool(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return heads.forward_embed(ops, x, part, self.config)
 
-        for which, _, vectors in self._run(windows, total, head, batch_tokens, threads, progress):
+        for which, _, vectors in self._run(windows, total, pool, batch_tokens, threads, progress):
             out[which] = heads.normalized(vectors) if normalize else vectors
         return out
 
@@ -199,21 +204,28 @@ class Model:
         self._head("fill_mask")
         top_k = _positive("top_k", top_k)
         tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
-        texts = as_texts(texts)
-        packed, encodings = self._pack(texts)
-        places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
-        for i, rows in enumerate(places):
-            if not rows:
-                name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
-                raise InputError(f"texts[{i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
-        answers: list = [None] * len(texts)
-        for i, logits in self._mask_logits(packed, "mask", batch_tokens, threads, progress):
-            scores = heads.softmax(logits)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-            answers[i] = [
-                heads.decode_mask(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
-                for place, row, ids in zip(places[i], scores, best, strict=True)
-            ]
+        cuts: list = []
+
+        def fill(texts: list, first: int) -> list:
+            encodings = tokenizer.encode(texts, cuts=cuts)
+            places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
+            for i, rows in enumerate(places):
+                if not rows:
+                    name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
+                    warn_of(cuts)
+                    raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
+            answers: list = [None] * len(texts)
+            for i, logits in self._mask_logits([self._batch(encodings)], len(texts), "mask", batch_tokens, threads):
+                scores = heads.softmax(logits)
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+                answers[i] = [
+                    heads.decode_mask(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
+                    for place, row, ids in zip(places[i], scores, best, strict=True)
+                ]
+            return answers
+
+        answers = self._by_portions(as_texts(texts), fill, progress)
+        warn_of(cuts)
         return answers
 
     def tag(
@@ -236,15 +248,18 @@ class Model:
         head = self._head("tag")
         tokenizer = self._need_tokenizer("tag")
         if strategy not in heads.STRATEGIES:
-            raise InputError(f"strategy is {strategy!r}, expected one of {', '.join(map(repr, heads.STRATEGIES))}")
-        texts = as_singles(texts)
-        wholes, windows = tokenizer.windows(texts)
-        said = self._token_logits(self._batch(windows), batch_tokens, threads, progress)
-        answers = []
-        for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-            scores = heads.join_windows([(window.rows, heads.softmax(rows)) for window, rows in group], wholes[i])
-            answers.append(heads.decode_tags(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
-        return answers
+            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.STRATEGIES))}")
+
+        def tags(texts: list, first: int) -> list:
+            wholes, windows = tokenizer.windows(texts, first)
+            said = self._token_logits([self._batch([w.tokens for w in windows])], len(windows), batch_tokens, threads)
+            answers = []
+            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
+                scores = heads.join_windows([(window.rows, heads.softmax(rows)) for window, rows in group], wholes[i])
+                answers.append(heads.decode_tags(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
+            return answers
+
+        return self._by_portions(as_singles(texts), tags, progress, whole=True)
 
     def answer(
         self,
@@ -275,32 +290,39 @@ class Model:
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
         none = self.config.ids.cls
-        if no_answer and none is None:
+        if check_flag("no_answer", no_answer) and none is None:
             raise InputError(f"no_answer: {self._name} names no token that stands for no answer (ids.cls in config.json)")
-        wholes, windows = tokenizer.windows(list(zip(questions, contexts, strict=True)))
-        pieces = [heads.pieces(whole, context, 1) for whole, context in zip(wholes, contexts, strict=True)]
-        for i, found in enumerate(pieces):
-            if not questions[i].strip():
-                raise InputError(f"questions[{i}] is {short(questions[i])}, expected a question")
-            if not no_answer and all(piece.start == piece.end for piece in found):
-                raise InputError(
-                    f"contexts[{i}] is {short(contexts[i])}, expected a text with an answer in it: leave it out, or pass no_answer=True"
-                )
-        said = self._span_logits(self._batch(windows), batch_tokens, threads, progress)
-        answers = []
-        for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-            whole, context = wholes[i], contexts[i]
-            words = heads.words(pieces[i], context, tokenizer.marked) if whole_words else []
-            word_of = {row: word for word in words for row in word.rows}
-            parts = [heads.decode_answers(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
-            scores: dict[tuple[int, int], float] = {}
-            for spans, _ in parts:
-                scores |= {span: max(score, scores.get(span, 0.0)) for span, score in spans.items()}
-            best = [(start, end, score, context[start:end]) for (start, end), score in scores.items()]
-            if no_answer:
-                best.append((0, 0, min(score for _, score in parts), ""))
-            answers.append(sorted(best, key=lambda answer: -answer[2])[:top_k])
-        return answers
+        check_flag("whole_words", whole_words)
+
+        def spans(pairs: list, first: int) -> list:
+            wholes, windows = tokenizer.windows(pairs, first)
+            pieces = [heads.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
+            for i, found in enumerate(pieces):
+                question, context = pairs[i]
+                if not question.strip():
+                    raise InputError(f"questions[{first + i}] is {short(question)}, expected a question")
+                if not no_answer and all(piece.start == piece.end for piece in found):
+                    raise InputError(
+                        f"contexts[{first + i}] is {short(context)}, expected a text with an answer in it: "
+                        "leave it out, or pass no_answer=True"
+                    )
+            said = self._span_logits([self._batch([w.tokens for w in windows])], len(windows), batch_tokens, threads)
+            answers = []
+            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
+                whole, context = wholes[i], pairs[i][1]
+                words = heads.words(pieces[i], context, tokenizer.marked) if whole_words else []
+                word_of = {row: word for word in words for row in word.rows}
+                parts = [heads.decode_answers(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
+                scores: dict[tuple[int, int], float] = {}
+                for found, _ in parts:
+                    scores |= {span: max(score, scores.get(span, 0.0)) for span, score in found.items()}
+                best = [(start, end, score, context[start:end]) for (start, end), score in scores.items()]
+                if no_answer:
+                    best.append((0, 0, min(score for _, score in parts), ""))
+                answers.append(sorted(best, key=lambda answer: -answer[2])[:top_k])
+            return answers
+
+        return self._by_portions(list(zip(questions, contexts, strict=True)), spans, progress, whole=True)
 
     def rank(
         self,
@@ -347,19 +369,22 @@ class Model:
         count = self.config.layers
         given = layers if isinstance(layers, (tuple, list)) else ()
         if not given:
-            raise InputError(f"layers is {layers!r}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
+            raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
-        packed, _ = self._pack(texts_or_batch)
-        result: list = [None] * len(packed)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        result: list = [None] * total
         with self._turn(threads) as (ops, weights, work):
-            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
                 taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
                 taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
-                states = [part.split(taps[i]) for i in given]
+                # A layer that is asked for twice gives two arrays: to write into one changes no other.
+                states = [part.split(taps[i].copy() if i in given[:n] else taps[i]) for n, i in enumerate(given)]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
+        warn_of(cuts)
         return result
 
     def logits(
@@ -385,26 +410,32 @@ class Model:
         self._head(task)
         if task == "classify":
             return self._class_logits(texts_or_batch, batch_tokens, threads, False)
-        packed, _ = self._pack(texts_or_batch)
-        if task == "fill_mask":
-            return [rows for _, rows in sorted(self._mask_logits(packed, positions, batch_tokens, threads, False), key=lambda r: r[0])]
-        if task not in ("tag", "answer"):
+        if task not in ("fill_mask", "tag", "answer"):
             raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
-        return (self._token_logits if task == "tag" else self._span_logits)(packed, batch_tokens, threads, False)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        if task == "fill_mask":
+            found = self._mask_logits(windows, total, positions, batch_tokens, threads)
+            rows = [logits for _, logits in sorted(found, key=lambda text: text[0])]
+        else:
+            rows = (self._token_logits if task == "tag" else self._span_logits)(windows, total, batch_tokens, threads)
+        warn_of(cuts)
+        return rows
 
     def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
 
         None stands for a dense layer.
         """
-        packed, _ = self._pack(texts_or_batch)
-        result: list = [None] * len(packed)
+        cuts: list = []
+        total, windows = self._windows(texts_or_batch, cuts)
+        result: list = [None] * total
         with self._turn(threads) as (ops, weights, work):
             shapes = [
                 (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
                 for f, layer in zip(self.config.ffn, weights.layers, strict=True)
             ]
-            for which, part in _parts(packed, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
                 tokens = len(part.ids)
                 routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
                 with work:
@@ -412,6 +443,7 @@ class Model:
                 split = [r and [part.split(a) for a in r] for r in routes]
                 for row, b in enumerate(which):
                     result[b] = [s and (s[0][row], s[1][row]) for s in split]
+        warn_of(cuts)
         return result
 
     def release(self) -> None:
@@ -436,7 +468,7 @@ class Model:
         head: Callable[[Any, Any, Any, PackedBatch], Any],
         batch_tokens: int | None,
         threads: int | None,
-        progress: bool,
+        progress: bool = False,
     ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
         """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
 
@@ -444,7 +476,7 @@ class Model:
 
         Devices take batches in turn, and each is given the next before its last is waited for.
         """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=progress) as bar:
+        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", progress)) as bar:
             turns = itertools.cycle([stack.enter_context(self._turn(threads, i)) for i in range(len(self._replicas))])
             limit = _positive("batch_tokens", batch_tokens) or self._replicas[0][0].batch_tokens
             waiting: deque = deque()
@@ -454,74 +486,72 @@ class Model:
                 bar.advance(len(which))
                 return which, part, result()
 
-            done = 0
-            for packed in windows:
-                for which, part in _parts(packed, limit):
-                    ops, weights, work = next(turns)
-                    with work:
-                        waiting.append((done + which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
-                    if len(waiting) > len(self._replicas):
-                        yield finish()
-                done += len(packed)
+            for which, part in _parts(windows, limit):
+                ops, weights, work = next(turns)
+                with work:
+                    waiting.append((which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
+                if len(waiting) > len(self._replicas):
+                    yield finish()
             while waiting:
                 yield finish()
 
     def _windows(self, texts: Any, cuts: list) -> tuple[int, Iterable[PackedBatch]]:
-        """(count, texts packed): all at once, or on a device that leaves the host free by the thousand, the next while one is worked on.
+        """(count, texts packed and checked, a window at a time): on a device that leaves the host free, the next while one is worked on.
 
         cuts takes what there is to warn of.
         """
-        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
-        if isinstance(texts, PackedBatch) or len(texts) <= AHEAD_TEXTS or not self._replicas[0][0].asynchronous:
-            return len(texts), [self._pack(texts, cuts)[0]]
-        return len(texts), self._packed_ahead(texts, cuts)
+        if isinstance(texts, PackedBatch):
+            self._check(texts)
+            return len(texts), [texts]
+        texts = as_texts(texts)
+        windows = self._packed(self._need_tokenizer("text").packed(texts, cuts))
+        return len(texts), _ahead(windows) if self._replicas[0][0].asynchronous and len(texts) > WINDOW_TEXTS else windows
 
-    def _packed_ahead(self, texts: list, cuts: list) -> Iterator[PackedBatch]:
-        tokenizer = self._need_tokenizer("text")
-
-        def pack(begin: int) -> PackedBatch:
-            return tokenizer.batch(tokenizer.encode(texts[begin : begin + AHEAD_TEXTS], cuts=cuts))
-
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(pack, 0)
-            for begin in range(AHEAD_TEXTS, len(texts) + AHEAD_TEXTS, AHEAD_TEXTS):
-                packed = following.result()
-                following = pool.submit(pack, begin) if begin < len(texts) else None
-                self._check(packed)
-                yield packed
+    def _packed(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        """Batches joined to windows."""
+        held: list[PackedBatch] = []
+        for part in parts:
+            held.append(part)
+            if sum(map(len, held)) >= WINDOW_TEXTS or sum(len(part.ids) for part in held) >= WINDOW_TOKENS:
+                yield self._check(PackedBatch.join(held))
+                held.clear()
+        if held:
+            yield self._check(PackedBatch.join(held))
 
     def _class_logits(self, texts: Any, batch_tokens: int | None, threads: int | None, progress: bool) -> np.ndarray:
-        packed, _ = self._pack(texts)
-        out = np.empty((len(packed), len(self.config.tasks.classify.labels)), np.float32)
+        cuts: list = []
+        total, windows = self._windows(texts, cuts)
+        out = np.empty((total, len(self.config.tasks.classify.labels)), np.float32)
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return heads.forward_classify(ops, x, part, self.config, weights.tasks)
 
-        for which, _, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, _, logits in self._run(windows, total, head, batch_tokens, threads, progress):
             out[which] = logits
+        warn_of(cuts)
         return out
 
-    def _token_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
-        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_tag)
+    def _token_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
+        return self._per_text(windows, total, batch_tokens, threads, heads.forward_tag)
 
-    def _span_logits(self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool) -> list[np.ndarray]:
-        return self._per_text(packed, batch_tokens, threads, progress, heads.forward_answer)
+    def _span_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
+        return self._per_text(windows, total, batch_tokens, threads, heads.forward_answer)
 
     def _per_text(
-        self, packed: PackedBatch, batch_tokens: int | None, threads: int | None, progress: bool, forward: Any
+        self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None, forward: Any
     ) -> list[np.ndarray]:
-        result: list = [None] * len(packed)
+        result: list = [None] * total
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             return forward(ops, x, weights.tasks)
 
-        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             for b, rows in zip(which, part.split(logits), strict=True):
                 result[b] = rows
         return result
 
     def _mask_logits(
-        self, packed: PackedBatch, positions: str, batch_tokens: int | None, threads: int | None, progress: bool
+        self, windows: Iterable[PackedBatch], total: int, positions: str, batch_tokens: int | None, threads: int | None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
         mask = self._mask() if positions == "mask" else None
@@ -533,33 +563,33 @@ class Model:
             rows = ops.rows(x, np.flatnonzero(wanted(part)))
             return heads.forward_fill_mask(ops, rows, self.config, weights.tasks, self.config.norm.eps)
 
-        for which, part, logits in self._run([packed], len(packed), head, batch_tokens, threads, progress):
+        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
             yield from zip(which.tolist(), np.split(logits, ends[:-1]), strict=True)
 
+    def _by_portions(self, texts: list, answer: Callable[[list, int], list], progress: bool, *, whole: bool = False) -> list:
+        """The answers to all texts, a portion at a time, for tasks that need the encodings.
+
+        answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
+        """
+        answers: list = []
+        with Progress(len(texts), enabled=progress) as bar:
+            for portion in self._need_tokenizer("text").portions(texts, whole=whole):
+                answers += answer(portion, len(answers))
+                bar.advance(len(portion))
+        return answers
+
     # --- checks ---
 
-    def _pack(self, texts: Any, cuts: list | None = None) -> tuple[PackedBatch, list]:
-        """Texts or a PackedBatch as a checked (PackedBatch, encodings); cuts as in Tokenizer.encode."""
-        encodings: list = []
-        if not isinstance(texts, PackedBatch):
-            encodings = self._need_tokenizer("text").encode(as_texts(texts), cuts=cuts)
-            texts = self.tokenizer.batch(encodings)
-        self._check(texts)
-        return texts, encodings
+    def _batch(self, encodings: list) -> PackedBatch:
+        """Encodings as a checked batch."""
+        return self._check(self._need_tokenizer("text").batch(encodings))
 
-    def _batch(self, windows: Sequence[Window]) -> PackedBatch:
-        """Windows of texts as a checked batch."""
-        packed = self._need_tokenizer("text").batch([window.tokens for window in windows])
-        self._check(packed)
-        return packed
-
-    def _check(self, packed: PackedBatch) -> None:
-        """Raise InputError for ids, token types or lengths that this model does not have."""
+    def _check(self, packed: PackedBatch) -> PackedBatch:
+        """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
         c = self.config
         cu = packed.cu_seqlens
-        if packed.ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(packed.ids) or (np.diff(cu) <= 0).any():
-            raise ShapeError(f"cu_seqlens does not rise from 0 to the {packed.ids.size} ids given: build a batch with PackedBatch.from_ids")
+        packed.check_lengths()
         for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
             if values is None or not len(values):
                 continue
@@ -574,6 +604,7 @@ class Model:
             raise InputError(
                 f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
             )
+        return packed
 
     def _mask(self) -> int:
         if self.config.ids.mask is None:
@@ -589,19 +620,33 @@ class Model:
         return self.tokenizer
 
     def _head(self, task: str) -> Any:
-        head = getattr(self.config.tasks, task) if task in self.tasks else None
-        if head is None:
-            raise TaskError(f"{self._name} has no {task} head; it has {self._tasks()}")
-        return head
+        if not isinstance(task, str) or task not in self.tasks:
+            raise TaskError(f"{self._name} has no {task if isinstance(task, str) else short(task)} head; it has {self._tasks()}")
+        return getattr(self.config.tasks, task)
 
     def _tasks(self) -> str:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"
 
 
-def _parts(packed: PackedBatch, batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, texts of similar length together."""
-    for which in batch.cut(packed.lengths, batch_tokens):
-        yield which, packed.select(which) if len(packed) > 1 else packed
+def _parts(windows: Iterable[PackedBatch], batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, a window's texts of similar length together."""
+    done = 0
+    for packed in windows:
+        for which in batch.cut(packed.lengths, batch_tokens):
+            yield done + which, packed.select(which) if len(packed) > 1 else packed
+        done += len(packed)
+
+
+def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
+    """The same windows, each made by another thread while the one before is worked on."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        following = pool.submit(next, windows, None)
+        while (packed := following.result()) is not None:
+            following = pool.submit(next, windows, None)
+            yield packed
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _positive(name: str, value: int | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DtypeError, InputError, ShapeError, check_array, short
+from .errors import DtypeError, InputError, ShapeError, check_array, is_plain, short
 
 __all__ = ["PackedBatch", "cut"]
 
@@ -28,6 +28,13 @@ class PackedBatch:
         check_array("cu_seqlens", self.cu_seqlens, ("B + 1",), np.int32)
         if self.token_types is not None:
             check_array("token_types", self.token_types, self.ids.shape, np.int32, because="token_types has one entry per id")
+        self.check_lengths()
+
+    def check_lengths(self) -> None:
+        """Raise ShapeError unless cu_seqlens rises from 0 to the number of ids: who made the batch may have written into it."""
+        ids, cu = self.ids, self.cu_seqlens
+        if ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(ids) or (cu[1:] <= cu[:-1]).any():
+            raise ShapeError(f"cu_seqlens does not rise from 0 to the {ids.size} ids given: build a batch with PackedBatch.from_ids")
 
     @classmethod
     def from_ids(cls, ids: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> PackedBatch:
@@ -57,6 +64,14 @@ class PackedBatch:
             raise InputError(f"ids holds {cu_seqlens[-1]} tokens, expected fewer than 2**31: pass them in parts")
         return cls(ids, cu_seqlens.astype(np.int32), token_types)
 
+    @classmethod
+    def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
+        """The texts of several batches, which all have token types or all have none."""
+        lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
+        ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
+        types = [part.token_types for part in parts]
+        return cls.from_flat(ids, lengths, np.concatenate(types) if types and types[0] is not None else None)
+
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
 
@@ -72,10 +87,17 @@ class PackedBatch:
 
     def split(self, array: np.ndarray) -> list[np.ndarray]:
         """Rows (T, ...) as one view per text."""
+        if not is_plain(array) or array.shape[:1] != self.ids.shape:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else short(array)
+            raise ShapeError(f"array is {got}, expected an array of {len(self.ids)} rows, one per id")
         return np.split(array, self.cu_seqlens[1:-1]) if len(self) else []
 
     def select(self, texts: np.ndarray) -> PackedBatch:
         """The batch of the texts with these indices, in their order."""
+        if not is_plain(texts) or texts.ndim != 1 or texts.dtype.kind not in "iu":
+            raise DtypeError(f"texts is {short(texts)}, expected an array of indices of texts")
+        if texts.size and not 0 <= texts.min() <= texts.max() < len(self):
+            raise InputError(f"texts holds {texts.min()} to {texts.max()}, expected indices from 0 to {len(self) - 1}")
         lengths = self.lengths[texts]
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         take = np.arange(cu_seqlens[-1]) + np.repeat(self.cu_seqlens[texts] - cu_seqlens[:-1], lengths)
@@ -118,4 +140,4 @@ def _flatten(name: str, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.n
 
 
 def _listed(value: Any) -> bool:
-    return value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return value.ndim > 0 if is_plain(value) else isinstance(value, Sequence) and not isinstance(value, (str, bytes))

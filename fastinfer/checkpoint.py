@@ -8,6 +8,7 @@ aligned, so that trees are used where they lie in the mapped file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -94,7 +95,7 @@ class Tensor:
     def to(self, dtype: str) -> Tensor:
         """The same values stored as `dtype`: bfloat16 rounds to nearest even; int8 has absmax / 127 of each row as its scale.
 
-        Raises CheckpointError where a finite value does not fit into float16, or NaN or infinity into int8.
+        Raises CheckpointError where a finite value does not fit into float16 or bfloat16, or NaN or infinity into int8.
         """
         if dtype not in DTYPES or "int32" in (dtype, self.dtype):
             raise DtypeError(f"cannot store {self.dtype} as {dtype!r}, expected one of float32, float16, bfloat16, int8")
@@ -103,11 +104,12 @@ class Tensor:
         values = self.float32()
         if dtype == "float32":
             return Tensor(values, dtype)
-        if dtype == "float16":
-            limit = float(np.finfo(np.float16).max)
+        if dtype != "int8":
+            limit, instead = {"float16": (65504.0, "bfloat16"), "bfloat16": (3.3895313892515355e38, "float32")}[dtype]
             peak = float(np.abs(values).max(initial=0, where=np.isfinite(values)))
             if peak > limit:
-                raise CheckpointError(f"a weight of magnitude {peak:g} does not fit into float16 (at most {limit:g}): use bfloat16")
+                raise CheckpointError(f"a weight of magnitude {peak:g} does not fit into {dtype} (at most {limit:g}): use {instead}")
+        if dtype == "float16":
             return Tensor(values.astype(np.float16), dtype)
         if dtype == "bfloat16":
             bits = np.ascontiguousarray(values).view(np.uint32)
@@ -257,15 +259,14 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
             text = file.read(start - 8) if start <= size else b""
             with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
                 pass
-            file.seek(8)
-            if file.read(start - 8) != text:
+            if os.pread(file.fileno(), len(text), 8) != text:
                 raise ValueError("it changed while it was read")
             header = parse_json(text)
             data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size and not copy else None
-        except (OSError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} ({size} bytes) is no whole safetensors file: {error or 'not enough memory'}: copy or download it again"
-            ) from None
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise MemoryError(f"{path} cannot be mapped: {error}") from None
+            raise CheckpointError(f"{path} ({size} bytes) is no whole safetensors file: {error}: copy or download it again") from None
         header.pop("__metadata__", None)
         found = {}
         for name, entry in header.items():

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from . import api, bench, checkpoint
-from .errors import FastinferError, InputError
+from .errors import FastinferError, InputError, printable, short
+from .files import naming
 from .heads import STRATEGIES
 from .info import __version__, info
-from .text_io import as_json, json_line, listing, named, output, read_texts, reads_stdin, shown, table, text_record, windows, write
+from .text_io import (
+    ENDINGS,
+    STANDARD_OUTPUT,
+    argument,
+    as_json,
+    drop_output,
+    fill_closed_streams,
+    json_line,
+    listing,
+    named,
+    output,
+    output_ending,
+    read_texts,
+    reads_stdin,
+    shown,
+    table,
+    text_record,
+    windows,
+)
 from .tokenizer import TruncationWarning, as_text
 
 CLASSES = 5  # classes of a text in readable output
@@ -23,8 +45,9 @@ CLASSES = 5  # classes of a text in readable output
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
 Texts come from the arguments, or from --input FILE with one text per line, or from standard input.
-In a FILE named .jsonl, or with --jsonl, each line is a JSON value: "a text" or {"text": "a text"}.
-A FILE named .gz is unpacked. An empty line is an empty text.
+In a FILE named .jsonl, or with --jsonl, each line is a JSON value: "a text" or {"text": "a text"}; blank lines are skipped.
+A FILE named .json holds such lines, or one list of such values. A FILE named .gz is unpacked.
+Files are UTF-8. An empty line of plain text is an empty text.
 """
 PAIRS_HELP = """
 A pair of texts is ["one", "two"] or {"text": "one", "pair": "two"} in JSON lines; with --pairs it is
@@ -35,9 +58,9 @@ two texts with a tab between them, in arguments and plain lines.
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 failed, 130 interrupted, 141 nobody reads the output.
 
-    Wrong usage exits with 2.
+    Wrong usage exits with 2, a request to end with 128 and the signal's number: 143 for SIGTERM.
     """
-    args = _parse(argv)
+    fill_closed_streams()
     cuts: list[TruncationWarning] = []
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -47,19 +70,26 @@ def main(argv: list[str] | None = None) -> int:
             _say("warning", message)
 
     try:
-        with warnings.catch_warnings():
+        with _ended_in_order(), warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)
             warnings.showwarning = show
+            args = _parse(argv)
             args.command(args)
-        sys.stdout.flush()
+            with naming(STANDARD_OUTPUT):
+                sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        drop_output()
         return 141
     except KeyboardInterrupt:
         return 130
     except (FastinferError, OSError) as error:
         named = isinstance(error, OSError) and error.filename is not None
+        if named and error.filename == STANDARD_OUTPUT:
+            drop_output()
         _say("error", f"{error.filename}: {error.strerror}" if named else error)
+        return 1
+    except MemoryError as error:
+        _say("error", f"not enough memory: {error}" if str(error) else "not enough memory")
         return 1
     if cuts:
         cut, texts, longest = sum(c.cut for c in cuts), sum(c.texts for c in cuts), max(c.longest for c in cuts)
@@ -68,7 +98,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(kind: str, message: object) -> None:
-    print(f"fastinfer: {kind}: {message}", file=sys.stderr)
+    print(f"fastinfer: {kind}: {printable(message)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A signal that asks the process to end raises SystemExit in here, so that temporary files go; the second one is not waited for."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    taken = {}
+    if threading.current_thread() is threading.main_thread():
+        signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        taken = {number: signal.signal(number, end) for number in signals if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 # --- commands --------------------------------------------------------------------------------------
@@ -85,7 +134,7 @@ def _embed(args: argparse.Namespace) -> None:
         first = " ".join(f"{v:8.4f}" for v in vector[:4])
         return f"{len(vector)} dimensions, norm {np.linalg.norm(vector):.4f}: {first} ...  {shown(text)}"
 
-    if not (args.output or "").endswith(".npy"):
+    if output_ending(args) != ".npy":
         _each(args, compute, record, readable)
         return
     with output(args) as out:
@@ -145,12 +194,14 @@ def _answer(args: argparse.Namespace) -> None:
         options = {"no_answer": args.no_answer, "whole_words": args.whole_words}
         return model.answer(questions, contexts, top_k=args.top_k or 1, **options, **_batching(args))
 
+    question = None if args.question is None else as_text(argument(args.question), "--question")
+
     def pair(text: Any) -> tuple[str, str]:
-        return text if args.question is None else (args.question, text)
+        return text if question is None else (question, text)
 
     def record(text: Any, answers: list) -> dict:
-        question, context = pair(text)
-        return {"question": question, "context": context, "answers": named(answers, "start", "end", "score", "text")}
+        asked, context = pair(text)
+        return {"question": asked, "context": context, "answers": named(answers, "start", "end", "score", "text")}
 
     def readable(text: Any, answers: list) -> str:
         rows = [(f"{score:.4f}", f"{start}-{end}", part or "no answer") for start, end, score, part in answers]
@@ -160,17 +211,17 @@ def _answer(args: argparse.Namespace) -> None:
 
 
 def _rank(args: argparse.Namespace) -> None:
-    as_text(args.query, "QUERY")
+    query = as_text(argument(args.query), "QUERY")
     with output(args) as out:
         model = _load(args)
         documents = list(read_texts(args))
-        ranking = model.rank(args.query, documents, top_k=args.top_k, progress=sys.stderr.isatty(), **_batching(args))
+        ranking = model.rank(query, documents, top_k=args.top_k, progress=sys.stderr.isatty(), **_batching(args))
         width = len(str(len(ranking)))
         for place, (index, score) in enumerate(ranking, 1):
             if as_json(args):
-                write(out, json_line({"rank": place, "index": index, "score": score, "text": documents[index]}))
+                out.line(json_line({"rank": place, "index": index, "score": score, "text": documents[index]}))
             else:
-                write(out, f"{place:{width}}  {score:8.4f}  {shown(documents[index])}")
+                out.line(f"{place:{width}}  {score:8.4f}  {shown(documents[index])}")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -179,10 +230,10 @@ def _info(args: argparse.Namespace) -> None:
         found["model"] = _describe(args.model, _load(args))
     with output(args) as out:
         if as_json(args):
-            write(out, json_line(found))
+            out.line(json_line(found))
         else:
             found["devices"] = {device: why or "ready" for device, why in found["devices"].items()}
-            write(out, "\n".join(table(found)))
+            out.line("\n".join(table(found)))
 
 
 def _describe(folder: str, model: api.Model) -> dict[str, Any]:
@@ -218,7 +269,7 @@ def _each(
         model = _load(args)
         for texts, answers in _answers(args, model, compute):
             for text, answer in zip(texts, answers, strict=True):
-                write(out, json_line(record(text, answer)) if as_json(args) else readable(text, answer))
+                out.line(json_line(record(text, answer)) if as_json(args) else readable(text, answer))
 
 
 def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list], Any]) -> Iterator[tuple[list, Any]]:
@@ -250,23 +301,49 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     takes_texts = args.command not in (_info, bench.run)
     if odd or (rest and not takes_texts):
         error(f"unrecognized arguments: {' '.join(odd or rest)}")
+    if args.command is bench.run:
+        return args
+    _check_output(args, error)
     if not takes_texts:
         return args
     args.texts += rest  # argparse gives up on texts that stand after an option
     if args.texts and args.input is not None:
         error("give texts as arguments or with --input, not both")
-    if reads_stdin(args) and not (args.texts or args.input) and (sys.stdin is None or sys.stdin.isatty()):
+    if args.input == "":
+        error("--input is empty, expected the name of a file, or - for standard input")
+    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
-    if (args.output or "").endswith(".npy") and (args.json or args.command is not _embed):
-        error("--output FILE.npy is for embed without --json: other answers are no arrays")
     if args.command is _answer and args.question is None:
         args.takes, args.pairs = "pairs", True
     return args
 
 
+def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+    """Refuse an --output that would hold something else than its name says."""
+    if args.output == "":
+        error("--output is empty, expected the name of a file")
+    ending = output_ending(args)
+    if ending == ".npy" and (args.json or args.command is not _embed):
+        error("--output FILE.npy is for embed without --json: other answers are no arrays")
+    if ending not in ENDINGS and (os.path.isfile(args.output) or not os.path.exists(args.output)):
+        array = ".npy for an array, " if args.command is _embed else ""
+        error(f"--output {args.output}: {ending} is not written here, expected {array}.jsonl for JSON lines, or .txt for readable text")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with naming(STANDARD_OUTPUT if file is sys.stdout else "standard error"):
+            print(message, end="", file=file, flush=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("fastinfer", description=DESCRIPTION, epilog="fastinfer COMMAND --help says more, with an example.")
+    parser = _Parser("fastinfer", description=DESCRIPTION, epilog="fastinfer COMMAND --help says more, with an example.")
     parser.add_argument("--version", action="version", version=f"fastinfer {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -286,13 +363,15 @@ def _parser() -> argparse.ArgumentParser:
         out = sub.add_argument_group("output")
         out.add_argument("--json", action="store_true", help="complete, machine-readable: a JSON value per line")
         files = ".npy: an array; " if run is _embed else ""
-        out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: as --json; else readable text)")
+        out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: as --json; .txt: readable text)")
         return sub
 
     def texts(sub: argparse.ArgumentParser, metavar: str, *, pairs: bool = False) -> None:
         sub.add_argument("texts", nargs="*", metavar=metavar, help="- or nothing: standard input")
         group = sub.add_argument_group("input")
-        group.add_argument("-i", "--input", metavar="FILE", help="texts, one per line; .jsonl and .gz are understood; - is standard input")
+        group.add_argument(
+            "-i", "--input", metavar="FILE", help="texts, one per line; .jsonl, .json and .gz are understood; - is standard input"
+        )
         group.add_argument("--jsonl", action="store_true", help="lines are JSON values, whatever the FILE is called")
         if pairs:
             group.add_argument("--pairs", action="store_true", help="a tab parts each line or argument into a pair of texts")
@@ -352,7 +431,7 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least(low: int) -> Callable[[str], int]:
     def integer(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least {low}")
+            raise argparse.ArgumentTypeError(f"{short(text)} is no integer of at least {low}")
         return int(text)
 
     return integer

@@ -241,9 +241,15 @@ class Config:
             if not isinstance(data, dict):
                 raise ConfigError(f"the whole is {short(data)}, expected an object")
             version = data.get("format_version")
-            if version != FORMAT_VERSION or isinstance(version, bool):
+            if type(version) is not int or version != FORMAT_VERSION:
+                newer = type(version) is int and version > FORMAT_VERSION
                 raise ConfigError(
-                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: a newer fastinfer wrote it, or it is damaged"
+                    f"format_version is {short(version)}, expected {FORMAT_VERSION}: "
+                    + (
+                        "a newer fastinfer wrote this checkpoint; update fastinfer to read it"
+                        if newer
+                        else "the file is damaged or was edited; copy or convert the checkpoint again"
+                    )
                 )
             _check_keys(cls, data, "")
             if isinstance(data["ffn"], dict):
@@ -265,6 +271,8 @@ def _problems(c: Config) -> typing.Iterator[str]:
             if not low <= value <= high:
                 yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
 
+    if c.format_version != FORMAT_VERSION:
+        yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
     yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
         yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
@@ -275,12 +283,12 @@ def _problems(c: Config) -> typing.Iterator[str]:
     if not 1 <= c.positions.max <= MAX_POSITIONS:
         yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
     if not 1 <= c.max_tokens <= c.positions.max:
-        yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={c.positions.max}"
+        yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={short(c.positions.max)}"
     for name, value in vars(c.ids).items():
         if value is not None and not 0 <= value < c.vocabulary:
-            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={c.vocabulary - 1}"
+            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
-        yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={c.layers}"
+        yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
     first = {ffn: i for i, ffn in reversed(list(enumerate(c.ffn)))}
     for ffn, i in first.items():
         at = f"ffn[{i}]."
@@ -341,8 +349,8 @@ def as_json(text: bytes, path: Path) -> Any:
         return parse_json(text)
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
-    except (ValueError, MemoryError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error or 'not enough memory'}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,9 @@ __all__ = [
     "TaskError",
     "about",
     "check_array",
+    "check_flag",
     "check_int",
+    "is_plain",
     "listed",
     "printable",
     "short",
@@ -146,10 +148,15 @@ def check_int(
     return whole
 
 
+def is_plain(value: Any) -> bool:
+    """Whether this is an array whose operators mean what numpy's do: a matrix or a masked array is not, a memmap is."""
+    return type(value) in (np.ndarray, np.memmap)
+
+
 def check_array(
     name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
 ) -> np.ndarray:
-    """Return `array` when it is an ndarray of `dtype` whose shape fits, or raise naming it.
+    """Return `array` when it is a plain ndarray of `dtype` whose shape fits, or raise naming it.
 
     name     what the caller called it, e.g. "w_in"
     shape    sizes, any integers; or letters for sizes that are free, e.g. ("T", 768)
@@ -159,8 +166,9 @@ def check_array(
     `contiguous`, for an array that is not C-contiguous and aligned.
     """
     dtype = np.dtype(dtype)
-    if not isinstance(array, np.ndarray):
-        raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}")
+    if not is_plain(array):
+        hint = f": pass np.asarray({name}), if plain values are meant" if isinstance(array, np.ndarray) else ""
+        raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}{hint}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
     shape = [s if isinstance(s, str) else operator.index(s) for s in shape]
@@ -171,3 +179,10 @@ def check_array(
     if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
         raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")
     return array
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool when it is one, also numpy's. Raises InputError for what would only count as true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} is {short(value)}, expected True or False")
+    return bool(value)

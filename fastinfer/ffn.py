@@ -143,8 +143,9 @@ class FFF:
         On a GPU x may also be an array there, float32 or the layer's dtype: CuPy's, or one with __cuda_array_interface__ or __dlpack__.
         The answer is then a CuPy array of its dtype, on the caller's current stream.
         """
-        if self._ops.name == "cuda":
-            return self._ops.apply(self, x, out)
+        ops = self._ops if threads is None else self._ops.using(threads)
+        if ops.name == "cuda":
+            return ops.apply(self, x, out)
         # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
         if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == self.hidden and x.flags.carray):
             self._check(x)
@@ -158,7 +159,6 @@ class FFF:
             and not np.may_share_memory(x, out)
         ):
             self._check(x, out)
-        ops = self._ops if threads is None else self._ops.using(threads)
         forward(ops, x, self._layer, residual=None, out=out, work=self._workspace and self._workspace())
         return out
 

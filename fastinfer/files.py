@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from .errors import CheckpointError, FastinferError
 
-__all__ = ["read_file", "regular", "replacing", "replacing_all", "stamp"]
+__all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stamp"]
 
 
 @contextlib.contextmanager
@@ -67,6 +67,16 @@ def stamp(file: str | os.PathLike | int) -> tuple[int, ...] | None:
 
 
 @contextlib.contextmanager
+def naming(name: str | os.PathLike) -> Iterator[None]:
+    """An OSError raised in here names this file: not a temporary one that nobody knows, and not none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(name), None
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of `path` when the block ends without an error.
 
@@ -86,14 +96,23 @@ def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[BinaryIO]
     with contextlib.ExitStack() as stack:
         files = []
         for name, target in zip(names, targets, strict=True):
-            stack.callback(name.unlink, missing_ok=True)
-            files.append(stack.enter_context(open(name, "xb")))
+            stack.callback(_remove, name)
+            with naming(target):
+                files.append(stack.enter_context(open(name, "xb")))
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(files[-1].fileno(), stat.S_IMODE(target.stat().st_mode))
         yield files
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        for file, target in zip(files, targets, strict=True):
+            with naming(target):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         for name, target in zip(names, targets, strict=True):
-            os.replace(name, target)
+            with naming(target):
+                os.replace(name, target)
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary file, where there is one: what went wrong before is what the caller is told."""
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -118,10 +118,11 @@ class _Source:
 
     def labels(self, count: int) -> tuple[str, ...]:
         """The names of `count` classes: id2label where it fits, else LABEL_i."""
-        names = self.data.get("id2label") or {}
-        found = {int(k): str(v) for k, v in names.items() if str(k).isdecimal()} if isinstance(names, dict) else {}
-        if sorted(found) == list(range(count)) and len(set(found.values())) == count:
-            return tuple(found[i] for i in range(count))
+        names = self.data.get("id2label")
+        found = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
+        keys = [str(i) for i in range(count)]
+        if found.keys() == set(keys) and len(set(found.values())) == count:
+            return tuple(found[k] for k in keys)
         return tuple(f"LABEL_{i}" for i in range(count))
 
     def config(self, **fields: Any) -> Config:
@@ -475,7 +476,7 @@ def special_tokens(folder: Path) -> dict[str, list[str]]:
 def read_vocabulary(path: Path, most: int) -> list[str]:
     """The tokens of a vocab.txt, one a line, of a model that has `most`. Raises CheckpointError naming the file."""
     try:
-        text = read_file(path, vocabulary_bytes(most)).decode()
+        text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import gzip
+import itertools
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from .errors import InputError, short
-from .files import replacing
+from .errors import InputError, printable, short
+from .files import naming, replacing
 from .progress import Progress
 from .tokenizer import as_text
 
 __all__ = [
+    "ENDINGS",
+    "STANDARD_OUTPUT",
+    "argument",
     "as_json",
     "json_line",
     "listing",
     "named",
     "output",
+    "output_ending",
     "read_texts",
     "reads_stdin",
     "shown",
     "table",
     "text_record",
     "windows",
-    "write",
 ]
 
 # Texts, and about as many characters, that are read, computed and written at a time.
 WINDOW_TEXTS = 1024
 WINDOW_CHARACTERS = 1 << 17
+LINE_MEGABYTES = 16  # of the longest line: a text without a space takes 60 times as much while it is tokenised
+DOCUMENT_MEGABYTES = 1024  # of the longest line of a .json file, which may be a whole list of texts
 SHOWN = 72  # characters of a text in readable output
+STANDARD_OUTPUT = "standard output"
+ENDINGS = {".npy": "array", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text", "": "text"}
+
+_NOT_ASCII = re.compile(r"[^ -~]")
 
 # --- texts in --------------------------------------------------------------------------------------
 
@@ -44,37 +56,95 @@ def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
     """The texts of arguments, file or standard input, one by one. Raises InputError naming file and line."""
     if args.texts and not reads_stdin(args):
         for i, text in enumerate(args.texts, 1):
-            yield _plain(text, args, f"argument {i}")
+            yield _plain(argument(text), args, f"argument {i}")
         return
     name = "standard input" if reads_stdin(args) else args.input
-    parse = _parsed if args.jsonl or name.removesuffix(".gz").endswith((".jsonl", ".ndjson")) else _plain
-    number = 0
-    try:
-        with _opened(name, args) as lines:
-            for number, line in enumerate(lines, 1):
-                yield parse(_decoded(line, number, name), args, f"{name}, line {number}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{name}, after line {number}: broken gzip data: {error}") from None
+    kind = _kind(args)
+    with naming(name), _opened(args) as file:
+        lines = _lines(file, name, DOCUMENT_MEGABYTES if kind == "json" else LINE_MEGABYTES)
+        if kind == "plain":
+            yield from (_plain(line, args, where) for where, line in lines)
+        else:
+            yield from (_item(value, args, where) for where, value in _values(lines, name, document=kind == "json"))
 
 
-def _opened(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+def _kind(args: argparse.Namespace) -> str:
+    """How the input is read: "plain" lines, "jsonl", or "json": a list of texts, or JSON lines under another name."""
+    ending = "" if reads_stdin(args) else os.path.splitext(args.input.lower().removesuffix(".gz"))[1]
+    return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
+
+
+def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
-    return gzip.open(name) if name.endswith(".gz") else open(name, "rb")
+    return gzip.open(args.input) if args.input.lower().endswith(".gz") else open(args.input, "rb")
 
 
 def reads_stdin(args: argparse.Namespace) -> bool:
     return args.texts == ["-"] or args.input == "-" or (not args.texts and args.input is None)
 
 
-def _decoded(line: bytes, number: int, name: str) -> str:
-    if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
-    line = line.removesuffix(b"\n").removesuffix(b"\r")
+def argument(text: str) -> str:
+    """An argument's bytes as UTF-8, whatever encoding the locale says; as Python gave it, where they are not UTF-8."""
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(text).decode()
+    return text
+
+
+def _lines(file: BinaryIO, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
+    """(where, line) of a file, the end of line and a mark of byte order left out.
+
+    Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.
+    """
+    where, number, most = name, 0, megabytes << 20
     try:
-        return line.decode()
+        for number, line in enumerate(iter(lambda: file.readline(most + 2), b""), 1):
+            where = f"{name}, line {number}"
+            if len(line) > most + line.endswith(b"\n"):
+                raise InputError(f"{where} has more than {megabytes} MB, expected one text per line: split it")
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise InputError(f"{where}: the file is UTF-16 or UTF-32, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\0" in line:
+                raise InputError(f"{where}: byte {line.index(0) + 1} is 0, expected UTF-8 text: the file is binary, or UTF-16")
+            yield where, line.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is no UTF-8") from None
+        raise InputError(f"{where}: byte {error.start + 1} (0x{error.object[error.start]:02x}) is no UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{name}, after line {number}: broken gzip data: {error}") from None
+
+
+def _values(lines: Iterator[tuple[str, str]], name: str, *, document: bool) -> Iterator[tuple[str, Any]]:
+    """(where, JSON value) per line, blank ones skipped; of a document that is a list, per item of it.
+
+    A document whose first line is a value, with more after it, holds JSON lines all the same.
+    """
+    filled = ((where, line) for where, line in lines if line.strip())
+    if document:
+        head = list(itertools.islice(filled, 2))
+        filled = itertools.chain(head, filled)
+        if head and not (len(head) == 2 and _is_json(head[0][1])):
+            value = _parsed("\n".join(line for _, line in filled), name)
+            items = value if isinstance(value, list) else [value]
+            yield from ((f"{name}, item {i}", item) for i, item in enumerate(items, 1))
+            return
+    yield from ((where, _parsed(line, where)) for where, line in filled)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _parsed(text, "")
+    except InputError:
+        return False
+    return True
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON: {error}: {short(text)}") from None
 
 
 def _plain(text: str, args: argparse.Namespace, where: str) -> Any:
@@ -87,12 +157,8 @@ def _plain(text: str, args: argparse.Namespace, where: str) -> Any:
     return as_text(pair, where)
 
 
-def _parsed(line: str, args: argparse.Namespace, where: str) -> Any:
-    """The text or pair that a JSON line holds."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no JSON: {error}: {short(line)}") from None
+def _item(value: Any, args: argparse.Namespace, where: str) -> Any:
+    """The text or pair that a JSON value holds."""
     first, second = ("question", "context") if args.takes == "pairs" else ("text", "pair")
     if isinstance(value, dict) and first in value:
         value = [value[first], value[second]] if second in value else value[first]
@@ -122,45 +188,99 @@ def windows(args: argparse.Namespace) -> Iterator[list]:
 
 
 def _count(args: argparse.Namespace) -> int | None:
-    """How many texts there will be, where that is known without unpacking."""
+    """How many texts there will be, where that is known without unpacking or parsing."""
     if reads_stdin(args):
         return None
     if args.texts:
         return len(args.texts)
-    if args.input.endswith(".gz") or not os.path.isfile(args.input):
+    kind = _kind(args)
+    if kind == "json" or args.input.lower().endswith(".gz") or not os.path.isfile(args.input):
         return None
     with open(args.input, "rb") as file:
-        return sum(1 for _ in file)
+        count = filled = 0
+        for piece in iter(lambda: file.readline(1 << 20), b""):  # a line, or a part of a long one
+            filled = filled or int(kind == "plain" or bool(piece.strip()))
+            if piece.endswith(b"\n"):
+                count, filled = count + filled, 0
+        return count + filled
 
 
 # --- answers out -----------------------------------------------------------------------------------
 
 
+def fill_closed_streams() -> None:
+    """Keep the number of a closed standard stream from the next file that is opened: what is said there would land in it.
+
+    Messages go nowhere then; an answer to a closed standard output fails to be written.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)  # gets the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def drop_output() -> None:
+    """Send what is left in standard output's buffer nowhere: the interpreter would fail to write it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Output:
+    """Where answers go: a binary file whose errors name it."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+
+    def write(self, data: Any) -> int:
+        with naming(self._name):
+            return self._file.write(data)
+
+    def line(self, text: str) -> None:
+        self.write(text.encode() + b"\n")
+
+    def flush(self) -> None:
+        with naming(self._name):
+            self._file.flush()
+
+    def close(self) -> None:
+        with naming(self._name):
+            self._file.close()
+
+
 @contextlib.contextmanager
-def output(args: argparse.Namespace) -> Iterator[BinaryIO]:
+def output(args: argparse.Namespace) -> Iterator[Output]:
     """Standard output; or --output, which is replaced only once all is written."""
-    if args.output is None:
-        yield sys.stdout.buffer
-        return
-    path = os.path.realpath(args.output)
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
-        with open(path, "wb") as file:
-            yield file
-        return
-    with replacing(path) as file:
-        yield file
+    name = STANDARD_OUTPUT if args.output is None else os.path.realpath(args.output)
+    with contextlib.ExitStack() as stack:
+        if args.output is None:
+            out = Output(sys.stdout.buffer, name)
+        elif os.path.exists(name) and not os.path.isfile(name):  # a device or a pipe; or a folder, which open() refuses
+            out = Output(open(name, "wb"), name)  # noqa: SIM115
+            stack.callback(out.close)
+        else:
+            out = Output(stack.enter_context(replacing(name)), name)
+        yield out
+        out.flush()
 
 
-def write(out: BinaryIO, text: str) -> None:
-    out.write(text.encode() + b"\n")
+def output_ending(args: argparse.Namespace) -> str:
+    return os.path.splitext(args.output or "")[1].lower()
 
 
 def as_json(args: argparse.Namespace) -> bool:
-    return args.json or (args.output or "").endswith((".jsonl", ".json"))
+    return args.json or ENDINGS.get(output_ending(args)) == "json"
 
 
 def json_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """`value` as JSON on one line; what could act on a terminal is escaped, as JSON allows anywhere in a string."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if line.isprintable() else _NOT_ASCII.sub(_escaped, line)
+
+
+def _escaped(found: re.Match) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def text_record(text: str | tuple[str, str]) -> dict[str, str]:
@@ -198,4 +318,4 @@ def table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
             value = "yes" if value else "no"
         elif isinstance(value, (list, tuple)):
             value = ", ".join(value)
-        yield f"{label:<18}{value:,}" if isinstance(value, int) else f"{label:<18}{value or 'none'}"
+        yield f"{label:<18}{value:,}" if isinstance(value, int) else f"{label:<18}{printable(value or 'none')}"

@@ -6,7 +6,11 @@ ask for are switched off, since batches are packed and the limit is the model's.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -16,17 +20,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .batch import PackedBatch
+from .boundaries import boundaries
 from .config import Config
 from .errors import CheckpointError, InputError
-from .tokenizer_file import open_tokenizer
+from .tokenizer_file import is_free, open_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
 
 SHARED = 128  # tokens that neighbouring windows of a long text share
+# Texts, and characters of them, that the library gets in one call: it answers no signal before the call ends (20 ms of English text on
+# one CPU), and keeps 170 bytes a token.
+CALL_TEXTS, CALL_CHARACTERS = 1024, 1 << 16
+# Characters of a long text that are tokenised at first for each token that is kept; where they do not suffice, four times as many.
+CHARACTERS_PER_TOKEN = 8
+# Characters from which on memory is asked for before the library is called; bytes that are asked for at most, and before its threads,
+# which reserve 64 MB of addresses each, have work.
+ASK_CHARACTERS, MOST_ASKED, ASKED_FOR_THREADS = 4096, 256 << 20, 512 << 20
+IMPORTED_IN = os.getpid()  # another process is a fork of this one
 
 
 class TruncationWarning(UserWarning):
-    """Texts were cut to the model's limit.
+    """Texts were cut to the model's limit. Only the beginning of a very long text is tokenised, so that the longest may have more.
 
     cut      how many of `texts`
     longest  tokens of the longest text
@@ -42,7 +56,7 @@ class TruncationWarning(UserWarning):
         first = "" if self.first is None else f", the first is texts[{self.first}]"
         return (
             f"{self.cut} of {self.texts} texts had more than {self.limit} tokens, the model's limit, "
-            f"and were cut (the longest had {self.longest}{first})"
+            f"and were cut (the longest had at least {self.longest}{first})"
         )
 
     @classmethod
@@ -82,6 +96,16 @@ class Tokens(NamedTuple):
     def take(self, rows: Sequence[int]) -> Tokens:
         """The tokens of these rows."""
         return Tokens(*([column[row] for row in rows] for column in self))
+
+    @classmethod
+    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The tokens of several parts, one after another."""
+        return cls(*(list(itertools.chain.from_iterable(columns)) for columns in zip(*parts, strict=True)))
+
+    def moved(self, characters: int, words: int) -> Tokens:
+        """The same tokens so many characters and words further on."""
+        offsets = [(start + characters, end + characters) for start, end in self.offsets]
+        return self._replace(offsets=offsets, word_ids=[None if word is None else word + words for word in self.word_ids])
 
 
 class Window(NamedTuple):
@@ -164,8 +188,6 @@ class Tokenizer:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.raw = open_tokenizer(path, config.vocabulary)
-        if self.marked and self.raw.decoder is None:
-            self.raw.decoder = decoders.WordPiece(self.raw.model.continuing_subword_prefix)
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(
@@ -186,27 +208,136 @@ class Tokenizer:
         words  each text is a list of words: word_ids and offsets are of these
         cuts   takes the warning, for a caller that warns once of all of them
         """
-        limit = self._config.max_tokens
-        encodings = self.raw.encode_batch(texts, is_pretokenized=words)
-        long = [i for i, e in enumerate(encodings) if len(e) > limit]
-        longest = max((len(encodings[i]) for i in long), default=0)
-        warning = TruncationWarning(len(long), len(texts), longest, limit, long[0] if long else None)
-        for i in long:
-            encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+        encodings: list[Any] = []
+        said: list[TruncationWarning] = []
+        for portion in self.portions(texts):
+            encodings += self._encode(portion, words, said)
         if cuts is None:
-            warn_of([warning])
+            warn_of(said)
         else:
-            cuts.append(warning)
+            cuts += said
         return encodings
 
-    def batch(self, encodings: Sequence[Any]) -> PackedBatch:
-        """Pack encodings; a text without any token becomes the one token that begins a text (or pads, where there is none)."""
+    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning]) -> Iterator[PackedBatch]:
+        """batch() of encode(), a portion at a time, so that no more encodings exist than those of one."""
+        done = 0
+        for portion in self.portions(texts):
+            yield self.batch(self._encode(portion, False, cuts), done)
+            done += len(portion)
+
+    def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
+        """The texts in lists, each small enough for one call of the library; whole: long texts are not to be cut."""
+        most = sys.maxsize if whole else CHARACTERS_PER_TOKEN * self._config.max_tokens
+        portion: list[Any] = []
+        characters = 0
+        for text in texts:
+            portion.append(text)
+            characters += sum(min(len(side), most) for side in _sides(text))
+            if len(portion) == CALL_TEXTS or characters >= CALL_CHARACTERS:
+                yield portion
+                portion, characters = [], 0
+        if portion:
+            yield portion
+
+    def wholes(self, texts: Sequence[Any]) -> list[Tokens]:
+        """All tokens of each text of a portion. A question of over max_tokens tokens, which no context can stand beside, may be cut."""
+        texts = [text if isinstance(text, str) else (self._question(text[0]), text[1]) for text in texts]
+        long = [len(_sides(text)[-1]) > CALL_CHARACTERS for text in texts]
+        encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
+        return [self._whole(_sides(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
+
+    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning]) -> list[Any]:
+        """encode() of one portion."""
+        limit, size = self._config.max_tokens, CHARACTERS_PER_TOKEN * self._config.max_tokens
+        begun = texts if words else [self._beginning(text, size) for text in texts]
+        encodings = self._call(begun, words)
+        longest, cut = 0, []
+        for i, text in enumerate(texts):
+            size, part = CHARACTERS_PER_TOKEN * limit, begun[i]
+            while part is not text and not _settled(encodings[i], part, text, limit):
+                size *= 4
+                part = self._beginning(text, size)
+                encodings[i] = self._call([part])[0]
+            if len(encodings[i]) > limit:
+                cut.append(i)
+                longest = max(longest, len(encodings[i]))
+                encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+        cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
+        return encodings
+
+    def _question(self, text: str) -> str:
+        """A text, or a beginning of it that has over max_tokens tokens."""
+        size, part = CHARACTERS_PER_TOKEN * self._config.max_tokens, None
+        while part is not text and (part is None or len(self._call([part])[0]) <= self._config.max_tokens):
+            part = self._beginning(text, size)
+            size *= 4
+        return part
+
+    def _beginning(self, text: Any, size: int) -> Any:
+        """A text up to its first boundary behind `size` characters, or the text itself; each side of a pair so."""
+        if not isinstance(text, str):
+            sides = tuple(self._beginning(side, size) for side in text)
+            return text if all(map(operator.is_, sides, text)) else sides
+        found = self._boundary.search(text, size) if len(text) > size and self._boundary else None
+        return text[: found.start()] if found else text
+
+    @functools.cached_property
+    def _boundary(self) -> re.Pattern[str] | None:
+        return boundaries(self.raw)
+
+    def _whole(self, sides: tuple[str, ...]) -> Tokens:
+        """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries."""
+        *first, long = sides
+        parts: list[Tokens] = []
+        before = after = None
+        at = words = 0
+        while at < len(long):
+            lead = min(at, 1)  # one character in front shows that the piece does not begin the text
+            start = at - lead
+            found = self._boundary.search(long, at + CALL_CHARACTERS) if self._boundary else None
+            at = found.start() if found else len(long)
+            piece = Tokens.of(self._call([(*first, long[start:at]) if first else long[start:at]])[0])
+            rows = [row for row, side in enumerate(piece.sequence_ids) if side == len(first)]
+            inside = piece.take([row for row in rows if piece.offsets[row][1] > 1]) if lead else piece.take(rows)
+            if inside.ids:
+                before, after = piece.take(range(rows[0])), piece.take(range(rows[-1] + 1, len(piece.ids)))
+                parts.append(inside.moved(start, words - inside.word_ids[0]))
+                words = parts[-1].word_ids[-1] + 1
+        return Tokens.join([before, *parts, after]) if parts else piece
+
+    def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
+        """What the library makes of texts, with its threads where it can have them."""
+        # The library aborts where it gets no memory, so that it is asked for first: up to 800 bytes a character were measured.
+        characters = sum(len(side) for text in texts for side in _sides(text))
+        if characters > ASK_CHARACTERS and not is_free(min(characters << 10, MOST_ASKED)):
+            raise MemoryError(f"{min(characters << 10, MOST_ASKED) >> 20} MB to tokenise {characters} characters cannot be had")
+        # A fork lacks the threads that the library may have started before. It knows, unless the environment tells it to use them: then it
+        # would wait for ever.
+        forked = os.getpid() != IMPORTED_IN and "TOKENIZERS_PARALLELISM" in os.environ
+        alone = len(texts) < 2 or forked or Tokenizer._threadless or not is_free(ASKED_FOR_THREADS)
+        if not alone:
+            try:
+                return self.raw.encode_batch(texts, is_pretokenized=words)
+            except BaseException as error:  # its panics are no Exceptions
+                if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
+                    raise
+        one = [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*_sides(text)) for text in texts]
+        Tokenizer._threadless |= not alone  # texts one by one went well, so that threads could not be started: the library tries only once
+        return one
+
+    _threadless = False  # in this process
+
+    def batch(self, encodings: Sequence[Any], first: int = 0) -> PackedBatch:
+        """Pack encodings; a text without any token becomes the one token that begins a text (or pads, where there is none).
+
+        first  the number that an error gives to the first of them
+        """
         ids = self._config.ids
         blank = next((i for i in (ids.cls, ids.sep, ids.pad) if i is not None), None)
         rows = [encoding.ids or [blank] for encoding in encodings]
         if blank is None and [None] in rows:
             raise InputError(
-                f"texts[{rows.index([None])}] gives no tokens, and the model names no token that could stand for an empty text"
+                f"texts[{first + rows.index([None])}] gives no tokens, and the model names no token that could stand for an empty text"
             )
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
 
@@ -224,25 +355,27 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Tokens as they stand behind a mask token: " the" begins a word, "ly" continues one."""
         mask = self._config.ids.mask
-        before, *texts = self.raw.decode_batch([[mask], *([mask, id_] for id_ in ids)], skip_special_tokens=False)
+        before, *texts = (self.raw.decode(row, skip_special_tokens=False) for row in ([mask], *([mask, id_] for id_ in ids)))
         return [text.removeprefix(before) for text in texts]
 
-    def windows(self, texts: Sequence[Any]) -> tuple[list[Tokens], list[Window]]:
+    def windows(self, texts: Sequence[Any], first: int = 0) -> tuple[list[Tokens], list[Window]]:
         """(tokens of each text, uncut, the windows that cover them): one window where a text fits, else several that share tokens.
 
         Of a pair (question, context), each window has the whole question and a part of the context. Raises InputError for a question
         that leaves no room.
-        """
-        wholes = [Tokens.of(encoding) for encoding in self.raw.encode_batch(texts)]
-        return wholes, [window for i, whole in enumerate(wholes) for window in self._windows(i, whole, texts[i])]
 
-    def _windows(self, i: int, whole: Tokens, text: Any) -> Iterator[Window]:
+        first  the number that an error gives to the first text
+        """
+        wholes = self.wholes(texts)
+        return wholes, [window for i, whole in enumerate(wholes) for window in self._windows(i, whole, texts[i], first)]
+
+    def _windows(self, i: int, whole: Tokens, text: Any, first: int) -> Iterator[Window]:
         side = 0 if isinstance(text, str) else 1
         inside = [row for row, of in enumerate(whole.sequence_ids) if of == side]
         room = self._config.max_tokens - (len(whole.ids) - len(inside))
         if room < 1:
             raise InputError(
-                f"questions[{i}] fills the model's limit of {self._config.max_tokens} tokens: no room for a context: {text[0]:.80}"
+                f"questions[{first + i}] fills the model's limit of {self._config.max_tokens} tokens: no room for a context: {text[0]:.80}"
             )
         if len(inside) <= room:
             yield Window(i, range(len(whole.ids)), whole)
@@ -255,16 +388,8 @@ class Tokenizer:
 
 
 def _cut(tokens: Tokens, limit: int) -> Tokens:
-    """The first tokens of a text, its special tokens kept; a pair loses tokens from the longer text until both are as long."""
-    first, second = (tokens.sequence_ids.count(side) for side in (0, 1))
-    room = limit - tokens.sequence_ids.count(None)
-    if first <= second:
-        first = min(first, room // 2)
-        second = room - first
-    else:
-        second = min(second, room // 2)
-        first = room - second
-    left = {0: first, 1: second}
+    """The first tokens of a text, its special tokens kept; of a pair as _shares() says."""
+    left = _shares(*_counts(tokens), limit - tokens.sequence_ids.count(None))
     rows = []
     for row, side in enumerate(tokens.sequence_ids):
         if side is not None:
@@ -273,6 +398,37 @@ def _cut(tokens: Tokens, limit: int) -> Tokens:
                 continue
         rows.append(row)
     return tokens.take(rows)
+
+
+def _shares(first: int, second: int, room: int) -> list[int]:
+    """Tokens that are kept of two texts with more than `room` tokens: the longer one loses tokens until both are as long."""
+    if first <= second:
+        first = min(first, room // 2)
+        return [first, room - first]
+    second = min(second, room // 2)
+    return [room - second, second]
+
+
+def _counts(tokens: Any) -> list[int]:
+    """Tokens of the first and of the second text of a pair, without the special ones."""
+    sides = tokens.sequence_ids
+    return [sides.count(0), sides.count(1)]
+
+
+def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
+    """Whether the encoding of `part`, how `text` begins, is cut to the same tokens as that of the text, whatever the rest of it is."""
+    room = limit - encoding.sequence_ids.count(None)
+    least = _counts(encoding)
+    most = [sys.maxsize if begun is not side else count for begun, side, count in zip(_sides(part), _sides(text), least, strict=False)]
+    if len(most) == 1:
+        return least[0] > room
+    # The first text's share grows with its own length and shrinks with that of the second.
+    shares = _shares(most[0], least[1], room)
+    return sum(least) > room and shares == _shares(least[0], most[1], room) and all(map(operator.ge, least, shares))
+
+
+def _sides(text: Any) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
 def _kind(value: Any) -> str:

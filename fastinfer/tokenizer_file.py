@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import contextlib
 import functools
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from .config import parse_json, vocabulary_bytes
 from .errors import CheckpointError, about, short
 from .files import read_file
 
-__all__ = ["Library", "open_tokenizer"]
+__all__ = ["Library", "is_free", "open_tokenizer"]
 
 MOST_CHARACTERS = 4096  # of a word of the vocabulary, or any other string
 MOST_PREFIX = 64  # characters of what is put before or behind pieces: it is copied for each
@@ -93,6 +95,15 @@ def as_errors(what: str) -> Iterator[None]:
     raise CheckpointError(f"{what}: {reason[:500]}")
 
 
+def is_free(size: int) -> bool:
+    """Whether so many bytes of memory can be had, as far as the system promises any: the library aborts where it gets none."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError:
+        return False
+    return True
+
+
 def open_tokenizer(path: Path, vocabulary: int) -> Library:
     """The tokenizer.json at `path`, for a model of so many tokens, its padding and truncation switched off.
 
@@ -100,22 +111,28 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
     """
     import tokenizers
 
-    text = read_file(path, vocabulary_bytes(vocabulary))
+    text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses it
     unreadable = f"{path} is no tokenizer that the tokenizers library can read"
     try:
         data = parse_json(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CheckpointError(f"{unreadable}: {error or 'not enough memory'}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{unreadable}: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CheckpointError(f"{unreadable}: it has no model")
     with about(str(path)):
         patterns = set(check(data, vocabulary)) - PATTERNS
         if patterns:
             try_apart(text, vocabulary, patterns)
+    needed = (16 << 20) + 64 * len(text)
+    if not is_free(needed):
+        raise MemoryError(f"{needed >> 20} MB to open {path} cannot be had")
     with as_errors(unreadable):
         raw = tokenizers.Tokenizer.from_buffer(text)
         raw.no_padding()
         raw.no_truncation()
+        prefix = getattr(raw.model, "continuing_subword_prefix", None)
+        if prefix and raw.decoder is None:
+            raw.decoder = tokenizers.decoders.WordPiece(prefix)
         if not patterns:
             trial.trial(raw, vocabulary)
     return Library(raw, path)

@@ -1,4 +1,8 @@
-"""Tiny models with a tokenizer, written to folders."""
+"""Tiny models with a tokenizer, written to folders; the command line on one of them."""
+
+import io
+import json
+import sys
 
 import builders
 import numpy as np
@@ -6,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from fastinfer import backends, checkpoint
+from fastinfer import backends, checkpoint, cli
 from fastinfer.backends import cpu
 from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
 
@@ -88,3 +92,36 @@ def readable_model(tmp_path):
         return str(tmp_path / "readable")
 
     return make
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """run(*arguments, stdin=bytes or None for a terminal) -> (status, output, errors)."""
+
+    def run(*arguments, stdin=b""):
+        stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
+        if stdin is None:
+            stream.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdin", stream)
+        try:
+            status = cli.main(list(map(str, arguments)))
+        except SystemExit as stop:
+            status = stop.code
+        sys.stdout.flush()
+        return (status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def embed(run, random_model):
+    """embed(*arguments) -> the texts (pairs as lists) that come out of embed --json."""
+
+    def embed(*arguments, stdin=b""):
+        status, out, err = run("embed", "-m", random_model, "--json", *arguments, stdin=stdin)
+        assert (status, err) == (0, "")
+        records = [json.loads(line) for line in out.split("\n")[:-1]]
+        assert all(set(r) <= {"text", "pair", "embedding"} and len(r["embedding"]) == 32 for r in records)
+        return [[r["text"], r["pair"]] if "pair" in r else r["text"] for r in records]
+
+    return embed

@@ -112,7 +112,7 @@ def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
 
 def test_embed_iter_warns_once(model, monkeypatch):
     monkeypatch.setattr(api, "STREAM_TEXTS", 2)
-    with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had 52") as said:
+    with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had at least 45") as said:
         list(model.embed_iter(["paris " * 40, "ada", "paris " * 50, "london", "is", "paris", "paris " * 45]))
     assert len(said) == 1
 
@@ -361,15 +361,23 @@ def test_answer(readable_model):
     tables = {"answer": {"london": [5, 1], "paris": [1, 4], "ada": [1.5, 3], "[CLS]": [9, 9], "is": [9, 9]}}
     model = fastinfer.load(readable_model(tables))
     context = "Ada lived in London of Paris."  # ada lived in london of paris .
-    starts, ends = softmax(1.5, 0, 0, 5, 0, 1, 0), softmax(3, 0, 0, 1, 0, 4, 0)
+    # over [CLS], which stands for no answer, and the context
+    (none, *starts), (_, *ends) = softmax(9, 1.5, 0, 0, 5, 0, 1, 0), softmax(9, 3, 0, 0, 1, 0, 4, 0)
     ((best, second, third),) = model.answer("is is?", context, top_k=3)
     assert (*best[:2], best[3]) == (13, 28, "London of Paris")
     assert (*second[:2], second[3]) == (13, 19, "London")
     assert third[3] == "Ada lived in London of Paris"
     want = [starts[3] * ends[5], starts[3] * ends[3], starts[0] * ends[5]]
     assert_allclose([best[2], second[2], third[2]], want, rtol=1e-5)
-    batch = model.answer(["is?", "", "is"], [context, "", "the capital ada"])
-    assert [[a[3] for a in answers] for answers in batch] == [["London of Paris"], [], ["ada"]]
+    batch = model.answer(["is?", "is"], [context, "the capital ada"])
+    assert [[a[3] for a in answers] for answers in batch] == [["London of Paris"], ["ada"]]
+    ((silence, again),) = model.answer("is is?", context, top_k=2, no_answer=True)
+    assert (silence[:2], silence[3], again) == ((0, 0), "", best)
+    assert silence[2] == pytest.approx(none * softmax(9, 3, 0, 0, 1, 0, 4, 0)[0])
+    assert model.answer("is?", "", no_answer=True) == [[(0, 0, pytest.approx(1), "")]]
+    for question, text, message in (("is?", " ", r"contexts\[0\] is ' ', expected a text"), ("", "ada", r"questions\[0\] is ''")):
+        with pytest.raises(InputError, match=message):
+            model.answer([question], [text])
 
 
 def test_answer_reads_a_long_context_in_windows(readable_model):
@@ -400,7 +408,7 @@ def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_
     want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
     for ops, _ in model._replicas:
         monkeypatch.setattr(ops, "asynchronous", True)
-    monkeypatch.setattr(api, "AHEAD_TEXTS", 64)
+    monkeypatch.setattr(api, "WINDOW_TEXTS", 64)
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.choice(["ada", "lovelace", "lived", "in", "london"], rng.integers(1, 60))) for _ in range(500)]
     with pytest.warns(TruncationWarning) as said:

@@ -93,7 +93,7 @@ def test_no_object(path, value):
 
 SAID = [
     ("hidden", 15, "hidden is 15, expected a multiple of heads=2"),
-    ("hidden", 0, "hidden is 0, expected an integer from 1 to 65536"),
+    ("hidden", 0, "hidden is 0, expected an integer from 1 to 16777216"),
     ("hidden", -16, "hidden is -16, expected an integer from 1 to"),
     ("hidden", 10**30, "hidden is 1000000000.*, expected an integer from 1 to 16777216"),
     ("heads", 0, "heads is 0, expected an integer from 1 to"),
@@ -135,11 +135,23 @@ SAID = [
     ("tasks.classify.layers", [{"width": 0, "activation": "tanh"}], r"tasks.classify.layers\[0\].width is 0, expected"),
     ("tasks.tag.labels", ["O", "x"], "tasks.tag.labels has 'x', which scheme bio does not know"),
     ("tasks.tag.labels", ["O", "O"], "tasks.tag.labels names a label twice"),
-    ("format_version", 2, "format_version is 2, expected 1: a newer fastinfer wrote it"),
-    ("format_version", "1", "format_version is '1', expected 1"),
-    ("format_version", True, "format_version is True, expected 1"),
-    ("format_version", 1.0, "format_version is 1.0, expected an integer"),
-    ("format_version", ..., "format_version is None, expected 1"),
+    ("format_version", 2, "format_version is 2, expected 1: a newer fastinfer wrote this checkpoint; update fastinfer to read it"),
+    ("format_version", 10**30, "format_version is 1000000000.*, expected 1: a newer fastinfer wrote this checkpoint; update fastinfer"),
+    *(
+        ("format_version", value, f"format_version is {shown}, expected 1: the file is damaged or was edited; copy or convert")
+        for value, shown in (
+            (0, "0"),
+            (-1, "-1"),
+            ("1", "'1'"),
+            (1.0, "1.0"),
+            (True, "True"),
+            (None, "None"),
+            ([1], r"\[1\]"),
+            (..., "None"),
+            (float("nan"), "nan"),
+            ({"v": 1}, "{'v': 1}"),
+        )
+    ),
 ]
 
 

@@ -1,15 +1,17 @@
 """Messages: bounded, and printable whatever stands in them."""
 
+import codecs
 import json
 import pickle
 import random
+import shutil
 
 import builders
 import numpy as np
 import pytest
 
 import fastinfer
-from fastinfer import checkpoint
+from fastinfer import checkpoint, layouts
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Classify, Tasks
 from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
@@ -164,3 +166,17 @@ def test_weights_that_a_dtype_cannot_hold_are_named_with_their_folder(tmp_path):
     with pytest.raises(fastinfer.CheckpointError) as error:
         fastinfer.load(tmp_path, device="cpu", dtype="int8", validate=False)
     assert str(error.value).startswith(f"{tmp_path}: layers.0.attention.qkv.weight: a weight is NaN or infinite, which int8 cannot hold")
+
+
+def test_a_mark_of_byte_order_is_not_part_of_a_file(tmp_path, random_model):
+    """What editors on Windows put before the text, in each file that is read; config.json may be UTF-16, as JSON once allowed."""
+    shutil.copytree(random_model, tmp_path, dirs_exist_ok=True)
+    want = fastinfer.load(random_model, device="numpy").embed("ada lived")
+    for name in ("config.json", "tokenizer.json"):
+        path = tmp_path / name
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        np.testing.assert_array_equal(fastinfer.load(tmp_path, device="numpy").embed("ada lived"), want)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text("utf-8-sig"), "utf-16")
+    np.testing.assert_array_equal(fastinfer.load(tmp_path, device="numpy").embed("ada lived"), want)
+    (tmp_path / "vocab.txt").write_bytes(codecs.BOM_UTF8 + b"[PAD]\r\n[UNK]\r\n")
+    assert layouts.read_vocabulary(tmp_path / "vocab.txt", 2) == ["[PAD]", "[UNK]"]

@@ -364,7 +364,8 @@ def prune(depth, rng):
     return table
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (1, 9), (70, 2)], ids=str)
+# Of an even number of levels as well: the last two are walked together, and a path may stop between them.
+@pytest.mark.parametrize("shape", [(3, 6), (1, 9), (70, 2), (4, 3), (70, 1)], ids=str)
 @pytest.mark.parametrize(("device", "dtype"), [("numpy", "float32"), *((d, dtype) for d in backends.COMPILED for dtype in backends.DTYPES)])
 def test_pruned_trees(device, dtype, shape):
     rng = np.random.default_rng(9)
@@ -394,9 +395,10 @@ def test_pruned_trees(device, dtype, shape):
     if device != "numpy":
         order = rng.permutation(tokens)
         for part in (order, order[:20], order[:1]):
-            again = np.empty((len(part), hidden), np.float32)
-            ops.fff(x[part], prepared, out=again)
-            assert_array_equal(again, out[part])
+            again, where, logits = (np.empty((len(part), *a.shape[1:]), a.dtype) for a in (out, nodes, z))
+            ops.fff(x[part], prepared, out=again, nodes=where, z=logits)
+            for got, right in ((again, out), (where, nodes), (logits, z)):
+                assert_array_equal(got, right[part])
 
 
 @each_compiled

@@ -1,4 +1,6 @@
-"""Checkpoints in the authors' format, against the outputs of the authors' own PyTorch code, stage by stage."""
+"""Kept checkpoints, stage by stage: the authors' against the outputs of the authors' own PyTorch code, and those of each version of this
+project's format against float64 (tests/data/make_golden.py). Files of a version stay as they were written: later releases must read them.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import fastinfer
 from fastinfer import checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
+NAMES = sorted(folder.name for folder in GOLDEN.glob("crammedbert-*"))
+FORMAT_1 = sorted(folder.name for folder in (GOLDEN / "format-1").iterdir())
 
 
 def close(got, want):
@@ -43,6 +46,8 @@ def folder(request, tmp_path):
 
 def test_there_are_goldens():
     assert NAMES == ["crammedbert-1x5-cls", "crammedbert-4x3-mlm", "crammedbert-dense-mlm"]
+    kinds, stored = ("children", "dense", "fff", "fff-always-on"), ("bfloat16", "float16", "float32", "int8")
+    assert sorted(f"{kind}-{dtype}" for kind in kinds for dtype in stored) == FORMAT_1
 
 
 @pytest.mark.parametrize("device", backends.ALL)
@@ -115,3 +120,46 @@ def test_routes_of_a_model(device):
             np.testing.assert_array_equal(nodes[..., 1:], 2 * nodes[..., :-1] + 1 + (z[..., :-1] > 0))
     dense = fastinfer.load(GOLDEN / "crammedbert-dense-mlm", device=device)
     assert dense.routes(batch)[0] == [None, None]
+
+
+def stages(model, batch):
+    """{stage: rows of all texts} of what make_golden.py computes."""
+    count = model.config.layers
+    states = model.hidden_states(batch, layers=(*range(count + 1), -1))
+    said = {f"hidden.{i}" if i <= count else "final": np.concatenate([s[i] for s in states]) for i in range(count + 2)}
+    routes = model.routes(batch)
+    said |= {f"nodes.{i}": np.concatenate([r[i][0] for r in routes]) for i in range(count) if routes[0][i] is not None}
+    for task in model.tasks:
+        rows = model.embed(batch) if task == "embed" else model.logits(batch, task=task, positions="all")
+        said[task] = np.concatenate(rows) if isinstance(rows, list) else rows
+    return said
+
+
+def of_format_1(name, **options):
+    """(a kept checkpoint, its batch, what float64 gives)."""
+    want = load_file(GOLDEN / "format-1" / name / "expected.safetensors")
+    model = fastinfer.load(GOLDEN / "format-1" / name, **options)
+    ids, types, lengths = (want.pop(key) for key in ("ids", "token_types", "lengths"))
+    cuts = np.cumsum(lengths)[:-1]
+    return model, fastinfer.PackedBatch.from_ids(np.split(ids, cuts), np.split(types, cuts)), want
+
+
+@pytest.mark.parametrize("device", backends.ALL)
+@pytest.mark.parametrize("name", FORMAT_1)
+def test_a_file_of_format_1(name, device):
+    model, batch, want = of_format_1(name, device=device, dtype="float32")
+    got = stages(model, batch)
+    assert {"final", "embed"} < set(want) <= set(got)
+    for stage, values in want.items():
+        np.testing.assert_allclose(got[stage], values, rtol=1e-4, atol=2e-5, err_msg=stage)
+
+
+@pytest.mark.parametrize("device", [d for d in backends.ALL if d != "numpy"])
+@pytest.mark.parametrize("name", [n for n in FORMAT_1 if n.startswith("dense")])
+def test_a_file_of_format_1_computed_as_it_is_stored(name, device):
+    """Without trees, whose paths may hang on the rounding of what comes down them."""
+    model, batch, want = of_format_1(name, device=device)
+    got = stages(model, batch)
+    for stage, values in want.items():
+        np.testing.assert_allclose(got[stage], values, atol=0.1, err_msg=stage)
+        assert np.abs(got[stage] - values).mean() < 0.03

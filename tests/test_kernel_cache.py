@@ -138,6 +138,7 @@ def no_home(monkeypatch, tmp_path):
     def fail():
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr(Path, "home", fail)
 
 

@@ -6,7 +6,9 @@ import sys
 
 import builders
 import pytest
+from conftest import make_config, make_tokenizer
 
+from fastinfer import checkpoint
 from fastinfer.config import FFF, Dense, Embed, Positions, Stored, Tasks
 
 if not os.path.exists("/proc/self/smaps_rollup"):
@@ -73,3 +75,31 @@ def test_processes_share_the_trees_of_a_mapped_file(tmp_path):
     assert trees > 0.8 * megabytes
     assert alone > 0.9 * trees, "the texts were too few to visit the trees"
     assert shared < alone - 0.4 * trees
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        '["ada lived in london, the capital"] * 50_000',
+        '["." * 2_000_000]',
+        '["ada " * 500_000] * 3',
+        '[("is", "ada, " * 400_000)] * 2',
+    ],
+    ids=["many texts", "dots", "words", "pairs"],
+)
+def test_texts_are_tokenised_in_bounded_memory(tmp_path, texts):
+    config = make_config()
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    code = f"""
+import resource, warnings
+warnings.simplefilter("ignore")
+model.embed(["ada lived in london"] * 100)
+texts = {texts}
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+before = peak()
+vectors = model.embed(texts)
+print(peak() - before - vectors.nbytes / 1e6)
+"""
+    (grown,) = numbers(code, str(tmp_path), "cpu")
+    assert grown < 40  # MB; all texts tokenised at once took 1,500 for the dots and 350 for the many texts

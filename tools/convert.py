@@ -145,7 +145,7 @@ def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
     chosen = {}
     for key, default in (("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True)):
         chosen[key] = settings.get(key, default)
-        if chosen[key] not in (True, False, default):
+        if not isinstance(chosen[key], bool) and chosen[key] is not default:
             raise ConfigError(f"{source / 'tokenizer_config.json'}: {key} is {chosen[key]!r}, expected true or false")
     made = BertWordPieceTokenizer(
         {token: i for i, token in enumerate(tokens)},

@@ -16,12 +16,13 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
     dtype    what to compute in; None: what is stored suggests
-    threads  most threads per call; None: the CPUs that this process may use
+    threads  most threads per call; None, or more than there are: the CPUs that this process may use
 
     Raises BackendError naming what can run here.
     """
-    from .reference import Reference
+    from .reference import Reference, check_threads
 
+    check_threads(threads)
     if not isinstance(device, str):
         raise BackendError(f"device is {short(device)}, expected a string such as 'cpu' or 'numpy'")
     if not (dtype is None or (isinstance(dtype, str) and dtype in COMPUTE_DTYPES)):

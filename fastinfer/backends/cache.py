@@ -59,7 +59,8 @@ def usual_folder() -> Path | None:
     """The folder of this user's compiled kernels, made where there is none; None where there can be none, or where it is another's."""
     try:
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        folder = (given if given.is_absolute() else Path.home() / ".cache") / "fastinfer"
+        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()  # empty, that is not the root folder
+        folder = (given if given.is_absolute() else home / ".cache") / "fastinfer"
         if not folder.is_absolute():
             return None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,9 +11,9 @@ import numpy as np
 from .. import _cpu
 from ..batch import PackedBatch
 from ..checkpoint import Tensor
-from ..errors import BackendError, check_int
+from ..errors import BackendError
 from ..model import Workspace
-from .reference import Reference
+from .reference import Reference, check_threads
 
 HUGE_PAGE = 2 << 20
 
@@ -39,7 +39,7 @@ class CPU(Reference):
     ) -> None:
         self.isa = isa or default_isa()
         self.most = most or most_threads()  # counted once, when the backend is made: it takes 0.1 ms
-        self.threads = min(check_threads(threads), self.most)
+        self.threads = min(check_threads(threads) or default_threads(), self.most)
         self.dtype = dtype
         self.kernels = kernels or _cpu.Kernels(self.isa)
 
@@ -177,13 +177,6 @@ def default_isa() -> str:
     if wanted and wanted not in isas():
         raise BackendError(f"FASTINFER_ISA is {wanted!r}, but this CPU has only {', '.join(isas())}")
     return wanted or isas()[0]
-
-
-def check_threads(threads: int | None) -> int:
-    """`threads`, or the default for None. Raises BackendError unless it is a positive integer."""
-    if threads is None:
-        return default_threads()
-    return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
 
 
 def most_threads() -> int:

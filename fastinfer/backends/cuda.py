@@ -903,7 +903,8 @@ class CUDA(Reference):
         if x.dtype == self.storage or self.act != "bfloat16":
             return x.astype(self.storage, copy=False)
         bits = self.cupy.ascontiguousarray(x, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # of the NaN that GPUs give, all ones, this would make -0
+        return self.cupy.where(self.cupy.isnan(x), 0x7FC0, rounded).astype(np.uint16)
 
     def _as_floats(self, y: Any, dtype: Any) -> Any:
         if self.act != "bfloat16" or dtype == self.storage:

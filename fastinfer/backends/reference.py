@@ -17,10 +17,17 @@ from .. import checkpoint
 from ..batch import PackedBatch
 from ..checkpoint import Group, Tensor
 from ..config import Config
-from ..errors import about
+from ..errors import BackendError, about, check_int
 from ..model import Forward, Workspace
 
 GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
+
+
+def check_threads(threads: int | None) -> int | None:
+    """`threads` as an int; None stays. Raises BackendError for anything but a positive integer."""
+    if threads is None:
+        return None
+    return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
 
 
 class Trees(NamedTuple):
@@ -49,6 +56,7 @@ class Reference(Forward):
 
     def using(self, threads: int | None) -> Reference:
         """This backend with another number of threads; NumPy's own threads are not ours to set."""
+        check_threads(threads)
         return self
 
     # --- memory: the arrays that ops take and give ---

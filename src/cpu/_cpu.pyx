@@ -10,11 +10,13 @@ Kernels runs each op at once, with a team of its own (team.c); Program collects 
 import time
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, uint16_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastinfer.errors import ShapeError
 
@@ -24,6 +26,13 @@ ctypedef void (*array_kernel)(const float *, float *, size_t) noexcept nogil
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **pointer, size_t alignment, size_t size)
+
+
+cdef extern from "<stdatomic.h>" nogil:
+    ctypedef struct atomic_int:
+        pass
+    int atomic_load(atomic_int *)
+    void atomic_store(atomic_int *, int)
 
 
 cdef extern from "kernels.h" nogil:
@@ -137,6 +146,9 @@ cdef dict ACTIVATIONS = {None: FI_LINEAR, "gelu": FI_GELU, "tanh": FI_TANH, "rel
 
 # A workspace up to this size is kept for the next call; a larger one goes back to the system.
 cdef size_t KEEP_BYTES = 16 << 20
+
+# Seconds after which a call looks for signals, such as Ctrl-C, before it goes on with the next op.
+cdef double PATIENCE = 0.05
 
 # Rows of a norm or an embedding that pay for waking another thread.
 cdef int ROWS_PER_THREAD = 64
@@ -282,8 +294,10 @@ cdef struct Step:
 cdef struct Job:
     const fi_isa *isa
     const Step *steps
-    int count
+    int first, count
     void *workspace
+    double until
+    atomic_int done
 
 
 cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -311,17 +325,30 @@ cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi
     isa.attention(&step.call.attention, workspace, team)
 
 
+cdef double seconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + 1e-9 * now.tv_nsec
+
+
 cdef void run_job(void *argument, fi_team team) noexcept nogil:
-    """All steps in order; the team meets after each. A step that is worth one thread only runs on the first."""
+    """The steps from the first on, in order; the team meets after each. A step that is worth one thread only runs on the first.
+
+    Where time is up after a step, the first thread says so before the meeting, and all stop there: job.done steps are done.
+    """
     cdef Job *job = <Job *> argument
     cdef int i
-    for i in range(job.count):
+    for i in range(job.first, job.count):
         if job.steps[i].size > 1:
             job.steps[i].run(job.isa, &job.steps[i], job.workspace, team)
         elif team.rank == 0:
             job.steps[i].run(job.isa, &job.steps[i], job.workspace, fi_team(0, 1))
+        if team.rank == 0 and (i == job.count - 1 or seconds() > job.until):
+            atomic_store(&job.done, i + 1)
         if job.count > 1:
             fi_barrier(team)
+        if atomic_load(&job.done) == i + 1:  # a step further, the first thread may have written again
+            return
 
 
 cdef class Kernels:
@@ -354,9 +381,15 @@ cdef class Kernels:
 
     cdef _run(self, const Step *steps, int count, int size, size_t workspace_bytes):
         cdef Memory workspace = self._take(workspace_bytes)
-        cdef Job job = Job(self.isa, steps, count, workspace.data)
-        with nogil:
-            fi_run(run_job, &job, size)
+        cdef Job job
+        job.isa, job.steps, job.first, job.count, job.workspace = self.isa, steps, 0, count, workspace.data
+        atomic_store(&job.done, 0)
+        while job.first < count:
+            job.until = seconds() + PATIENCE
+            with nogil:
+                fi_run(run_job, &job, size)
+            PyErr_CheckSignals()
+            job.first = atomic_load(&job.done)
         if workspace.size <= KEEP_BYTES:
             self._spare = workspace
 

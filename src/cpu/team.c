@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels.h"
 
@@ -25,6 +26,8 @@
 enum {
     MOST_THREADS = 256,
     SPINS = 2000, /* of RELAX: about 50 us. Shorter loses the next call of a busy caller, longer burns what others could use. */
+    YIELDS = 10000, /* of the CPU to threads that can run: 5 ms and more. Then naps, since one that is yielded to may not be the one */
+    NAP_NS = 50000, /* that is waited for: a thread of a higher, real-time priority would yield to itself for ever. */
 };
 
 typedef struct {
@@ -46,12 +49,13 @@ static struct {
     atomic_int arrived;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER};
 
-/* Wait while *what == value: spin, then let others run. */
-static void wait_while(atomic_uint *what, unsigned value) {
-    for (int i = 0; atomic_load_explicit(what, memory_order_acquire) == value; i++)
-        if (i < SPINS) RELAX();
-        else sched_yield();
+/* Round i of a wait: spin, then let others run, then sleep. */
+static void wait_a_little(int i) {
+    if (i < SPINS) RELAX();
+    else if (i < SPINS + YIELDS) sched_yield();
+    else nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
 }
+static int next_round(int i) { return i < SPINS + YIELDS ? i + 1 : i; }
 
 void fi_barrier(fi_team team) {
     if (team.size < 2) return;
@@ -60,7 +64,7 @@ void fi_barrier(fi_team team) {
         atomic_store(&pool.arrived, 0);
         atomic_store(&pool.round, round + 1);
     } else {
-        wait_while(&pool.round, round);
+        for (int i = 0; atomic_load_explicit(&pool.round, memory_order_acquire) == round; i = next_round(i)) wait_a_little(i);
     }
 }
 
@@ -134,8 +138,6 @@ void fi_run(fi_task task, void *argument, int size) {
         }
     }
     task(argument, (fi_team){0, size});
-    for (int i = 0; atomic_load_explicit(&pool.running, memory_order_acquire); i++)
-        if (i < SPINS) RELAX();
-        else sched_yield();
+    for (int i = 0; atomic_load_explicit(&pool.running, memory_order_acquire); i = next_round(i)) wait_a_little(i);
     pthread_mutex_unlock(&pool.busy);
 }

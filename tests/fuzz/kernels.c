@@ -1,0 +1,429 @@
+/* Every kernel of every ISA here on shapes and values that bytes decide, for the sanitizers and for libFuzzer.
+ *
+ * Each array is a heap block of exactly the size that kernels.h asks for, at any alignment that C allows its type, so that the address
+ * sanitizer sees the first byte read or written beside it. A call by a team, once or several times in one run, and a call for some of the
+ * rows or texts must give the bits of a call by one thread; a difference ends the process, as a sanitizer does.
+ *
+ *   clang -DLIBFUZZER -fsanitize=fuzzer,address,undefined ...: libFuzzer's flags and corpus folders
+ *   any compiler: kernels SECONDS MOST_TEAM [FILE ...]: the files, then random bytes for so long; wrong bytes stay in crash-kernels
+ *
+ * tools/sanitize.sh builds and runs both.
+ */
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels.h"
+
+enum { MOST_BLOCKS = 64, FILL = 0xd5 };
+
+static int most_team = 3;
+
+/* --- bytes to numbers --- */
+
+static const uint8_t *at, *end;
+static uint64_t seed;
+static int special; /* whether values may be infinite, not a number, denormal or huge */
+
+static int byte(void) { return at < end ? *at++ : 0; }
+static int number(int low, int high) {
+    const int two = byte();
+    return low + (two | byte() << 8) % (high - low + 1);
+}
+/* 1 to `usual`, or one time in 16 to `most`. */
+static int sometimes(int usual, int most) { return number(1, byte() < 240 ? usual : most); }
+static uint32_t any(void) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(seed >> 33);
+}
+static float value(void) {
+    static const float odd[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-42f, 3e38f, -3e38f};
+    return special && any() % 64 == 0 ? odd[any() % 8] : ((float)(any() % 4096) - 2048.0f) / 1024.0f;
+}
+
+/* --- memory --- */
+
+static void *blocks[MOST_BLOCKS];
+static int block_count;
+
+static void *keep(void *block) {
+    if (!block || block_count == MOST_BLOCKS) abort();
+    return blocks[block_count++] = block;
+}
+static void forget(void) {
+    while (block_count) free(blocks[--block_count]);
+}
+/* `bytes` that end where a heap block ends, off from its start by a few of their type. */
+static void *room(size_t bytes, size_t type) {
+    const size_t off = type * (size_t)(byte() % 17);
+    char *p = (char *)keep(malloc(bytes + off ? bytes + off : 1)) + off;
+    memset(p, FILL, bytes);
+    return p;
+}
+static void *aligned(size_t bytes, int fill) {
+    void *p;
+    if (posix_memalign(&p, 64, bytes ? bytes : 1)) abort();
+    memset(p, fill, bytes);
+    return keep(p);
+}
+static float *floats(size_t count) {
+    float *p = room(count * sizeof *p, sizeof *p);
+    for (size_t i = 0; i < count; i++) p[i] = value();
+    return p;
+}
+static float *perhaps(size_t count) { return byte() % 2 ? floats(count) : NULL; }
+static float *scales(size_t count) {
+    float *p = room(count * sizeof *p, sizeof *p);
+    for (size_t i = 0; i < count; i++) p[i] = 0.001f * (float)(1 + any() % 100);
+    return p;
+}
+static void *stored(int dtype, size_t count) {
+    if (dtype == FI_F32) return floats(count);
+    if (dtype == FI_BF16) {
+        uint16_t *p = room(count * sizeof *p, sizeof *p);
+        for (size_t i = 0; i < count; i++) {
+            const float v = value();
+            uint32_t bits;
+            memcpy(&bits, &v, sizeof bits);
+            p[i] = (uint16_t)(bits >> 16);
+        }
+        return p;
+    }
+    int8_t *p = room(count, 1);
+    for (size_t i = 0; i < count; i++) p[i] = (int8_t)(any() % 256 - 128);
+    return p;
+}
+static void *copy(const void *from, size_t bytes, size_t type) { return memcpy(room(bytes, type), from, bytes); }
+
+/* --- runs --- */
+
+typedef struct job {
+    const fi_isa *isa;
+    void (*run)(const struct job *, fi_team);
+    const void *weights, *call;
+    void *workspace;
+    int repeats;
+} job;
+
+static void task(void *argument, fi_team team) {
+    const job *j = argument;
+    for (int i = 0; i < j->repeats; i++) {
+        if (i) fi_barrier(team);
+        j->run(j, team);
+    }
+}
+static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->call, j->workspace, team); }
+static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
+static void run_norm(const job *j, fi_team team) { j->isa->norm(j->call, team); }
+static void run_embed(const job *j, fi_team team) { j->isa->embed(j->call, team); }
+static void run_attention(const job *j, fi_team team) { j->isa->attention(j->call, j->workspace, team); }
+static void run_pack(const job *j, fi_team team) { j->isa->pack(j->call, j->weights, j->workspace, team); }
+
+/* A team of 1 first, then one of `size`: which of the two this is. */
+typedef struct {
+    int size, asked, repeats; /* asked: what the workspace is for, which may be more than the team has */
+} plan;
+static plan team_plan(int repeatable) {
+    plan p = {.size = 1 + byte() % most_team, .repeats = repeatable ? 1 + byte() % 3 : 1};
+    p.asked = p.size + byte() % 3;
+    return p;
+}
+
+static void wrong(const char *what, const fi_isa *isa, size_t where) {
+    fprintf(stderr, "%s of %s: value %zu depends on the team or on the other rows\n", what, isa->name, where);
+    abort();
+}
+static void same_bytes(const char *what, const fi_isa *isa, const void *a, const void *b, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        if (((const char *)a)[i] != ((const char *)b)[i]) wrong(what, isa, i);
+}
+/* The same bits, or both not a number: which nan comes of two is the compiler's choice. */
+static void same(const char *what, const fi_isa *isa, const float *a, const float *b, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (memcmp(a + i, b + i, sizeof *a) && !(isnan(a[i]) && isnan(b[i]))) wrong(what, isa, i);
+}
+static void same_halves(const char *what, const fi_isa *isa, const uint16_t *a, const uint16_t *b, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (a[i] != b[i] && ((a[i] & 0x7fff) <= 0x7f80 || (b[i] & 0x7fff) <= 0x7f80)) wrong(what, isa, i);
+}
+static void team_of(int size, int most, const char *what, const fi_isa *isa) {
+    if (size < 1 || size > most) wrong(what, isa, (size_t)size);
+}
+
+/* --- the kernels --- */
+
+static void try_fff(const fi_isa *isa) {
+    static const struct {
+        int trees[2], depth[2];
+    } shapes[] = {{{1, 1}, {0, 4}}, {{1, 4}, {0, 2}}, {{8, 70}, {0, 2}}, {{1, 3}, {3, 7}}, {{2, 20}, {2, 4}}, {{1, 1}, {8, 15}}};
+    const int kind = byte() % 6, size = byte();
+    fi_trees t = {.dtype = byte() % 3, .trees = number(shapes[kind].trees[0], shapes[kind].trees[1]), .hidden = sometimes(20, 150)};
+    t.depth = number(shapes[kind].depth[0], shapes[kind].depth[1]);
+    if (t.depth > 11) t.depth = sometimes(11, 15);
+    t.count = (2 << t.depth) - 1;
+    const int table = byte() % 4 == 0;
+    if (table) t.count = number(1, t.count);
+    while ((size_t)t.trees * t.count * t.hidden > 1 << 13 && t.hidden > 1) t.hidden /= 2;
+    /* Blocks are of 1,024 tokens, of 16,384 with one tree. */
+    int tokens = number(0, size < 200 ? 12 : 70);
+    if (size >= 250) tokens = number(1000, 2200), t.hidden = t.hidden % 4 + 1;
+    if (size >= 255 && t.trees == 1) tokens = number(16300, 33000);
+    const size_t nodes = (size_t)t.trees * t.count, values = (size_t)tokens * t.hidden, steps = (size_t)tokens * t.trees * (t.depth + 1);
+    t.nodes = stored(t.dtype, nodes * 2 * t.hidden);
+    t.scale = t.dtype == FI_I8 ? scales(nodes * 2) : NULL;
+    t.b_in = perhaps(nodes);
+    if (table) {
+        int32_t *children = room(nodes * 2 * sizeof *children, sizeof *children);
+        for (size_t i = 0; i < nodes * 2; i++) {
+            const int node = (int)(i / 2 % t.count), left = t.count - 1 - node;
+            children[i] = left && any() % 5 ? node + 1 + (int)(any() % left) : -1;
+        }
+        t.children = children;
+    }
+    fi_fff_call c = {.x = floats(values), .bias = perhaps(t.hidden), .tokens = tokens};
+    const int inside = byte() % 4 == 0, routes = byte() % 2; /* inside: the residual is out itself */
+    const float *residual = perhaps(values);
+    const plan p = team_plan(!inside);
+    float *out[3], *z[3] = {0};
+    int32_t *visited[3] = {0};
+    const int skip = tokens ? number(0, tokens - 1) : 0;
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and the rows from `skip` on */
+        const int rows = i == 2 ? tokens - skip : tokens, size_i = i == 1 ? p.size : 1, asked = i == 1 ? p.asked : 1;
+        const size_t from = (size_t)(tokens - rows) * t.hidden, done = (size_t)(tokens - rows) * t.trees * (t.depth + 1);
+        out[i] = room((values - from) * sizeof **out, sizeof **out);
+        if (routes) {
+            z[i] = room((steps - done) * sizeof **z, sizeof **z);
+            visited[i] = room((steps - done) * sizeof **visited, sizeof **visited);
+        }
+        fi_fff_call mine = c;
+        mine.x += from, mine.out = out[i], mine.nodes = visited[i], mine.z = z[i], mine.tokens = rows;
+        mine.residual = residual ? residual + from : NULL;
+        if (residual && inside) mine.residual = memcpy(out[i], residual + from, (values - from) * sizeof **out);
+        void *workspace = aligned(isa->fff_workspace(&t, rows, asked), i ? 0xff : 0x7f);
+        job j = {isa, run_fff, &t, &mine, workspace, i == 1 ? p.repeats : 1};
+        fi_run(task, &j, size_i);
+        same("fff", isa, out[i], out[0] + from, values - from);
+        if (routes) {
+            same("routes' z", isa, z[i], z[0] + done, steps - done);
+            same_bytes("routes' nodes", isa, visited[i], visited[0] + done, (steps - done) * sizeof **visited);
+        }
+    }
+    team_of(isa->fff_team(&t, tokens, p.asked), p.asked, "fff_team", isa);
+}
+
+static void try_gemm(const fi_isa *isa) {
+    const int tokens = sometimes(16, 200) - 1, from = byte() % 3;
+    fi_matrix m = {.dtype = byte() % 3, .outputs = sometimes(70, 200), .inputs = sometimes(40, 400)};
+    const fi_rows rows = {.data = stored(from, (size_t)m.outputs * m.inputs), .scale = from == FI_I8 ? scales(m.outputs) : NULL, .dtype = from};
+    const plan p = team_plan(1);
+    const size_t packed_bytes = isa->pack_bytes(m.dtype, m.outputs, m.inputs);
+    void *packed[2];
+    for (int i = 0; i < 2; i++) {
+        packed[i] = aligned(packed_bytes, i ? 0xff : 0x7f);
+        job j = {isa, run_pack, &m, &rows, packed[i], 1};
+        fi_run(task, &j, i ? p.size : 1);
+    }
+    if (!special) same_bytes("pack", isa, packed[0], packed[1], packed_bytes);
+    m.packed = packed[0];
+
+    fi_gemm_call c = {.tokens = tokens, .activation = byte() % 4, .half = isa->half && byte() % 4 == 0};
+    c.x_stride = m.inputs + byte() % 5, c.out_stride = m.outputs + byte() % 5, c.residual_stride = m.outputs + byte() % 5;
+    const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
+    c.x = floats(x);
+    c.bias = perhaps(m.outputs);
+    const int inside = !c.half && byte() % 4 == 0;
+    if (inside) c.residual_stride = c.out_stride;
+    const float *residual = perhaps(tokens ? (size_t)(tokens - 1) * c.residual_stride + m.outputs : 0);
+    const size_t each = c.half ? 2 : 4;
+    const int skip = tokens ? number(0, tokens - 1) : 0;
+    char *out[3];
+    for (int i = 0; i < 3; i++) {
+        const int mine_tokens = i == 2 ? tokens - skip : tokens;
+        const size_t first = tokens - mine_tokens, begin = first * c.out_stride;
+        fi_gemm_call mine = c;
+        mine.tokens = mine_tokens, mine.x += first * c.x_stride;
+        mine.out = out[i] = room((y - begin) * each, each);
+        mine.residual = residual ? residual + first * c.residual_stride : NULL;
+        if (residual && inside) mine.residual = memcpy(out[i], residual + begin, (y - begin) * each);
+        void *workspace = aligned(isa->gemm_workspace(&m, mine_tokens, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
+        job j = {isa, run_gemm, &m, &mine, workspace, i == 1 && !(residual && inside) ? p.repeats : 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        /* What lies between the rows of out is nobody's; it stays as it was. */
+        if (c.half) same_halves("gemm in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, y - begin);
+        else same("gemm", isa, (float *)out[i], (float *)out[0] + begin, y - begin);
+    }
+    team_of(isa->gemm_team(&m, tokens, p.asked), p.asked, "gemm_team", isa);
+}
+
+static void try_norm(const fi_isa *isa) {
+    fi_norm_call c = {.tokens = number(0, 60), .hidden = number(1, 150), .eps = 1e-6f};
+    const size_t values = (size_t)c.tokens * c.hidden;
+    const float *x = floats(values), *residual = perhaps(values);
+    c.gamma = floats(c.hidden), c.beta = perhaps(c.hidden);
+    const int apart = byte() % 3, sum_apart = byte() % 4; /* out: apart, x, residual; sum: apart, x, residual, none */
+    const plan p = team_plan(0);
+    float *out[2], *sum[2];
+    for (int i = 0; i < 2; i++) {
+        fi_norm_call mine = c;
+        float *own_x = copy(x, values * sizeof *x, sizeof *x), *own = residual ? copy(residual, values * sizeof *x, sizeof *x) : NULL;
+        mine.x = own_x, mine.residual = own;
+        mine.out = out[i] = apart == 1 ? own_x : apart == 2 && own ? own : room(values * sizeof *x, sizeof *x);
+        mine.sum = sum[i] = sum_apart == 3 || !own || (sum_apart == apart && apart) ? NULL
+                            : sum_apart == 1                                        ? own_x
+                            : sum_apart == 2                                        ? own
+                                                                                    : room(values * sizeof *x, sizeof *x);
+        job j = {isa, run_norm, NULL, &mine, NULL, 1};
+        fi_run(task, &j, i ? p.size : 1);
+        same("norm", isa, out[i], out[0], values);
+        if (sum[i]) same("norm's sum", isa, sum[i], sum[0], values);
+    }
+}
+
+static void try_embed(const fi_isa *isa) {
+    fi_embed_call c = {.tokens = number(0, 60), .hidden = number(1, 150), .eps = 1e-6f};
+    const int vocabulary = number(1, 30), positions = number(1, 20), types = 1 + byte() % 3;
+    const size_t values = (size_t)c.tokens * c.hidden, bytes = (size_t)c.tokens * sizeof(int32_t);
+    int32_t *ids = room(bytes, 4), *places = room(bytes, 4), *kinds = byte() % 2 ? room(bytes, 4) : NULL;
+    for (int i = 0; i < c.tokens; i++) {
+        ids[i] = (int)(any() % vocabulary), places[i] = (int)(any() % positions);
+        if (kinds) kinds[i] = (int)(any() % types);
+    }
+    c.ids = ids, c.positions = places, c.types = kinds;
+    c.words.dtype = byte() % 3;
+    c.words.data = stored(c.words.dtype, (size_t)vocabulary * c.hidden);
+    c.words.scale = c.words.dtype == FI_I8 ? scales(vocabulary) : NULL;
+    c.position_rows = perhaps((size_t)positions * c.hidden);
+    c.type_rows = perhaps((size_t)types * c.hidden);
+    c.gamma = perhaps(c.hidden);
+    c.beta = c.gamma ? perhaps(c.hidden) : NULL;
+    const plan p = team_plan(1);
+    float *out[2];
+    for (int i = 0; i < 2; i++) {
+        fi_embed_call mine = c;
+        mine.out = out[i] = room(values * sizeof **out, sizeof **out);
+        job j = {isa, run_embed, NULL, &mine, NULL, i ? p.repeats : 1};
+        fi_run(task, &j, i ? p.size : 1);
+        same("embed", isa, out[i], out[0], values);
+    }
+}
+
+static void try_attention(const fi_isa *isa) {
+    fi_attention_call c = {.texts = number(1, 4), .heads = number(1, 3), .head_size = 8 * sometimes(4, 9), .scale = 0.25f};
+    c.dtype = byte() % 2 ? FI_BF16 : FI_F32;
+    c.half = isa->half && c.dtype == FI_BF16 && byte() % 2;
+    const int longest = sometimes(20, 200), width = c.heads * c.head_size;
+    int32_t *cu = room((size_t)(c.texts + 1) * sizeof *cu, sizeof *cu);
+    cu[0] = 0;
+    for (int i = 0; i < c.texts; i++) cu[i + 1] = cu[i] + number(0, longest);
+    c.cu_seqlens = cu;
+    /* Rows of bfloat16 are read as words, so their stride is even. */
+    c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
+    const int tokens = cu[c.texts];
+    const size_t in = tokens ? (size_t)(tokens - 1) * c.qkv_stride + 3 * width : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + width : 0;
+    const char *qkv = c.half ? room(in * 2, 4) : (char *)floats(in);
+    if (c.half) {
+        const uint16_t *from = stored(FI_BF16, in);
+        memcpy((char *)qkv, from, in * 2);
+    }
+    const plan p = team_plan(1);
+    const int text = number(0, c.texts - 1);
+    float *out[3];
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and one of the texts */
+        fi_attention_call mine = c;
+        mine.qkv = qkv;
+        size_t begin = 0, count = y;
+        if (i == 2) {
+            const int length = cu[text + 1] - cu[text];
+            int32_t *one = room(2 * sizeof *one, sizeof *one);
+            one[0] = 0, one[1] = length;
+            mine.cu_seqlens = one, mine.texts = 1;
+            mine.qkv = qkv + (size_t)cu[text] * c.qkv_stride * (c.half ? 2 : 4);
+            begin = (size_t)cu[text] * c.out_stride, count = length ? (size_t)(length - 1) * c.out_stride + width : 0;
+        }
+        mine.out = out[i] = room(count * sizeof **out, sizeof **out);
+        void *workspace = aligned(isa->attention_workspace(&mine, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
+        job j = {isa, run_attention, NULL, &mine, workspace, i == 1 ? p.repeats : 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        same("attention", isa, out[i], out[0] + begin, count);
+    }
+    c.qkv = qkv, c.out = out[0];
+    team_of(isa->attention_team(&c, p.asked), p.asked, "attention_team", isa);
+}
+
+/* A value's result is that of the value alone. */
+static void try_arrays(const fi_isa *isa) {
+    void (*const functions[])(const float *, float *, size_t) = {isa->gelu, isa->tanh, isa->erf, isa->exp};
+    const int which = byte() % 4;
+    const size_t count = number(0, 200);
+    const float *x = floats(count);
+    float *out = byte() % 2 ? copy(x, count * sizeof *x, sizeof *x) : room(count * sizeof *x, sizeof *x), one;
+    functions[which](byte() % 2 ? x : memcpy(out, x, count * sizeof *x), out, count);
+    for (size_t i = 0; i < count; i++) {
+        functions[which](x + i, &one, 1);
+        same("gelu, tanh, erf or exp", isa, &one, out + i, 1);
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static void (*const kernels[])(const fi_isa *) = {try_fff, try_fff, try_gemm, try_gemm, try_norm, try_embed, try_attention, try_arrays};
+    const fi_isa *isas[16];
+    int usable = 0;
+    for (int i = 0; fi_isas[i]; i++)
+        if (fi_isas[i]->usable()) isas[usable++] = fi_isas[i];
+    at = data, end = data + size;
+    const int kernel = byte() % 8, isa = byte() % usable;
+    special = byte() % 8 == 0;
+    seed = (uint64_t)number(0, 65535);
+    kernels[kernel](isas[isa]);
+    forget();
+    return 0;
+}
+
+#ifndef LIBFUZZER
+static void one_file(const char *name) {
+    static uint8_t bytes[4096];
+    FILE *file = fopen(name, "rb");
+    if (!file) {
+        perror(name);
+        exit(1);
+    }
+    const size_t size = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    LLVMFuzzerTestOneInput(bytes, size);
+}
+
+int main(int count, char **arguments) {
+    if (count < 3) {
+        fprintf(stderr, "kernels SECONDS MOST_TEAM [FILE ...]\n");
+        return 2;
+    }
+    most_team = atoi(arguments[2]);
+    for (int i = 3; i < count; i++) one_file(arguments[i]);
+    const time_t start = time(NULL), last = start + atoi(arguments[1]);
+    uint64_t state = (uint64_t)start * 2654435761u + 1;
+    long runs = 0;
+    enum { SIZE = 96 };
+    /* Mapped, so that the bytes are in the file whatever ends the process. */
+    const int file = open("crash-kernels", O_RDWR | O_CREAT | O_TRUNC, 0666);
+    uint8_t *bytes = file < 0 || ftruncate(file, SIZE) ? MAP_FAILED : mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (bytes == MAP_FAILED) {
+        perror("crash-kernels");
+        return 1;
+    }
+    for (; time(NULL) < last; runs++) {
+        for (int i = 0; i < SIZE; i++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            bytes[i] = (uint8_t)(state >> 56);
+        }
+        LLVMFuzzerTestOneInput(bytes, SIZE);
+    }
+    remove("crash-kernels");
+    printf("%ld random cases and %d files: no difference\n", runs, count - 3);
+    return 0;
+}
+#endif
