@@ -102,7 +102,10 @@ def test_trees_cut_short_and_not(device, kind):
             assert_array_equal(text[0][0], full[0][0][..., : text[0][0].shape[-1]])
         if depth >= max(f.depth for f in whole.config.ffn if isinstance(f, FFF)):
             for a, b in zip(cut.hidden_states(batch), states, strict=True):
-                assert_array_equal(a, b)
+                if device == "cuda":  # where each load chooses its products by their times
+                    assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+                else:
+                    assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("device", backends.COMPILED)
