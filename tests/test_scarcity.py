@@ -30,7 +30,6 @@ TEXTS = ["ada lived in london " * (i % 9) for i in range(40)] + ["." * 4000, "ad
 @pytest.fixture
 def interrupt():
     """interrupt(after): Ctrl-C so many seconds later, and again each second that it is not heard."""
-
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     yield lambda after: signal.setitimer(signal.ITIMER_REAL, after, 1)
     signal.setitimer(signal.ITIMER_REAL, 0)
