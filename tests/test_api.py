@@ -145,6 +145,31 @@ def test_cut_texts_warn_once_and_are_used(model):
     assert_allclose(got, model.embed(["paris " * 30, "ada", ("ada " * 28, "london")]), atol=1e-5)
 
 
+CUTTING = {
+    "embed": lambda model, long: model.embed(["ada", long]),
+    "embed_iter": lambda model, long: list(model.embed_iter(["ada", long])),
+    "classify": lambda model, long: model.classify(["ada", long]),
+    "fill_mask": lambda model, long: model.fill_mask(["[MASK]", f"[MASK] {long}"]),
+    "rank": lambda model, long: model.rank("ada", [long]),
+    "hidden_states": lambda model, long: model.hidden_states(["ada", long]),
+    "logits": lambda model, long: model.logits(["ada", long], task="tag"),
+    "routes": lambda model, long: model.routes(["ada", long]),
+}
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_a_warning_of_cut_texts_names_the_callers_line(model, name):
+    with pytest.warns(TruncationWarning, match=r"1 of 2 texts .* the first is texts\[1\]") as caught:
+        CUTTING[name](model, "ada " * 100)
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, CUTTING[name].__code__.co_firstlineno)]
+
+
+def test_a_tuple_of_documents_is_a_batch(model):
+    assert model.rank("ada", ("ada", "london")) == model.rank("ada", ["ada", "london"])
+    with pytest.raises(InputError, match=r"documents\[0\] is a pair"):
+        model.rank("ada", [("ada", "london")])
+
+
 @pytest.mark.parametrize("bad", [None, 7, b"ada", ["ada", None], ["ada", 7], ["ada", b"x"], ["ada", ["a"]], [["ada"]], [["a", ["b"]]]])
 @pytest.mark.parametrize("method", ["embed", "classify", "fill_mask", "tag", "hidden_states", "routes", "rank"])
 def test_what_is_no_text_is_named(model, method, bad):

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import tokenizers
 from conftest import WORDS, make_config, make_tokenizer
@@ -174,6 +175,43 @@ def test_a_megabyte_of_text(tmp_path, text):
 def test_what_is_no_text(texts, message):
     with pytest.raises(InputError, match=message):
         as_texts(texts)
+
+
+class Table:
+    """What iterates over its columns, as tables of pandas, polars and pyarrow do."""
+
+    columns = ("text", "label")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a": "ada"}, r"a dict, .*: pass the texts in it, such as list\(texts.values\(\)\)"),
+        ({"ada", "london"}, r"a set, .*: pass a list, such as sorted\(texts\): a set has no order"),
+        (frozenset(["ada"]), "a frozenset, .*: a set has no order"),
+        ({"a": "ada"}.keys(), "a dict_keys, .*: a set has no order"),
+        (Table(), r'a Table, .*: pass the texts of one column, such as list\(texts\["column"\]\)'),
+        (np.array("ada"), r"pass the str in it, texts.item\(\)"),
+        (memoryview(b"ada"), r"a memoryview, .*: pass a str, such as texts.decode\(\)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_collections_whose_texts_are_not_clear(texts, message):
+    with pytest.raises(InputError, match=message):
+        as_texts(texts)
+
+
+def test_collections_whose_texts_are_clear():
+    texts = ["ada", "london"]
+    assert as_texts(np.array(texts)) == as_texts(np.array(texts, object)) == as_texts({"a": "ada", "b": "london"}.values()) == texts
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame({"text": texts, "label": [1, 2]}, index=[7, 3])
+    assert as_texts(table["text"]) == texts
+    with pytest.raises(InputError, match="pass the texts of one column"):
+        as_texts(table)
 
 
 def test_forms_of_a_batch():
