@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,7 +248,7 @@ class Model:
         """
         head = self._head("tag")
         tokenizer = self._need_tokenizer("tag")
-        if strategy not in heads.STRATEGIES:
+        if not isinstance(strategy, str) or strategy not in heads.STRATEGIES:
             raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.STRATEGIES))}")
 
         def tags(texts: list, first: int) -> list:
@@ -266,14 +267,14 @@ class Model:
         questions: Any,
         contexts: Any,
         *,
-        top_k: int = 1,
+        top_k: int | None = 1,
         no_answer: bool = False,
         whole_words: bool = True,
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> list[list[tuple]]:
-        """Per question its top_k answers in its context: (start, end, score, context[start:end]), best first.
+        """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
         questions, contexts: a str each, or lists of equal length. A long context is read in windows that
         overlap. The score is the product of the start's and the end's probability within its window.
@@ -284,7 +285,7 @@ class Model:
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
         self._head("answer")
-        top_k = _positive("top_k", top_k)
+        top_k = _positive("top_k", top_k) or sys.maxsize
         tokenizer = self._need_tokenizer("answer")
         questions, contexts = as_singles(questions, "questions"), as_singles(contexts, "contexts")
         if len(questions) != len(contexts):
@@ -573,7 +574,7 @@ class Model:
         answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
         """
         answers: list = []
-        with Progress(len(texts), enabled=progress) as bar:
+        with Progress(len(texts), enabled=check_flag("progress", progress)) as bar:
             for portion in self._need_tokenizer("text").portions(texts, whole=whole):
                 answers += answer(portion, len(answers))
                 bar.advance(len(portion))

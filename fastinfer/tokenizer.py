@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +151,7 @@ def _ordered(texts: Any, name: str) -> Iterable:
     expected = "a str, a pair (str, str), or a list of these"
     if isinstance(texts, Mapping):
         hint = f"the texts in it, such as list({name}.values())"
-    elif isinstance(texts, Set):
+    elif isinstance(texts, Set) and not isinstance(texts, KeysView):
         hint = f"a list, such as sorted({name}): a set has no order to answer in"
     elif hasattr(type(texts), "columns"):  # a table of pandas, polars or pyarrow, which iterates over its columns
         hint = f'the texts of one column, such as list({name}["column"])'

@@ -259,7 +259,7 @@ PAIRS = {"(text, text)", "[(text, text)]", "[[text, text]]"}
 # Where pairs have no meaning, a tuple is a batch.
 SINGLES = {name: text for name, text in TEXTS.items() if name not in PAIRS}
 BATCHES = {**SINGLES, "()": [], "(text, text)": ["ada", "lived"], "(text,) * 3": ["ada"] * 3}
-ONE_EACH = {name: text for name, text in SINGLES.items() if text != []}
+ONE_EACH = {name: text for name, text in SINGLES.items() if text not in ([], "")}
 INTEGERS = dict.fromkeys(("2", "int8", "uint8", "uint64", "Index", "array 0-d"), 2)
 LARGE = INTEGERS | {"uint8 255": 255}
 ANY_LARGE = LARGE | {"2**31": 999, "2**63": 999, "2**64": 999, "10**5000": 999, "uint64 max": 999}
@@ -308,13 +308,14 @@ def calls(model, layer, folder):
     add(
         "rank query", lambda text: model.rank(text, ["ada", "lived"]), {name: text for name, text in TEXTS.items() if isinstance(text, str)}
     )
-    add("rank documents", lambda texts: model.rank("ada", texts), TEXTS)
+    add("rank documents", lambda texts: model.rank("ada", texts), BATCHES)
     options("embed", lambda **o: model.embed("ada", **o), normalize=NONE | FLAGS, progress=FLAGS, **common)
     options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), normalize=NONE | FLAGS, **common)
     options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
-    options("tag", lambda **o: model.tag("ada", **o), progress=FLAGS, **common)
-    options("answer", lambda **o: model.answer("ada", "ada lived", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
+    options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **common)
+    given = {"no_answer": FLAGS, "whole_words": FLAGS, "top_k": NONE | ANY_LARGE, "progress": FLAGS}
+    options("answer", lambda **o: model.answer("ada", "ada lived", **o), **given, **common)
     options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("hidden_states", lambda **o: model.hidden_states("ada", **o), layers={"array [0-d]": [1]}, **common)
     options("logits", lambda **o: model.logits("a [MASK]", **({"task": "fill_mask"} | o)), task={}, positions={}, **common)
