@@ -42,15 +42,21 @@ class CPU(Reference):
         self.threads = min(check_threads(threads) or default_threads(), self.most)
         self.dtype = dtype
         self.kernels = kernels or _cpu.Kernels(self.isa)
+        self._others: dict[int, CPU] = {}  # by number of threads
 
     @property
     def device(self) -> str:
         return f"cpu:{self.isa}"
 
     def using(self, threads: int | None) -> CPU:
-        if threads is None or min(check_threads(threads), self.most) == self.threads:
+        if threads is None or (type(threads) is int and threads == self.threads):
             return self
-        return CPU(self.isa, threads, self.dtype, self.kernels, self.most)
+        if type(threads) is not int or threads not in self._others:  # a check takes a third of a layer's time for one token
+            threads = min(check_threads(threads), self.most)
+            if threads == self.threads:
+                return self
+            self._others[threads] = CPU(self.isa, threads, self.dtype, self.kernels, self.most)
+        return self._others[threads]
 
     def _computes_in(self, stored: Tensor) -> str:
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
