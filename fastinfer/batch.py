@@ -66,7 +66,9 @@ class PackedBatch:
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
-        """The texts of several batches, which all have token types or all have none."""
+        """The texts of several batches, which all have token types or all have none; of one, itself."""
+        if len(parts) == 1:
+            return parts[0]
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
         ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
         types = [part.token_types for part in parts]
@@ -78,7 +80,7 @@ class PackedBatch:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per text, (B,) int32."""
-        return np.diff(self.cu_seqlens)
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
 
     @property
     def positions(self) -> np.ndarray:

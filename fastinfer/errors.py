@@ -171,14 +171,13 @@ def check_array(
         raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}{hint}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
-    shape = [s if isinstance(s, str) else operator.index(s) for s in shape]
-    wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
-    why = f"\n  {because}" if because else ""
-    if array.ndim != len(shape) or any(not isinstance(s, str) and s != got for s, got in zip(shape, array.shape, strict=True)):
-        raise ShapeError(f"{name} is {array.shape}, expected {wanted}{why}")
-    if contiguous and not (array.flags.c_contiguous and array.flags.aligned):
-        raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")
-    return array
+    sizes = tuple(got if isinstance(size, str) else operator.index(size) for size, got in zip(shape, array.shape, strict=False))
+    if array.ndim == len(shape) and array.shape == sizes and (not contiguous or (array.flags.c_contiguous and array.flags.aligned)):
+        return array
+    wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+    if array.ndim != len(shape) or array.shape != sizes:
+        raise ShapeError(f"{name} is {array.shape}, expected {wanted}" + (f"\n  {because}" if because else ""))
+    raise ShapeError(f"{name} has strides {array.strides}, expected a C-contiguous, aligned {wanted}: use np.ascontiguousarray({name})")
 
 
 def check_flag(name: str, value: Any) -> bool:

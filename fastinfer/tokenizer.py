@@ -36,6 +36,8 @@ CHARACTERS_PER_TOKEN = 8
 # Characters from which on memory is asked for before the library is called; bytes that are asked for at most, and before its threads,
 # which reserve 64 MB of addresses each, have work.
 ASK_CHARACTERS, MOST_ASKED, ASKED_FOR_THREADS = 4096, 256 << 20, 512 << 20
+# A text takes as long as its characters and some more; to wake the library's threads takes as long as these, on two CPUs.
+CHARACTERS_BESIDES, WORTH_THREADS = 40, 700
 IMPORTED_IN = os.getpid()  # another process is a fork of this one
 
 
@@ -314,18 +316,24 @@ class Tokenizer:
         # A fork lacks the threads that the library may have started before. It knows, unless the environment tells it to use them: then it
         # would wait for ever.
         forked = os.getpid() != IMPORTED_IN and "TOKENIZERS_PARALLELISM" in os.environ
-        alone = len(texts) < 2 or forked or Tokenizer._threadless or not is_free(ASKED_FOR_THREADS)
-        if not alone:
-            try:
-                return self.raw.encode_batch(texts, is_pretokenized=words)
-            except BaseException as error:  # its panics are no Exceptions
-                if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
-                    raise
-        one = [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*_sides(text)) for text in texts]
-        Tokenizer._threadless |= not alone  # texts one by one went well, so that threads could not be started: the library tries only once
-        return one
+        few = len(texts) < 2 or characters + CHARACTERS_BESIDES * len(texts) < WORTH_THREADS
+        if few or forked or Tokenizer._threads is False or (Tokenizer._threads is None and not is_free(ASKED_FOR_THREADS)):
+            return self._one_by_one(texts, words)
+        try:
+            encodings = self.raw.encode_batch(texts, is_pretokenized=words)
+        except BaseException as error:  # its panics are no Exceptions
+            if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
+                raise
+            encodings = self._one_by_one(texts, words)
+            Tokenizer._threads = False  # this went well, so that threads could not be started: the library tries only once
+        else:
+            Tokenizer._threads = True
+        return encodings
 
-    _threadless = False  # in this process
+    _threads: bool | None = None  # whether the library has them in this process, once it has tried
+
+    def _one_by_one(self, texts: list[Any], words: bool) -> list[Any]:
+        return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*_sides(text)) for text in texts]
 
     def batch(self, encodings: Sequence[Any], first: int = 0) -> PackedBatch:
         """Pack encodings; a text without any token becomes the one token that begins a text (or pads, where there is none).

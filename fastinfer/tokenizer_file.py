@@ -78,6 +78,7 @@ class Library:
             with as_errors(f"{self.path}: the tokenizers library failed"):
                 return value(*arguments, **options)
 
+        self.__dict__[name] = call
         return call
 
 

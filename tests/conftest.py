@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 
 import builders
@@ -18,6 +19,9 @@ from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Posit
 backends.AUTO = ("cpu", "numpy")
 # Teams are as large as a test asks for, also where this machine has fewer CPUs.
 cpu.most_threads = lambda: 1024
+# A shell script that starts the tests in the background tells them, and so the processes they start, to ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "ada", "lovelace", "lived", "in", "london", "paris", "is", "the", "capital", "of", "france"]

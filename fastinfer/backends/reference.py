@@ -263,7 +263,7 @@ class Reference(Forward):
 
         x (T, D), out (B, D).
         """
-        first, lengths = cu_seqlens[:-1], np.diff(cu_seqlens)[:, None]
+        first, lengths = cu_seqlens[:-1], (cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
         if kind == "cls":
             out[...] = x[first]
         elif kind == "mean":

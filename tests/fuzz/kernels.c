@@ -405,7 +405,7 @@ int main(int count, char **arguments) {
     most_team = atoi(arguments[2]);
     for (int i = 3; i < count; i++) one_file(arguments[i]);
     const time_t start = time(NULL), last = start + atoi(arguments[1]);
-    uint64_t state = (uint64_t)start * 2654435761u + 1;
+    uint64_t state = ((uint64_t)start << 22 ^ (uint64_t)getpid()) * 2654435761u + 1;
     long runs = 0;
     enum { SIZE = 96 };
     /* Mapped, so that the bytes are in the file whatever ends the process. */

@@ -218,6 +218,11 @@ def nodes(value, path=()):
             yield from nodes(item, (*path, i))
 
 
+def copy(value):
+    """A copy that shares nothing: else a value could come to hold itself, or a later input what an earlier one was given."""
+    return json.loads(json.dumps(value))
+
+
 def mutate_json(rng: random.Random, text: bytes) -> bytes:
     value = json.loads(text)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -231,7 +236,7 @@ def mutate_json(rng: random.Random, text: bytes) -> bytes:
             for key in before:
                 parent = parent[key]
             kind = rng.randrange(9)
-            old = json.loads(json.dumps(parent[last]))  # a copy, or a value could come to hold itself
+            old = copy(parent[last])
             if kind == 0:
                 del parent[last]
             elif kind == 1 and isinstance(parent, dict):
@@ -244,17 +249,17 @@ def mutate_json(rng: random.Random, text: bytes) -> bytes:
                 other = value
                 for key in rng.choice(paths):
                     other = other[key]
-                parent[last] = json.loads(json.dumps(other))
+                parent[last] = copy(other)
             elif kind == 4 and isinstance(old, dict):
                 parent[last] = dict(rng.sample(sorted(old.items(), key=str), rng.randint(0, len(old))))
             elif kind == 5:
-                parent[last] = json.loads(json.dumps(rng.choice(seeds.COMPONENTS)))
+                parent[last] = copy(rng.choice(seeds.COMPONENTS))
             elif kind == 6 and isinstance(old, str):
                 parent[last] = rng.choice((old * 2, old[:-1], old.upper(), old + "\0", old * 300))
             elif type(old) is int:
                 parent[last] = rng.choice([*INTEGERS, old + 1, old - 1, old * 2, -old, float(old)])
             else:
-                parent[last] = rng.choice([*VALUES, *INTEGERS])
+                parent[last] = copy(rng.choice([*VALUES, *INTEGERS]))
     return json.dumps(value).encode()
 
 
