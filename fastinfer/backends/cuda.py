@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import ffn
+from .. import feedforward
 from ..batch import PackedBatch
-from ..checkpoint import Tensor
-from ..config import Config
+from ..checkpoint.tensor import Tensor
+from ..config import Config, tree_nodes
 from ..errors import BackendError, DtypeError, ShapeError
-from ..model import Workspace
+from ..weights import Layer, Weights
+from ..workspace import Workspace
 from . import driver
 from .cache import cached
 from .cublaslt import WORKSPACE, Product
@@ -544,7 +545,7 @@ class CUDA(Reference):
         with self.cupy.cuda.Device(self.number):
             return self.cupy.ndarray(count, np.int32, self._module(kind).get_global(name)).tolist()
 
-    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
+    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
         if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
             raise BackendError(
                 f"hidden is {config.hidden} and heads {config.heads}, but the GPU backend needs a head size that is a multiple of 8 "
@@ -553,9 +554,6 @@ class CUDA(Reference):
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
             device.synchronize()  # the streams of sessions do not wait for copies of this one
-        if not weights.pre_norm:  # the norm behind attention is part of the feedforward's kernel
-            for layer in weights.layers:
-                layer.ffn.norm_before = layer.attention.norm
         return weights
 
     def _bits(self, values: np.ndarray) -> np.ndarray:
@@ -586,7 +584,7 @@ class CUDA(Reference):
         count, _, hidden = rows.shape[1:]
         products = None
         # fff_mask spreads a tree over the lanes of one warp at most.
-        if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
+        if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
         self._trees_few_threads = self._constants((depth, children is not None), "trees_few_threads", 1)[0]
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
@@ -802,7 +800,7 @@ class CUDA(Reference):
 
     # --- the forward pass ---
 
-    def encode(self, weights: Any, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
+    def encode(self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
         """The forward pass of model.py as one graph; op by op where something is watched."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
         size = bucket(len(batch.ids))
@@ -818,7 +816,7 @@ class CUDA(Reference):
             graph.launch(work.stream)
         return x[: len(batch.ids)]
 
-    def _encode_watched(self, weights: Any, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:
+    def _encode_watched(self, weights: Weights, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:
         """The same ops on the same sizes; taps and routes are filled on the GPU and brought to the caller's arrays."""
         size = len(placed.ids)
         taps_here = {i: self.empty(size, weights.hidden) for i in taps or ()}
@@ -831,8 +829,9 @@ class CUDA(Reference):
                 to[...] = self.bring(array[:tokens])()
         return x
 
-    def attention_block(self, x: Any, attention: Any, cu_seqlens: Any, weights: Any, work: Any) -> None:
-        """As in model.py, but the norm behind it is left to ffn_block."""
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
+        """As in model.py, but the norm behind it is left to ffn_block, whose kernel it is a part of."""
+        attention = layer.attention
         h = work.take("h", *x.shape)
         qkv = work.take("qkv", len(x), 3 * x.shape[1])
         if weights.pre_norm:
@@ -841,26 +840,27 @@ class CUDA(Reference):
         self.attention(qkv, cu_seqlens, weights.heads, out=h)
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
-    def ffn_block(self, x: Any, layer: Any, weights: Any, work: Any, *, routes: Any = None) -> None:
+    def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
         """x = x + ffn(norm(x)), or norm(h + ffn(h)) with h = norm(x) where norms come after; trees alone are one kernel."""
-        norm, out_norm = (layer.norm, None) if weights.pre_norm else (layer.norm_before, layer.norm)
+        ffn = layer.ffn
+        norm, out_norm = (ffn.norm, None) if weights.pre_norm else (layer.attention.norm, ffn.norm)
         nodes, z = routes or (None, None)
-        if layer.dense_in is None:
+        if ffn.dense_in is None:
             around = {"norm": norm, "out_norm": out_norm, "eps": weights.eps}
             residual = x if weights.pre_norm else None
-            self.fff(x, layer.trees, bias=layer.b_out, residual=residual, add_input=residual is None, out=x, nodes=nodes, z=z, **around)
+            self.fff(x, ffn.trees, bias=ffn.b_out, residual=residual, add_input=residual is None, out=x, nodes=nodes, z=z, **around)
             return
         h = work.take("h", *x.shape)
         self.norm(x, norm, weights.eps, out=h)
-        last = layer.b_out if layer.trees is None else None
-        for part in self._parts(len(x), layer.dense_in.weight):
-            middle = work.take("middle", part.stop - part.start, len(layer.dense_in.weight.data))
-            self.linear(h[part], layer.dense_in.weight, bias=layer.dense_in.bias, activation="gelu", out=middle)
+        last = ffn.b_out if ffn.trees is None else None
+        for part in self._parts(len(x), ffn.dense_in.weight):
+            middle = work.take("middle", part.stop - part.start, len(ffn.dense_in.weight.data))
+            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
             residual = x if weights.pre_norm else h
-            self.linear(middle, layer.dense_out.weight, bias=last, residual=residual[part], out=x[part])
-        if layer.trees is not None:
+            self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
+        if ffn.trees is not None:
             around = {"out_norm": out_norm, "eps": weights.eps}
-            self.fff(h, layer.trees, bias=layer.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
+            self.fff(h, ffn.trees, bias=ffn.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
         elif out_norm is not None:
             self.norm(x, out_norm, weights.eps, out=x)
 
@@ -890,7 +890,7 @@ class CUDA(Reference):
                 self.fff(inner, layer._layer.trees, out=y, nodes=nodes, z=z)
                 return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
             if len(inner):
-                ffn.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
+                feedforward.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
             y = y[:, : layer.hidden]
             y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
             if out is None:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint
+from .. import model
 from ..batch import PackedBatch
-from ..checkpoint import Group, Tensor
+from ..checkpoint.spec import tensors
+from ..checkpoint.tensor import Tensor
 from ..config import Config
 from ..errors import BackendError, about, check_int
-from ..model import Forward, Workspace
+from ..weights import Embedding, Layer, Norm, Weights, assemble
+from ..workspace import Workspace
 
 GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
 
@@ -39,7 +41,7 @@ class Trees(NamedTuple):
     depth: int
 
 
-class Reference(Forward):
+class Reference:
     """Every op in NumPy, float32."""
 
     name = "numpy"
@@ -89,15 +91,15 @@ class Reference(Forward):
     def begin(self, hidden: int, heads: int, stored: str) -> None:
         """What is to be prepared; heads: 0 of a feedforward alone; stored: the dtype of the dense weights as they are stored."""
 
-    def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Group:
-        """Stored tensors to what the ops take, by the same names, plus hidden, heads, eps, pre_norm.
+    def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Weights:
+        """Stored tensors to what the ops take.
 
-        Trees become layers[i].ffn.trees, walked at most `max_depth` decisions deep; a position table is made
-        of sines where the config says so; a tied decoder is the word embedding. Errors name the tensor.
+        Trees are walked at most `max_depth` decisions deep; a position table is made of sines where the config
+        says so; a tied decoder is the word embedding. Errors name the tensor.
         """
         self.begin(config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype)
         prepared: dict[str, Any] = {}
-        for name, (_, _, family) in checkpoint.tensors(config).items():
+        for name, (_, _, family) in tensors(config).items():
             if name not in stored:  # a scale: it came with its tensor
                 continue
             with about(name):
@@ -115,15 +117,11 @@ class Reference(Forward):
             with about("embedding.word, which is the decoder, too"):
                 prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
             stored["embedding.word"].release()
-        weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":
             table = sinusoids(config.positions.max, config.hidden)
             table *= stored["embedding.position_scale"].float32()
-            weights.embedding.position = self.vector(Tensor(table, "float32"))
-        weights.embedding.eps = config.norm.eps
-        weights.hidden, weights.heads = config.hidden, config.heads
-        weights.eps, weights.pre_norm = config.norm.eps, config.norm.order == "pre"
-        return weights
+            prepared["embedding.position"] = self.vector(Tensor(table, "float32"))
+        return assemble(config, prepared)
 
     def vector(self, values: Tensor) -> Any:
         """A bias, a norm's weight or a small table as the ops want it."""
@@ -149,9 +147,20 @@ class Reference(Forward):
         """The trees of a layer as `fff` wants them, with a `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
 
+    # --- the encoder, and the two blocks of its layers: model.py says what they do ---
+
+    def encode(self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None) -> Any:
+        return model.encode(self, weights, batch, work, taps, routes)
+
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
+        model.attention_block(self, x, layer, cu_seqlens, weights, work)
+
+    def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Workspace, *, routes: Any = None) -> None:
+        model.ffn_block(self, x, layer, weights, work, routes)
+
     # --- primitives ---
 
-    def embed(self, batch: PackedBatch, embedding: Any, *, out: np.ndarray) -> None:
+    def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         """out (T, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm."""
         np.take(embedding.word, batch.ids, axis=0, out=out)
         out += embedding.position[batch.positions]
@@ -184,7 +193,7 @@ class Reference(Forward):
             y += residual
         out[...] = y
 
-    def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
+    def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same.
 
         A row whose variance float32 cannot hold (deviations of 1e19) becomes NaN.
