@@ -73,7 +73,8 @@ def load(
         tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
-            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+            sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
+            replicas = [(ops := chosen.fitted(*sizes), ops.prepare(config, stored, max_depth)) for chosen in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 

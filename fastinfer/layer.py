@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from . import backends, feedforward
+from . import backends
 from .checkpoint.tensor import Tensor
 from .config import MAX_DEPTH, tree_nodes
 from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
 from .weights import FeedForward, Linear
-from .workspace import Workspace
 
 __all__ = ["FFF", "fff"]
-
-FLOAT32 = np.dtype(np.float32)
 
 
 class FFF:
@@ -54,7 +49,7 @@ class FFF:
         if not isinstance(activation, str) or activation != "gelu":
             raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
-        self._ops = ops = backends.get(device, dtype=dtype)
+        ops = backends.get(device, dtype=dtype)
         w_in, b_in, w_out, b_out = (ops.to_host(a) for a in (w_in, b_in, w_out, b_out))
         why = f"a tree of depth={depth} has N = 2**(depth+1)-1 = {count} nodes"
         check_array("w_in", w_in, ("trees", count, "hidden"), because=why)
@@ -67,8 +62,7 @@ class FFF:
         if b_out is not None:
             check_array("b_out", b_out, (hidden,), because=f"hidden={hidden} comes from w_in")
 
-        ops.begin(hidden, 0, dtype)
-        self._workspace = None if dense is None else Workspace
+        self._ops = ops = ops.fitted(hidden, 0, dtype)
         self.trees, self.depth, self.hidden = trees, depth, hidden
         self.dtype, self.device = dtype, ops.device
         nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
@@ -96,43 +90,11 @@ class FFF:
         The answer is then a CuPy array of its dtype, on the caller's current stream.
         """
         ops = self._ops if threads is None else self._ops.using(threads)
-        if ops.name == "cuda":
-            return ops.apply(self, x, out)
-        # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
-        if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == self.hidden and x.flags.carray):
-            self._check(x)
-        if out is None:
-            out = np.empty(x.shape, FLOAT32)
-        elif not (
-            type(out) is np.ndarray
-            and out.dtype == FLOAT32
-            and out.shape == x.shape
-            and out.flags.carray
-            and not np.may_share_memory(x, out)
-        ):
-            self._check(x, out)
-        feedforward.forward(ops, x, self._layer, residual=None, out=out, work=self._workspace and self._workspace())
-        return out
-
-    def _check(self, x: Any, out: Any = None) -> None:
-        check_array("x", x, ("T", self.hidden), because=f"hidden={self.hidden} comes from w_in")
-        if out is None:
-            return
-        check_array("out", out, x.shape, because="out has the shape of x")
-        if not out.flags.writeable:
-            raise InputError("out is read-only")
-        if np.may_share_memory(x, out):
-            raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
+        return ops.call_layer(self._layer, self.hidden, x, out)
 
     def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""
-        if self._ops.name == "cuda":
-            return self._ops.apply(self, x, routes=True)
-        self._check(x)
-        nodes = np.empty((len(x), self.trees, self.depth + 1), np.int32)
-        z = np.empty(nodes.shape, np.float32)
-        self._ops.fff(x, self._layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
-        return nodes, z
+        return self._ops.layer_routes(self._layer, self.hidden, self.trees, x)
 
     def __repr__(self) -> str:
         return f"FFF({self.trees}x{self.depth}, hidden={self.hidden}, {self.dtype}, {self.device})"

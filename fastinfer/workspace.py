@@ -25,8 +25,12 @@ class Workspace:
     def close(self) -> None:
         """Return the buffers, when the call has ended."""
 
-    def take(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
-        """The buffer `name` as an uninitialised array of `shape`; the same memory at each call that asks for the same dtype."""
+    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        """The buffer `name` as an uninitialised array of `shape`; the same memory at each call that asks for the same dtype.
+
+        dtype  None: that of activations
+        """
+        dtype = np.float32 if dtype is None else dtype
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:

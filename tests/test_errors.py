@@ -12,8 +12,7 @@ import pytest
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.checkpoint import layouts
-from fastinfer.checkpoint import Tensor
+from fastinfer.checkpoint import Tensor, layouts
 from fastinfer.config import Classify, Tasks
 from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
 

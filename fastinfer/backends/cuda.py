@@ -23,12 +23,12 @@ from ..batch import PackedBatch
 from ..checkpoint.tensor import Tensor
 from ..config import Config, tree_nodes
 from ..errors import BackendError, DtypeError, ShapeError
-from ..weights import Layer, Weights
+from ..weights import FeedForward, Layer, Weights
 from ..workspace import Workspace
 from . import driver
 from .cache import cached
 from .cublaslt import WORKSPACE, Product
-from .reference import Reference
+from .reference import Reference, check_layer_arrays
 
 MAX_HIDDEN = 4096  # a warp holds a row in registers
 POOLING = ("cls", "mean", "max", "lse")
@@ -283,9 +283,9 @@ class Session(Workspace):
         """Ready for the next call."""
         self.ops.idle.append(self)
 
-    def take(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
-        """As in model.py; float32, its default, stands for the compute dtype. A buffer that grows takes the graphs with it."""
-        dtype = np.dtype(self.ops.storage if dtype == np.float32 else dtype)
+    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        """As in model.py. A buffer that grows takes the graphs with it."""
+        dtype = np.dtype(self.ops.storage if dtype is None else dtype)
         buffer = self._buffers.get(name)
         size = math.prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
@@ -507,8 +507,18 @@ class CUDA(Reference):
 
     # --- preparing weights ---
 
-    def begin(self, hidden: int, heads: int, stored: str) -> None:
+    def fitted(self, hidden: int, heads: int, stored: str) -> CUDA:
+        made = CUDA(self.number, self.dtype)
+        made._settle(hidden, heads, stored)
+        return made
+
+    def _settle(self, hidden: int, heads: int, stored: str) -> None:
         """Settle dtypes and compile the kernels; stored: the dtype of the file's dense weights."""
+        if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
+            raise BackendError(
+                f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
+                "up to 128: use device 'cpu'"
+            )
         wanted = self.dtype or stored
         self.act = "float16" if wanted == "int8" else wanted
         self.int8_rows, self.width = wanted == "int8", up(hidden)
@@ -546,11 +556,6 @@ class CUDA(Reference):
             return self.cupy.ndarray(count, np.int32, self._module(kind).get_global(name)).tolist()
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
-        if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
-            raise BackendError(
-                f"hidden is {config.hidden} and heads {config.heads}, but the GPU backend needs a head size that is a multiple of 8 "
-                "up to 128: use device 'cpu'"
-            )
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
             device.synchronize()  # the streams of sessions do not wait for copies of this one
@@ -566,7 +571,8 @@ class CUDA(Reference):
         padded[..., : values.shape[-1]] = values
         return self._send("a weight", self._bits(padded))
 
-    table = vector
+    def table(self, rows: Tensor) -> Any:
+        return self.vector(rows)
 
     def matrix(self, weight: Tensor) -> Matrix:
         outputs, inputs = weight.data.shape
@@ -695,7 +701,10 @@ class CUDA(Reference):
         arguments = qkv, cu_seqlens, len(out), out, size**-0.5
         self._launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
 
-    def fff(
+    def fff(self, x: Any, trees: Trees, *, bias: Any = None, residual: Any = None, out: Any, nodes: Any = None, z: Any = None) -> None:
+        self.fff_between_norms(x, trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+    def fff_between_norms(
         self,
         x: Any,
         trees: Trees,
@@ -848,7 +857,8 @@ class CUDA(Reference):
         if ffn.dense_in is None:
             around = {"norm": norm, "out_norm": out_norm, "eps": weights.eps}
             residual = x if weights.pre_norm else None
-            self.fff(x, ffn.trees, bias=ffn.b_out, residual=residual, add_input=residual is None, out=x, nodes=nodes, z=z, **around)
+            around |= {"residual": residual, "add_input": residual is None}
+            self.fff_between_norms(x, ffn.trees, bias=ffn.b_out, out=x, nodes=nodes, z=z, **around)
             return
         h = work.take("h", *x.shape)
         self.norm(x, norm, weights.eps, out=h)
@@ -860,43 +870,52 @@ class CUDA(Reference):
             self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
         if ffn.trees is not None:
             around = {"out_norm": out_norm, "eps": weights.eps}
-            self.fff(h, ffn.trees, bias=ffn.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
+            self.fff_between_norms(h, ffn.trees, bias=ffn.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
         elif out_norm is not None:
             self.norm(x, out_norm, weights.eps, out=x)
 
-    # --- FFF ---
+    # --- a layer alone ---
 
-    def apply(self, layer: Any, x: Any, out: Any = None, routes: bool = False) -> Any:
-        """FFF's call, or its routes, for an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that
-        CuPy can share: __cuda_array_interface__, __dlpack__), on the caller's current stream.
+    def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
+        """For an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that CuPy can share:
+        __cuda_array_interface__, __dlpack__), on the caller's current stream.
         """
-        cupy = self.cupy
-        at_host = isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))
-        with cupy.cuda.Device(self.number), self._session:
-            if at_host:
-                layer._check(x, out)
-                given = self._send("x", x)
-            else:
-                given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
-                if given.ndim != 2 or given.shape[1] != layer.hidden:
-                    raise ShapeError(f"x is {given.shape}, expected (T, {layer.hidden})\n  hidden={layer.hidden} comes from w_in")
-                if given.dtype not in (np.float32, np.float16, self.storage):
-                    raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {layer.dtype}")
-            inner = self._widened(self._as_act(given), self.width)
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self._session:
+            given, inner = self._taken(x, out, hidden)
             y = self.empty(*inner.shape)
-            if routes:
-                shape = len(inner), layer.trees, layer.depth + 1
-                nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
-                self.fff(inner, layer._layer.trees, out=y, nodes=nodes, z=z)
-                return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
             if len(inner):
-                feedforward.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
-            y = y[:, : layer.hidden]
+                feedforward.forward(self, inner, layer, residual=None, out=y, work=self._session)
+            y = y[:, :hidden]
             y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
             if out is None:
                 return y
             out[...] = y
             return out
+
+    def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self._session:
+            _, inner = self._taken(x, None, hidden)
+            y = self.empty(*inner.shape)
+            shape = len(inner), trees, layer.trees.depth + 1
+            nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
+            self.fff(inner, layer.trees, out=y, nodes=nodes, z=z)
+            return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
+
+    def _taken(self, x: Any, out: Any, hidden: int) -> tuple[Any, Any]:
+        """(x on this GPU, the same in the compute dtype and as wide as the kernels' rows). Raises ShapeError, DtypeError, InputError."""
+        cupy = self.cupy
+        if is_of_host(x):
+            check_layer_arrays(x, out, hidden)
+            given = self._send("x", x)
+        else:
+            given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
+            if given.ndim != 2 or given.shape[1] != hidden:
+                raise ShapeError(f"x is {given.shape}, expected (T, {hidden})\n  hidden={hidden} comes from w_in")
+            if given.dtype not in (np.float32, np.float16, self.storage):
+                raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {self.act}")
+        return given, self._widened(self._as_act(given), self.width)
 
     def _as_act(self, x: Any) -> Any:
         """float32 or float16 values as the compute dtype's bits."""
@@ -910,3 +929,8 @@ class CUDA(Reference):
         if self.act != "bfloat16" or dtype == self.storage:
             return self.cupy.ascontiguousarray(y, dtype)
         return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+
+
+def is_of_host(x: Any) -> bool:
+    """Whether x is not an array of a GPU, nor one that CuPy can share."""
+    return isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))

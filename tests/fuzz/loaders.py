@@ -57,8 +57,7 @@ with atheris.instrument_imports(include=["fastinfer", "convert", "torch_file"]) 
 
     import fastinfer
     from fastinfer import checkpoint
-    from fastinfer.checkpoint import layouts
-    from fastinfer.checkpoint import Tensor
+    from fastinfer.checkpoint import Tensor, layouts
     from fastinfer.config import Config, parse_json
     from fastinfer.tokenizer import Tokenizer
 
