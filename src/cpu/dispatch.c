@@ -14,5 +14,5 @@ const fi_isa *const fi_isas[] = {
 #elif defined(__aarch64__)
     &fi_isa_neon,
 #endif
-    &fi_isa_portable, NULL,
+    &fi_isa_portable,    NULL,
 };

@@ -116,32 +116,32 @@ typedef struct {
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */
     int half;
-    int dtype;                   /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
+    int dtype; /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
 } fi_attention_call;
 
 typedef struct fi_isa {
     const char *name;
     int (*usable)(void); /* does this CPU (and OS) have it? */
-    int lanes; /* floats in a vector */
-    int half;  /* does it write and read bfloat16 q, k and v? That is what attention in bfloat16 rounds them to, in half the memory */
-    int (*fff_team)(const fi_trees *, int tokens, int most); /* how many threads of `most` are worth it */
+    int lanes;           /* floats in a vector */
+    int half; /* does it write and read bfloat16 q, k and v? That is what attention in bfloat16 rounds them to, in half the memory */
+    int (*fff_team)(const fi_trees *, int tokens, int most);              /* how many threads of `most` are worth it */
     size_t (*fff_workspace)(const fi_trees *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
     void (*fff)(const fi_trees *, const fi_fff_call *, void *workspace, fi_team);
     size_t (*pack_bytes)(int dtype, int outputs, int inputs);
     void (*pack)(const fi_rows *, const fi_matrix *, void *packed, fi_team); /* packed: what the matrix will point to */
-    size_t (*gemm_workspace)(const fi_matrix *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
-    int (*gemm_team)(const fi_matrix *, int tokens, int most);              /* how many threads of `most` are worth it */
+    size_t (*gemm_workspace)(const fi_matrix *, int tokens, int team_size);  /* bytes, 64-aligned by the caller */
+    int (*gemm_team)(const fi_matrix *, int tokens, int most);               /* how many threads of `most` are worth it */
     void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *workspace, fi_team);
     void (*norm)(const fi_norm_call *, fi_team);
     void (*embed)(const fi_embed_call *, fi_team);
     int (*attention_team)(const fi_attention_call *, int most);
     size_t (*attention_workspace)(const fi_attention_call *, int team_size); /* bytes, 64-aligned by the caller */
     void (*attention)(const fi_attention_call *, void *workspace, fi_team);  /* meets the team once, at its start */
-    void (*gelu)(const float *x, float *out, size_t count); /* exact, by erf; out may be x, here and below */
+    void (*gelu)(const float *x, float *out, size_t count);                  /* exact, by erf; out may be x, here and below */
     void (*tanh)(const float *x, float *out, size_t count);
     void (*erf)(const float *x, float *out, size_t count);
     void (*exp)(const float *x, float *out, size_t count);
-    float (*probe_fma)(size_t rounds);                               /* probe.inc */
+    float (*probe_fma)(size_t rounds); /* probe.inc */
     float (*probe_read)(const float *, size_t count, size_t times);
 } fi_isa;
 

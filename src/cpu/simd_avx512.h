@@ -27,7 +27,7 @@ static inline vf vf_copysign(vf mag, vf sgn) {
 static inline vf vf_select_lt(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 static inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_pow2(vf n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); } /* 2**n for integral n in [-126, 127] */
-static inline vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); } /* a * 2**n for integral n, rounded once */
+static inline vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }             /* a * 2**n for integral n, rounded once */
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -85,8 +85,8 @@ static inline vf vf_dot_bf16(vi a, vi b, vf sum) { return _mm512_dpbf16_ps(sum, 
 static inline vi vi_dot_i8(vi a, vi b, vi sum) { return _mm512_dpbusd_epi32(sum, a, b); } /* a: 0..255, b: -128..127 */
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static inline vi vi_add_128(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8 */
-static inline vi vi_join_bf16(vf a, vf b) { return (vi)_mm512_cvtne2ps_pbh(b, a); } /* VL bf16 of a, then those of b */
-static inline vi vi_zip_bf16(vf a, vf b) {                                          /* a0 b0 a1 b1 ... */
+static inline vi vi_join_bf16(vf a, vf b) { return (vi)_mm512_cvtne2ps_pbh(b, a); }       /* VL bf16 of a, then those of b */
+static inline vi vi_zip_bf16(vf a, vf b) {                                                /* a0 b0 a1 b1 ... */
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
@@ -129,8 +129,8 @@ static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four
 /* One load; each shuffle moves 16 words to where floats have their upper halves. */
 static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
     const __m512i w = _mm512_loadu_si512(p);
-    const __m512i lo = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0,
-                                        6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i lo =
+        _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
     *a = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, lo, w));
     *b = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_add_epi16(lo, _mm512_set1_epi16(16)), w));
 }

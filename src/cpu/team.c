@@ -25,7 +25,7 @@
 
 enum {
     MOST_THREADS = 256,
-    SPINS = 2000, /* of RELAX: about 50 us. Shorter loses the next call of a busy caller, longer burns what others could use. */
+    SPINS = 2000,   /* of RELAX: about 50 us. Shorter loses the next call of a busy caller, longer burns what others could use. */
     YIELDS = 10000, /* of the CPU to threads that can run: 5 ms and more. Then naps, since one that is yielded to may not be the one */
     NAP_NS = 50000, /* that is waited for: a thread of a higher, real-time priority would yield to itself for ever. */
 };

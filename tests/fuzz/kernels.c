@@ -219,7 +219,8 @@ static void try_fff(const fi_isa *isa) {
 static void try_gemm(const fi_isa *isa) {
     const int tokens = sometimes(16, 200) - 1, from = byte() % 3;
     fi_matrix m = {.dtype = byte() % 3, .outputs = sometimes(70, 200), .inputs = sometimes(40, 400)};
-    const fi_rows rows = {.data = stored(from, (size_t)m.outputs * m.inputs), .scale = from == FI_I8 ? scales(m.outputs) : NULL, .dtype = from};
+    const fi_rows rows = {
+        .data = stored(from, (size_t)m.outputs * m.inputs), .scale = from == FI_I8 ? scales(m.outputs) : NULL, .dtype = from};
     const plan p = team_plan(1);
     const size_t packed_bytes = isa->pack_bytes(m.dtype, m.outputs, m.inputs);
     void *packed[2];
@@ -233,7 +234,8 @@ static void try_gemm(const fi_isa *isa) {
 
     fi_gemm_call c = {.tokens = tokens, .activation = byte() % 4, .half = isa->half && byte() % 4 == 0};
     c.x_stride = m.inputs + byte() % 5, c.out_stride = m.outputs + byte() % 5, c.residual_stride = m.outputs + byte() % 5;
-    const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
+    const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0,
+                 y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
     c.x = floats(x);
     c.bias = perhaps(m.outputs);
     const int inside = !c.half && byte() % 4 == 0;
@@ -324,7 +326,8 @@ static void try_attention(const fi_isa *isa) {
     /* Rows of bfloat16 are read as words, so their stride is even. */
     c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
     const int tokens = cu[c.texts];
-    const size_t in = tokens ? (size_t)(tokens - 1) * c.qkv_stride + 3 * width : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + width : 0;
+    const size_t in = tokens ? (size_t)(tokens - 1) * c.qkv_stride + 3 * width : 0,
+                 y = tokens ? (size_t)(tokens - 1) * c.out_stride + width : 0;
     const char *qkv = c.half ? room(in * 2, 4) : (char *)floats(in);
     if (c.half) {
         const uint16_t *from = stored(FI_BF16, in);
