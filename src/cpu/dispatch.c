@@ -1,4 +1,4 @@
-/* The ISAs that were compiled in. */
+/* The list of the ISAs that are compiled for this architecture, best first. */
 #include "kernels.h"
 
 extern const fi_isa fi_isa_portable;

@@ -1,4 +1,4 @@
-/* x86-64 with AVX2 and FMA. */
+/* The kernels for x86-64 with AVX2 and FMA. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -14,12 +14,7 @@ static int usable(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu
 #endif
 #define ISA avx2
 #include "simd_avx2.h"
-#include "math.inc"
-#include "gemm.inc"
-#include "norm.inc"
-#include "attention.inc"
-#include "fff.inc"
-#include "probe.inc"
+#include "kernels.inc"
 
 #include "table.inc"
 #ifdef __clang__
