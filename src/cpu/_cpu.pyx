@@ -36,6 +36,7 @@ cdef extern from "<stdatomic.h>" nogil:
 
 
 cdef extern from "kernels.h" nogil:
+    enum: FI_MOST_DEPTH, FI_PROBE_CHAINS
     enum: FI_F32, FI_BF16, FI_I8
     enum: FI_LINEAR, FI_GELU, FI_TANH, FI_RELU
     ctypedef struct fi_team:
@@ -244,7 +245,7 @@ cdef class Trees:
         cdef Py_ssize_t trees, count, rows, hidden
         trees, count, rows, hidden = nodes.shape
         self._keep = (raw, scale, b_in, children)
-        self.c.depth = _size("depth", depth, 0, 15)
+        self.c.depth = _size("depth", depth, 0, FI_MOST_DEPTH)
         self.c.trees = _size("the number of trees", trees, 1, MOST_SIZE)
         self.c.count = _size("the number of a tree's nodes", count, 1 if children is not None else (2 << depth) - 1, MOST_SIZE)
         self.c.hidden = _size("the hidden size", hidden, 1, MOST_SIZE)
@@ -621,11 +622,11 @@ cdef class Kernels:
         cdef double start = time.perf_counter()
         with nogil:
             fi_run(run_probe, &probe, threads)
-        return 2.0 * 8 * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
+        return 2.0 * FI_PROBE_CHAINS * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
 
     def probe_read(self, const float[::1] data, size_t times, int threads):
         """Bytes per second that a team reads: each thread reads its own part of `data`, in order, `times` times."""
-        cdef size_t part = data.shape[0] // threads // (8 * self.isa.lanes) * (8 * self.isa.lanes)
+        cdef size_t part = data.shape[0] // threads // (FI_PROBE_CHAINS * self.isa.lanes) * (FI_PROBE_CHAINS * self.isa.lanes)
         cdef Probe probe = Probe(self.isa, &data[0], times, part)
         cdef double start = time.perf_counter()
         with nogil:

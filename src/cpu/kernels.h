@@ -31,6 +31,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { FI_MOST_DEPTH = 15 };  /* decisions of a path */
+enum { FI_PROBE_CHAINS = 8 }; /* independent sums of probe_fma and probe_read */
 enum fi_dtype { FI_F32 = 0, FI_BF16 = 1, FI_I8 = 2 };
 
 typedef struct {
@@ -122,7 +124,7 @@ typedef struct fi_isa {
     const char *name;
     int (*usable)(void); /* whether this CPU and its OS have the ISA */
     int lanes;           /* floats in a vector */
-    /* whether gemm writes and attention reads bfloat16 q, k and v: attention in bfloat16 rounds them anyway, so they need half the memory */
+    /* whether gemm writes and attention reads bfloat16 q, k and v, in half the memory: attention in bfloat16 rounds them anyway */
     int half;
     int (*fff_team)(const fi_trees *, int tokens, int most);              /* the threads, up to `most`, that repay their wake-up */
     size_t (*fff_workspace)(const fi_trees *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
