@@ -372,7 +372,8 @@ cdef class Kernels:
                 self.isa = fi_isas[i]
                 return
             i += 1
-        raise ValueError(f"ISA {name!r} is not compiled in or not on this CPU: {isas()}")
+        here = ", ".join(isa for isa, usable in isas() if usable)
+        raise ValueError(f"ISA is {name!r}, expected one that is compiled in and on this CPU: {here}")
 
     cdef Memory _take(self, size_t size):
         """A workspace of at least `size` bytes, for this caller alone: the interpreter lock makes taking the spare one atomic."""
@@ -610,7 +611,7 @@ cdef class Kernels:
         elif function == "exp":
             kernel = self.isa.exp
         else:
-            raise ValueError(f"no function {function!r}")
+            raise ValueError(f"function is {function!r}, expected gelu, tanh, erf or exp")
         _long("out", out.shape[0], x.shape[0])
         if x.shape[0]:
             with nogil:
