@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import api, bench, checkpoint
+from . import api, checkpoint
+from .bench import layers as bench
 from .errors import FastinferError, InputError, printable, short
 from .files import naming
 from .heads import STRATEGIES

@@ -9,8 +9,11 @@ import oracle
 import pytest
 
 import fastinfer
-from fastinfer import bench, bench_cuda, bench_model, cli
-from fastinfer.cases import FFFCase
+from fastinfer import cli
+from fastinfer.bench import gpu_layers as bench_cuda
+from fastinfer.bench import layers as bench
+from fastinfer.bench import models as bench_model
+from fastinfer.bench.cases import FFFCase
 from fastinfer.errors import BackendError, InputError
 
 WHY_NOT = fastinfer.backends.available()["cuda"]

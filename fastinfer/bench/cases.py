@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .config import tree_nodes
+from ..config import tree_nodes
 
 # trees x depth: every row of the paper's table (arXiv 2311.10770), about 4,095 neurons each
 PAPER_SHAPES = (

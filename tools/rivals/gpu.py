@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from fastinfer import checkpoint
-from fastinfer.bench_cuda import Call, Rival, Rivals, Work
-from fastinfer.bench_model import Encode, Engine
+from fastinfer.bench.gpu_layers import Call, Rival, Rivals, Work
+from fastinfer.bench.models import Encode, Engine
 
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 SENTENCE_BATCHES = (32, 1024)  # its default; what suits this size of GPU
@@ -202,7 +202,8 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
     from safetensors.torch import load_file
     from torch.nn import functional
 
-    from fastinfer import bench_cuda, bench_model
+    from fastinfer.bench import gpu_layers as bench_cuda
+    from fastinfer.bench import models as bench_model
 
     config = json.loads((Path(path) / "config.json").read_text())
     hidden, heads, eps = config["hidden_size"], config["num_attention_heads"], config["layer_norm_eps"]

@@ -1,15 +1,15 @@
-"""The rivals of tools/bench_gpu.py compute what they are compared with; what needs a GPU is checked by the benchmark itself."""
+"""The rivals of tools/rivals/gpu.py compute what they are compared with; what needs a GPU is checked by the benchmark itself."""
 
 import numpy as np
 import oracle
 import pytest
 from models import load_tool
 
-from fastinfer import bench
-from fastinfer.cases import FFFCase
+from fastinfer.bench import layers as bench
+from fastinfer.bench.cases import FFFCase
 
-torch = pytest.importorskip("torch", reason="tools/bench_gpu.py needs PyTorch")
-bench_gpu = load_tool("bench_gpu")
+torch = pytest.importorskip("torch", reason="tools/rivals/gpu.py needs PyTorch")
+bench_gpu = load_tool("rivals.gpu")
 
 
 def test_batched_fff():

@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import bench, checkpoint
-from .backends.reference import Reference, gelu
-from .batch import PackedBatch
-from .checkpoint import Tensor
-from .config import FFF, Dense, Stored
-from .errors import BackendError, InputError
-from .model import Workspace
+from .. import checkpoint
+from ..backends.reference import Reference, gelu
+from ..batch import PackedBatch
+from ..checkpoint import Tensor
+from ..config import FFF, Dense, Stored
+from ..errors import BackendError, InputError
+from ..model import Workspace
+from . import layers as bench
 
 SIZES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))  # texts x tokens
 CHECKED = 256  # tokens whose answers are compared, one text at least
@@ -316,7 +317,7 @@ print(json.dumps(dict(load_s=loaded - start, pss_mb=shared / 1e3, peak_mb=kiloby
 
 def bench_start(engine: Engine, repeats: int = 3) -> dict:
     """Of fresh processes, files in the page cache: load time, time to the first answer (16 tokens), memory; and installed bytes."""
-    package = str(Path(__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     source = inspect.getsource(engine.load).replace("-> Encode", "")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     runs = []
@@ -337,7 +338,7 @@ def bench_start(engine: Engine, repeats: int = 3) -> dict:
         runs.append(json.loads(rest.splitlines()[-1]) | {"first_answer_s": first})
     row = {key: float(np.median([r[key] for r in runs])) for key in runs[0]} | {"peak_mb": runs[-1]["peak_mb"]}
     stored = sum(f.stat().st_size for f in Path(engine.arguments[0]).rglob("*.safetensors")) / 1e6 if engine.own else None
-    own = sum(f.stat().st_size for f in Path(__file__).parent.rglob("*") if f.is_file()) / 1e6 if engine.own else 0.0
+    own = sum(f.stat().st_size for f in Path(__file__).parents[1].rglob("*") if f.is_file()) / 1e6 if engine.own else 0.0
     return {
         "op": "start", "engine": engine.name, "model": engine.model, "dtype": engine.dtype, **row, "stored_mb": stored,
         "installed_mb": own + installed_mb(engine.packages),
@@ -595,7 +596,7 @@ def run(options: Any, ops: Any, about: dict, rivals: Rivals | None) -> None:
         rows: list[dict] = []
         given = loaded, Oracle(folder_of), config.vocabulary
         if ops.name == "cuda":
-            from . import bench_cuda
+            from . import gpu_layers as bench_cuda
 
             measured = bench_cuda.bench_sizes(*given, sizes=options.sizes or bench_cuda.SIZES, seconds=options.seconds)
         else:

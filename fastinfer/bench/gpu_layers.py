@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends, bench, bench_model
-from .batch import PackedBatch
-from .bench import Spread
+from .. import backends
+from ..batch import PackedBatch
+from ..checkpoint import Tensor
+from ..errors import BackendError, InputError
+from . import layers as bench
+from . import models as bench_model
 from .cases import FFFCase
-from .checkpoint import Tensor
-from .errors import BackendError, InputError
+from .layers import Spread
 
 SETS = 8
 DTYPES = ("float16", "float32", "bfloat16", "int8")
@@ -485,7 +487,7 @@ class Encoder(NamedTuple):
 
 def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what bench_model.load_fastinfer gives."""
-    from .backends.cuda import Session
+    from ..backends.cuda import Session
 
     ops, weights = encode.model._replicas[0]
     packed = [PackedBatch.from_ids(ids) for ids in batches]

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from fastinfer import bench, checkpoint
-from fastinfer.bench_model import Encode, Engine
+from fastinfer import checkpoint
+from fastinfer.bench import layers as bench
+from fastinfer.bench.models import Encode, Engine
 
 LEFT_OUT: dict[str, str] = {}
 COMPILE_SECONDS = 60
@@ -263,9 +264,9 @@ def convert_ctranslate2(folder: Path, out: Path) -> None:
 
 def try_compiling(folder: Path, dtype: str, threads: int) -> None:
     """Compile once in another process, for the time it takes and for inductor's cache."""
-    code = "import sys, bench, numpy; bench.load_torch(sys.argv[1], sys.argv[2], True, int(sys.argv[3]))(numpy.ones((1, 16), 'i8'))"
+    code = "import sys, numpy; from rivals import cpu; cpu.load_torch(sys.argv[1], sys.argv[2], True, int(sys.argv[3]))(numpy.ones((1, 16), 'i8'))"
     command = [sys.executable, "-c", code, str(folder), dtype, str(threads)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(bench.__file__).parent.parent)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(bench.__file__).parents[2])])}
     done = subprocess.run(command, timeout=COMPILE_SECONDS, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it failed"])[-1])
@@ -333,18 +334,3 @@ def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool
         name = "sentence-transformers"
         arguments = (str(folder), checkpoint.load(folder, validate=False)[0].max_tokens, threads)
         yield from engine(name, "float32", name, load_sentence_transformers, arguments, embed=embed_sentences)
-
-
-if __name__ == "__main__":
-    options = bench.parse(sys.argv[1:])
-    if options.device.startswith("cuda"):
-        import bench_gpu
-
-        rivals: dict[str, Any] = {"gpu": bench_gpu.installed()}
-        LEFT_OUT |= bench_gpu.LEFT_OUT
-    else:
-        dense, products = installed()
-        rivals = {"dense": dense, "products": products, "models": models}
-    for name, why in LEFT_OUT.items():
-        print(f"left out: {name} ({why})", file=sys.stderr)
-    bench.run(options, **rivals)

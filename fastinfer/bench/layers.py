@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends
+from .. import backends
+from ..checkpoint import Tensor
+from ..config import tree_nodes
+from ..errors import BackendError, InputError
+from ..ffn import FFF
 from .cases import FFFCase
-from .checkpoint import Tensor
-from .config import tree_nodes
-from .errors import BackendError, InputError
-from .ffn import FFF
 
 DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
 INPUTS = 8  # different random inputs that take turns
@@ -566,7 +566,7 @@ def plot_cmm(rows: list[dict], path: str, speedup: Callable[[dict], float], agai
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastinfer bench` and tools/bench.py."""
-    from . import bench_model
+    from . import models as bench_model
 
     def listed(kind: Callable[[str], Any]) -> Callable[[str], list]:
         return lambda text: [kind(part) for part in text.split(",")]
@@ -616,7 +616,7 @@ def run(
     """Run what parsed options say, and print it; gpu: a bench_cuda.Rivals."""
     ops = backends.get(options.device, threads=options.threads)
     if ops.name == "cuda":
-        from . import bench_cuda
+        from . import gpu_layers as bench_cuda
 
         bench_cuda.run(options, ops, gpu)
         return
@@ -626,7 +626,7 @@ def run(
     reexecute(ops.threads)
     about = machine(ops)
     if options.what == "model":
-        from . import bench_model
+        from . import models as bench_model
 
         bench_model.run(options, ops, about, models)
         return
