@@ -1,13 +1,4 @@
-"""The benchmarks of `fastinfer bench`, with the rivals that are not dependencies beside it: PyTorch, onnxruntime and, for whole
-models, OpenVINO, CTranslate2 and sentence-transformers.
-
-    pip install -r tools/requirements.txt onnx onnxruntime
-    pip install transformers onnxscript openvino nncf ctranslate2 sentence-transformers   # for: model
-    python tools/bench.py cmm --tokens 1,128,4096
-
-Options are those of `fastinfer bench`; what is not installed is left out, and the header says so. With --device cuda the rivals
-are those of bench_gpu.py.
-"""
+"""Engines of others on the CPU: PyTorch, onnxruntime and, for whole models, OpenVINO, CTranslate2 and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -24,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
+import fastinfer
 from fastinfer import checkpoint
-from fastinfer.bench import layers as bench
-from fastinfer.bench.models import Encode, Engine
+from fastinfer.bench.engines import EmbedTexts, Encode, Engine
+from fastinfer.bench.rivals import Dense, Product, Rivals
+from fastinfer.bench.timing import Run
 
-LEFT_OUT: dict[str, str] = {}
 COMPILE_SECONDS = 60
 
 
-def torch_dense(dtype_name: str) -> bench.Rival:
+def torch_dense(dtype_name: str) -> Dense:
     """torch.nn.functional: linear, exact GELU, linear, in inference mode."""
 
-    def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> bench.Run:
+    def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
         import torch
 
         torch.set_num_threads(threads)
@@ -53,10 +45,10 @@ def torch_dense(dtype_name: str) -> bench.Rival:
     return make
 
 
-def torch_product(dtype_name: str) -> Callable[[np.ndarray, int], bench.Run]:
+def torch_product(dtype_name: str) -> Product:
     """One linear layer; the input is converted before, so that the product alone is timed."""
 
-    def make(weight: np.ndarray, threads: int) -> bench.Run:
+    def make(weight: np.ndarray, threads: int) -> Run:
         import torch
 
         torch.set_num_threads(threads)
@@ -74,7 +66,7 @@ def torch_product(dtype_name: str) -> Callable[[np.ndarray, int], bench.Run]:
     return make
 
 
-def onnxruntime_dense(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> bench.Run:
+def onnxruntime_dense(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
     """MatMul, Add, Gelu (opset 20, exact), MatMul."""
     import onnx
     import onnxruntime
@@ -101,25 +93,26 @@ def onnxruntime_dense(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: i
     return lambda x: session.run(None, {"x": x})[0]
 
 
-def installed() -> tuple[dict[str, bench.Rival], dict[str, Callable[[np.ndarray, int], bench.Run]]]:
-    """(dense layers, single products) of the rivals that can be imported here."""
-    dense: dict[str, bench.Rival] = {}
-    products: dict[str, Callable[[np.ndarray, int], bench.Run]] = {}
+def installed() -> Rivals:
+    """The rivals that can be imported here."""
+    dense: dict[str, Dense] = {}
+    products: dict[str, Product] = {}
+    left_out: dict[str, str] = {}
     try:
         import torch
 
         dense |= {f"torch {torch.__version__} f32": torch_dense("float32"), f"torch {torch.__version__} bf16": torch_dense("bfloat16")}
         products |= {"torch f32": torch_product("float32"), "torch bf16": torch_product("bfloat16")}
     except ImportError as error:
-        LEFT_OUT["torch"] = str(error)
+        left_out["torch"] = str(error)
     try:
         import onnx  # noqa: F401
         import onnxruntime
 
         dense[f"ort {onnxruntime.__version__} f32"] = onnxruntime_dense
     except ImportError as error:
-        LEFT_OUT["onnxruntime"] = str(error)
-    return dense, products
+        left_out["onnxruntime"] = str(error)
+    return Rivals(dense=dense, products=products, models=models, left_out=left_out)
 
 
 # --- whole models: each load function stands alone, since a fresh process runs its source --------------------------------
@@ -264,54 +257,73 @@ def convert_ctranslate2(folder: Path, out: Path) -> None:
 
 def try_compiling(folder: Path, dtype: str, threads: int) -> None:
     """Compile once in another process, for the time it takes and for inductor's cache."""
-    code = "import sys, numpy; from rivals import cpu; cpu.load_torch(sys.argv[1], sys.argv[2], True, int(sys.argv[3]))(numpy.ones((1, 16), 'i8'))"
+    code = (
+        "import sys, numpy\n"
+        "from rivals.cpu import load_torch\n"
+        "load_torch(sys.argv[1], sys.argv[2], True, int(sys.argv[3]))(numpy.ones((1, 16), 'i8'))"
+    )
     command = [sys.executable, "-c", code, str(folder), dtype, str(threads)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(bench.__file__).parents[2])])}
+    folders = [str(Path(module).parents[1]) for module in (__file__, fastinfer.__file__)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(command, timeout=COMPILE_SECONDS, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it failed"])[-1])
 
 
-def embed_sentences(encode: Encode, tokenizer: object) -> Callable[[list[str]], np.ndarray]:
+def embed_sentences(encode: Encode, tokenizer: object) -> EmbedTexts:
     """sentence-transformers' own encode: it sorts the texts by length, and pads batches of 32."""
     return lambda texts: encode.whole.encode(texts, batch_size=32)
 
 
-def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool], left_out: dict[str, str]) -> Iterator[Engine]:
-    """The rivals that can run the dense model in `folder` (Hugging Face layout) here; each made ready once, in `cache`."""
+class Finder:
+    """Makes engines of those rivals that are wanted and run here, their files ready in `cache`; left_out tells of the others."""
+
+    def __init__(self, cache: Path, wanted: Callable[[str], bool], left_out: dict[str, str]) -> None:
+        self._cache, self._wanted, self._left_out = cache, wanted, left_out
 
     def engine(
+        self,
         name: str,
         dtype: str,
         package: str,
-        load: Callable,
-        arguments: tuple,
-        *needs: tuple[str, Callable],
-        also: tuple = (),
-        embed: Any = None,
+        load: Callable[..., Encode],
+        arguments: tuple[Any, ...],
+        *needs: tuple[str, Callable[[], None]],
+        also: tuple[str, ...] = (),
+        embed: Callable[[Encode, Any], EmbedTexts] | None = None,
     ) -> Iterator[Engine]:
-        if not wanted(f"{name} dense {dtype}"):
+        """The engine, or nothing.
+
+        needs  (a file of the cache, what makes it), in order; where nothing is written, an empty file says that it was done
+        also   packages beside `package`
+        """
+        if not self._wanted(f"{name} dense {dtype}"):
             return
         try:
             importlib.import_module(package.replace("-", "_"))
             for made, prepare in needs:
-                if not (cache / made).exists():
+                if not (self._cache / made).exists():
                     print(f"preparing {made} ...", file=sys.stderr, flush=True)
                     with contextlib.redirect_stdout(sys.stderr):
                         prepare()
-                    if not (cache / made).exists():
-                        (cache / made).touch()
+                    if not (self._cache / made).exists():
+                        (self._cache / made).touch()
         except Exception as error:  # whatever keeps a rival from running is told
-            left_out[f"{name} {dtype}"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            message = str(error).strip()
+            self._left_out[f"{name} {dtype}"] = f"{type(error).__name__}: {message.splitlines()[0] if message else ''}"
             return
         yield Engine(name, "dense", dtype, load, arguments, (package, *also), embed)
 
+
+def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool], left_out: dict[str, str]) -> Iterator[Engine]:
+    """The rivals that can run the dense model in `folder` (Hugging Face layout) here; each made ready once, in `cache`."""
     if json.loads((folder / "config.json").read_text()).get("model_type") is None:
         left_out["all rivals"] = f"{folder} is in fastinfer's own layout; they read the Hugging Face one"
         return
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     warnings.filterwarnings("ignore")
     cache.mkdir(parents=True, exist_ok=True)
+    engine = Finder(cache, wanted, left_out).engine
     onnx = ("model_opt.onnx", lambda: export_onnx(folder, cache))
     onnx_int8 = ("model_int8.onnx", lambda: quantize_onnx(cache))
     ov = ("ov.xml", lambda: convert_openvino(cache))
