@@ -23,7 +23,7 @@ import fastinfer
 from fastinfer import checkpoint
 from fastinfer.backends import cublaslt, cuda
 from fastinfer.backends.reference import Reference, gelu
-from fastinfer.cases import FFFCase
+from fastinfer.bench.cases import FFFCase
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
 from fastinfer.weights import Embedding
