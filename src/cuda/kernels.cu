@@ -1,0 +1,27 @@
+// The GPU kernels of one model: this file lists the others in the order in which they are compiled, as one program.
+//
+// NVRTC compiles it at run time (backends/cuda/compiler.py says how), with
+//   -D ACT_FLOAT | ACT_HALF | ACT_BFLOAT16   the dtype of activations and dense weights (act)
+//   -D HIDDEN=D  -D HEADS=H                  every kernel but those of trees; without HEADS, no attention
+//   -D HIDDEN=D  -D DEPTH=depth              the kernels of trees walked so deep: loops over levels are unrolled
+//   -D ROW_INT8                              rows of trees are int8 with a float32 scale each; else they are act
+//   -D STOPS                                 trees are pruned: a table says where a node leads, or that the walk stops
+// and with the sizes and numbers that the host's code shares: compiler.SHARED.
+// No header of CUDA is included: a machine that only has CuPy has none. Sums are float32 whatever is stored.
+
+#include "numbers.cuh"
+#include "tensor_cores.cuh"
+#include "rows.cuh"
+#ifdef DEPTH
+#include "fff.cu"
+#ifndef STOPS
+#include "fff_few.cu"
+#endif
+#include "fff_mask.cu"
+#else
+#include "pointwise.cu"
+#include "products.cu"
+#ifdef HEADS
+#include "attention.cu"
+#endif
+#endif
