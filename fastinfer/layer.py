@@ -1,61 +1,16 @@
-"""Feedforward kinds: the tensors each declares and the forward they share; the public FFF and fff.
-
-Both kinds are one formula. A fast feedforward is P trees; a dense one is W neurons that are always
-on; an fff may have both; an output bias may follow:
-
-    y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
-      + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
-"""
+"""FFF and fff: a fast feedforward layer on arrays, without a model around it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from . import backends
-from .config import FFF as FFFConfig
-from .config import MAX_DEPTH, Dense, tree_nodes
+from .checkpoint.tensor import Tensor
+from .config import MAX_DEPTH, tree_nodes
 from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
+from .weights import FeedForward, Linear
 
-__all__ = ["FFF", "fff", "forward", "tensors"]
-
-
-def tensors(ffn: Dense | FFFConfig, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape, family)} of one feedforward; families are those of checkpoint.tensors."""
-    width = ffn.width if isinstance(ffn, Dense) else ffn.dense
-    spec: dict[str, tuple[tuple[int, ...], str]] = {}
-    if isinstance(ffn, FFFConfig):
-        spec["nodes"] = ((ffn.trees, ffn.count, 2, hidden), "trees")
-        if ffn.bias_in:
-            spec["b_in"] = ((ffn.trees, ffn.count), "vector")
-        if ffn.children:
-            spec["children"] = ((ffn.trees, ffn.count, 2), "table")
-    if width:
-        spec["dense_in.weight"] = ((width, hidden), "matrices")
-        if ffn.bias_in:
-            spec["dense_in.bias"] = ((width,), "vector")
-        spec["dense_out.weight"] = ((hidden, width), "matrices")
-    if ffn.bias_out:
-        spec["b_out"] = ((hidden,), "vector")
-    return spec
-
-
-def forward(ops: Any, x: np.ndarray, ffn: Any, *, residual: np.ndarray | None, out: np.ndarray, work: Any, routes: Any = None) -> None:
-    """out = residual + feedforward(x).
-
-    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; `ffn` the prepared weights
-    of one layer; routes None or (nodes, z), both (T, P, depth + 1), to be filled.
-    """
-    bias = ffn.b_out
-    if ffn.dense_in is not None:
-        middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
-        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
-        ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
-        residual = out
-    if ffn.trees is not None:
-        nodes, z = routes or (None, None)
-        ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+__all__ = ["FFF", "fff"]
 
 
 class FFF:
@@ -90,8 +45,6 @@ class FFF:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        from .checkpoint import Group, Tensor
-
         depth = check_int("depth", depth, 0, MAX_DEPTH)
         if not isinstance(activation, str) or activation != "gelu":
             raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
@@ -112,11 +65,10 @@ class FFF:
         self._ops = ops = ops.fitted(hidden, 0, dtype)
         self.trees, self.depth, self.hidden = trees, depth, hidden
         self.dtype, self.device = dtype, ops.device
-        layer = Group()
         nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
-        layer.trees = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
-        layer.b_out = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
-        layer.dense_in = None
+        made = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
+        bias = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
+        dense_in = dense_out = None
         if dense is not None:
             if not isinstance(dense, tuple) or len(dense) != 3:
                 raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
@@ -127,11 +79,9 @@ class FFF:
             check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
             if d_bias is not None:
                 d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
-            layer.dense_in, layer.dense_out = Group(), Group()
-            layer.dense_in.weight = ops.matrix(Tensor(d_in.copy(), "float32"))
-            layer.dense_in.bias = d_bias
-            layer.dense_out.weight = ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32"))
-        self._layer = layer
+            dense_in = Linear(ops.matrix(Tensor(d_in.copy(), "float32")), d_bias)
+            dense_out = Linear(ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32")))
+        self._layer = FeedForward(None, made, dense_in, dense_out, bias)
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
         """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).
