@@ -238,14 +238,14 @@ def check_fff(ops: Any, x: Any, trees: Any, arrays: tuple, y: np.ndarray, dtype:
 
 def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1: np.ndarray, w2: np.ndarray) -> Callable[[int], Work]:
     """This project's dense layer as a model runs it: two products of cuBLASLt, a GELU kernel between them."""
-    first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(b1), ops.matrix(Tensor(w2, "float32"))
+    first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(Tensor(b1, "float32")), ops.matrix(Tensor(w2, "float32"))
     weights = [(first, bias, second), *([copied(w) for w in (first, bias, second)] for _ in inputs[1:])]
 
     def work(tokens: int) -> Work:
         out = ops.empty(tokens, len(w2))
 
         def call(x: Any, first: Any, bias: Any, second: Any) -> None:
-            for part in ops._parts(tokens, first):
+            for part in ops.parts(tokens, first):
                 middle = session.take("middle", part.stop - part.start, len(w1))
                 ops.linear(x[part], first, bias=bias, activation="gelu", out=middle)
                 ops.linear(middle, second, out=out[part])
@@ -293,7 +293,7 @@ def bench_cmm(
                 free = ops.cupy.cuda.runtime.memGetInfo()[0]
                 sets = int(min(SETS, max(2, free // 2 // (16 * hidden * max(tokens)))))  # 16 bytes a value: both dtypes, out, a rival's
                 floats = [ops.cupy.asarray(FFFCase(1, 0, hidden, max(tokens)).build(seed)[0]) for seed in range(1, 1 + sets)]
-            inputs = [ops._as_act(x) for x in floats]
+            inputs = [ops.as_act(x) for x in floats]
             outs = [ops.empty(*x.shape) for x in inputs]
             trees = {shape: prepared(ops, *arrays_of[shape], shape[1], sets) for shape in shapes}
             makes = {"own": own_dense(ops, session, inputs, *weights)}
@@ -485,13 +485,11 @@ class Encoder(NamedTuple):
 
 def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what bench_model.load_fastinfer gives."""
-    from .backends.cuda import Session
-
     ops, weights = encode.model._replicas[0]
     packed = [PackedBatch.from_ids(ids) for ids in batches]
     tokens = len(packed[0].ids)
     with ops.cupy.cuda.Device(ops.number):
-        session, other = (Session(ops, ops.cupy.cuda.Stream(non_blocking=True)) for _ in range(2))
+        session, other = ops.sessions.new(), ops.sessions.new()
 
     def call(which: int) -> None:
         with session:

@@ -2,7 +2,7 @@
 // At node n: z = x . in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0). z == 0 goes left; leaves add too.
 // Between two norms of a layer it is memory that costs, so the norm before, the residual and the norm after are part of these kernels.
 
-// FFF_STRUCT of backends/cuda/shared.py has the same fields.
+// FFF_STRUCT of backends/cuda/fff.py has the same fields.
 struct FFF {
     const act* x;               // (tokens, D)
     const act* norm_weight;     // h = LayerNorm(x), or h = x where null

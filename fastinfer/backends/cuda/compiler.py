@@ -19,7 +19,8 @@ def sources() -> dict[str, str]:
     folder = resources.files("fastinfer") / "cuda"  # installed
     if not folder.is_dir():
         folder = Path(__file__).parents[3] / "src" / "cuda"  # a source tree
-    return {file.name: file.read_text() for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name.endswith((".cu", ".cuh"))}
+    files = sorted((file for file in folder.iterdir() if file.name.endswith((".cu", ".cuh"))), key=lambda file: file.name)
+    return {file.name: file.read_text() for file in files}
 
 
 def compiler() -> Any:

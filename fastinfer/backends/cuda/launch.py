@@ -49,8 +49,10 @@ def address(array: Any) -> int:
 
 def by_value(argument: Any) -> Any:
     """A kernel's argument as its bytes: an array's address, an int of 32 bits, a float of 32, or what has its size already."""
-    if isinstance(argument, (int, float)):
-        return (ctypes.c_float if isinstance(argument, float) else ctypes.c_int32)(argument)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int32(argument)
     return argument if isinstance(argument, (np.ndarray, ctypes.c_int64)) else ctypes.c_void_p(address(argument))
 
 

@@ -1,6 +1,6 @@
-"""What the kernels of src/cuda and the host's code agree on: dtypes, sizes of blocks, numbers of choices, the struct of the feedforward.
+"""What the kernels of src/cuda and the host's code agree on: dtypes, sizes of blocks, numbers of choices.
 
-Each table stands here once: defines() hands it to the compiler. The struct stands in fff.cu, too, and a test compares the two.
+Each table stands here once: defines() hands it to the compiler.
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ PRODUCTS = ((1, 1), (1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (2, 9), (2, 12))  # 
 # A kernel is told an activation or a pooling by its place here.
 ACTIVATIONS = (None, "gelu", "tanh", "relu")
 POOLINGS = ("cls", "mean", "max", "lse")
-
-# struct FFF of fff.cu: addresses, 0 for null; sizes; eps
-ADDRESSES = ("x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_in", "children", "bias", "out_norm_weight", "out_norm_bias")
-ADDRESSES += ("out", "path", "z")
-SIZES = ("tokens", "trees", "count", "add_input")
-FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
 
 
 def defines() -> tuple[str, ...]:

@@ -88,13 +88,9 @@ class Packing:
             products = self._as_products(nodes.float32(), b_in, depth)
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
         padded[..., :hidden] = rows
-        small = (scales, b_in, children)
-        return Trees(
-            self._memory.send("the trees of a layer", padded if self._int8_rows else as_bits(padded, self._act)),
-            *(None if a is None else self._memory.send("the trees of a layer", a) for a in small),
-            depth,
-            products,
-        )
+        sent = self._memory.send("the trees of a layer", padded if self._int8_rows else as_bits(padded, self._act))
+        small = [None if a is None else self._memory.send("the trees of a layer", a) for a in (scales, b_in, children)]
+        return Trees(sent, small[0], small[1], small[2], depth, products)
 
     def _pays_as_products(self, trees: int, depth: int) -> bool:
         """fff_mask spreads a tree over the lanes of one warp at most."""
