@@ -48,7 +48,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         why = _why_no_cuda()
         if why:
             raise _cannot(device, why)
-        from .cuda import CUDA, device_number
+        from .cuda.device import device_number
+        from .cuda.ops import CUDA
 
         backend, arguments = CUDA, {"number": device_number(device), "dtype": dtype}
     else:
@@ -72,7 +73,7 @@ def gpus() -> list[str]:
     """Each GPU that can be used here: its name, compute capability, memory."""
     if _why_no_cuda() is not None:
         return []
-    from .cuda import names
+    from .cuda.device import names
 
     return names()
 
@@ -86,7 +87,7 @@ def _why_no_cpu() -> str | None:
 
 
 def _why_no_cuda() -> str | None:
-    from .cuda import why_not
+    from .cuda.device import why_not
 
     return why_not()
 
