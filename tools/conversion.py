@@ -1,16 +1,8 @@
-"""Convert a checkpoint to fastinfer's own format, or store one of this format in another dtype.
-
-    python tools/convert.py SRC OUT [--dtype float32|float16|bfloat16|int8] [--max-shard-mb N]
-
-SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin
-or whose tokenizer is a WordPiece vocab.txt. Its layout is recognised by itself.
-"""
+"""Conversion of checkpoints to fastinfer's own format: what convert.py, get_model.py and training share."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,43 +11,21 @@ import torch_file
 from fastinfer import checkpoint, layouts
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Config, Dense, Stored, read_json
-from fastinfer.errors import CheckpointError, ConfigError, FastinferError
+from fastinfer.errors import CheckpointError, ConfigError
 from fastinfer.tokenizer import Tokenizer
 
 STORED = ("float32", "float16", "bfloat16", "int8")
 WORDPIECE_CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
-# Of BERT's vocabularies a fifth or more continue a word; a vocab.txt with next to none is something else.
-CONTINUATIONS = 0.01
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0, or 1 with the reason on standard error."""
-    parser = argparse.ArgumentParser(
-        description="Convert a checkpoint to fastinfer's format. Recognised are:\n" + layouts.RECOGNISED,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder of the checkpoint to convert")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, empty, or holding a fastinfer checkpoint to replace")
-    parser.add_argument("--dtype", choices=STORED, help="store embeddings, matrices and trees so (default: as the source does)")
-    parser.add_argument("--max-shard-mb", type=int, metavar="N", help="start a new file where one would grow beyond N MB")
-    options = parser.parse_args(arguments)
-    if options.max_shard_mb is not None and options.max_shard_mb < 1:
-        parser.error(f"--max-shard-mb is {options.max_shard_mb}, expected at least 1")
-    try:
-        print(convert(options.source, options.out, dtype=options.dtype, max_shard_mb=options.max_shard_mb))
-    except (FastinferError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 1
-    return 0
+CONTINUATIONS = 0.01  # share of pieces that begin with ##: BERT's vocabularies have a fifth or more, other kinds next to none
 
 
 def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
     """Convert the checkpoint in folder `source` into folder `out`; the text says what was made.
 
-    dtype         how embeddings, matrices and trees are stored; None: as in the source. Vectors are float32.
-    max_shard_mb  start a new file where one would grow beyond this
+    dtype         dtype of the stored embeddings, matrices and trees; None: as in the source. Vectors are float32.
+    max_shard_mb  size in MB beyond which a file does not grow: the next tensor starts a new one
 
-    Raises FastinferError where the source is not recognised, broken, or holds NaN, and where `out` may not be written.
+    Raises FastinferError where the source is not recognised, is broken or holds NaN, and where `out` may not be written.
     """
     check_out(source, out)
     if not (source / "config.json").is_file():
@@ -65,7 +35,7 @@ def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: 
         if dtype is not None:
             config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
         spec = checkpoint.tensors(config)
-        for name in weights:  # one at a time, each in the place of its source
+        for name in weights:  # one at a time, in place, so that memory holds the model once
             try:
                 weights[name] = weights[name].to(spec[name].dtype)
             except CheckpointError as error:
@@ -73,7 +43,7 @@ def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: 
         tokenizer, about = find_tokenizer(source, config, Path(scratch))
         checkpoint.save(out, config, weights, tokenizer=tokenizer, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
     if tokenizer is None:
-        (out / "tokenizer.json").unlink(missing_ok=True)  # that of a checkpoint replaced
+        (out / "tokenizer.json").unlink(missing_ok=True)  # the replaced checkpoint may have had one
     return summary(out, config, sum(t.nbytes for t in weights.values()), about)
 
 
@@ -96,7 +66,10 @@ def check_out(source: Path, out: Path) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder: its safetensors where it has any, else its pytorch_model.bin, whole or in shards."""
+    """The tensors of a folder, from its safetensors files or else from its pytorch_model.bin, whole or in shards.
+
+    Raises CheckpointError for a folder without either, and for a file that is broken.
+    """
     names = ("model.safetensors", "pytorch_model.bin")
     found = [name for name in names if (folder / name).exists() or (folder / f"{name}.index.json").exists()]
     if not found:
@@ -108,7 +81,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def find_tokenizer(source: Path, config: Config, scratch: Path) -> tuple[Path | None, str]:
-    """(tokenizer.json to copy or None, what to say about it); built in folder `scratch` where the source has a WordPiece vocab.txt."""
+    """(tokenizer.json to copy or None, a remark on it). It is built in folder `scratch` where the source has a WordPiece vocab.txt."""
     path, about = source / "tokenizer.json", "tokenizer.json of the source"
     if not path.exists():
         if not (source / "vocab.txt").exists():
@@ -120,12 +93,12 @@ def find_tokenizer(source: Path, config: Config, scratch: Path) -> tuple[Path | 
             return None, f"none: {why_not}; feed ids"
         path, about = scratch / "tokenizer.json", "WordPiece, built from vocab.txt"
         path.write_text(build_wordpiece(source, tokens, settings), "utf-8")
-    Tokenizer(path, config)  # refuses what does not fit the model
+    Tokenizer(path, config)  # raises where it does not fit the model
     return path, about
 
 
 def not_wordpiece(source: Path, tokens: list[str], settings: dict) -> str | None:
-    """Why vocab.txt may not be read as BERT's WordPiece; None where it may."""
+    """The reason why vocab.txt may not be read as BERT's WordPiece; None where it may."""
     kind = settings.get("tokenizer_class")
     if kind is not None and kind not in WORDPIECE_CLASSES:
         return f"vocab.txt belongs to a {kind}, which this cannot build"
@@ -138,7 +111,7 @@ def not_wordpiece(source: Path, tokens: list[str], settings: dict) -> str | None
 
 
 def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
-    """A tokenizer.json with BERT's own cleaning, splitting and [CLS] text [SEP] frame, as tokenizer_config.json sets them."""
+    """The text of a tokenizer.json with BERT's cleaning, splitting and [CLS] text [SEP] frame, as tokenizer_config.json sets them."""
     from tokenizers import BertWordPieceTokenizer
 
     names = {f"{key}_token": next(n for n in candidates if n in tokens) for key, candidates in layouts.special_tokens(source).items()}
@@ -161,7 +134,7 @@ def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
 
 
 def summary(out: Path, config: Config, nbytes: int, tokenizer: str) -> str:
-    """A small table of what was made."""
+    """A small table of the checkpoint that was written into `out`; `tokenizer` is the remark on its tokenizer."""
     tasks = config.tasks
     details = {
         "embed": tasks.embed and f"{tasks.embed.pooling} pooling" + (", normalised" if tasks.embed.normalize else ""),
@@ -187,7 +160,3 @@ def summary(out: Path, config: Config, nbytes: int, tokenizer: str) -> str:
         "tokenizer": tokenizer,
     }
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,159 @@
+"""How the modules hang together: no circle of imports, no runtime module that needs tools/, and tools/ in short functions and files."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOTS = {"fastinfer": ROOT, "tools": ROOT / "tools"}  # folder -> where the names of its modules begin
+
+
+def module_name(path, base):
+    """The dotted name of the module in a file: base/a/b.py is a.b, base/a/__init__.py is a."""
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_for_types(node):
+    """Whether an `if` tests TYPE_CHECKING, so that its body never runs."""
+    test = node.test
+    return getattr(test, "id", getattr(test, "attr", None)) == "TYPE_CHECKING"
+
+
+def run_at_import(node):
+    """The import statements that run when the module is imported: those outside of functions and of `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif isinstance(child, ast.If) and is_for_types(child):
+            for other in child.orelse:
+                yield from run_at_import(ast.Module([other], []))
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from run_at_import(child)
+
+
+def imported(statement, name, is_package):
+    """The modules that an import statement of module `name` may name, by their dotted names; the known ones among them count."""
+    if isinstance(statement, ast.Import):
+        return [alias.name for alias in statement.names]
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    base = package[: len(package) - statement.level + 1] if statement.level else []
+    base = ".".join([*base, *([statement.module] if statement.module else [])])
+    return [base, *(f"{base}.{alias.name}" for alias in statement.names)]
+
+
+def graph(folder, base):
+    """{module: the modules of the folder that it imports when it is imported}.
+
+    `from a import b` needs the module a.b where there is one, and a alone where b is a name in it. A package's __init__ is needed by what
+    is imported through it; that an import inside the package runs its __init__ first is no circle, which Python resolves.
+    """
+    files = {module_name(path, base): path for path in sorted(folder.rglob("*.py"))}
+    edges = {}
+    for name, path in files.items():
+        edges[name] = set()
+        for statement in run_at_import(ast.parse(path.read_text("utf-8"))):
+            found = imported(statement, name, path.stem == "__init__")
+            if isinstance(statement, ast.Import):
+                edges[name] |= {f for f in found if f in files}
+                continue
+            modules = [f for f in found[1:] if f in files]
+            edges[name] |= set(modules)
+            if found[0] in files and len(modules) < len(statement.names):
+                edges[name].add(found[0])
+        edges[name].discard(name)
+    return edges
+
+
+def circles(edges):
+    """The groups of modules that reach each other through imports, each sorted by name."""
+    reached = {}
+
+    def reach(name):
+        if name not in reached:
+            seen, left = set(), list(edges[name])
+            while left:
+                other = left.pop()
+                if other not in seen:
+                    seen.add(other)
+                    left += edges[other]
+            reached[name] = seen
+        return reached[name]
+
+    groups = {tuple(sorted(other for other in reach(name) if name in reach(other))) for name in edges if name in reach(name)}
+    return sorted(groups)
+
+
+def a_way_round(edges, group):
+    """A shortest circle through the first module of the group, as "a -> b -> a"."""
+    start = group[0]
+    ways = [[start]]
+    while ways:
+        way = ways.pop(0)
+        for other in sorted(edges[way[-1]]):
+            if other == start:
+                return " -> ".join([*way, start])
+            if other in group and other not in way:
+                ways.append([*way, other])
+
+
+@functools.cache
+def modules(root):
+    return graph(ROOT / root, ROOTS[root])
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_circle_of_imports(root):
+    edges = modules(root)
+    assert sum(map(len, edges.values())) > 20
+    found = [f"{', '.join(group)}: {a_way_round(edges, group)}" for group in circles(edges)]
+    assert not found, "modules import each other: " + "; ".join(found)
+
+
+def test_a_circle_is_found_by_its_names(tmp_path):
+    """Five modules: three in a circle, which goes through a package and a relative import; imports that do not run make none."""
+    files = {
+        "pack/__init__.py": "from . import a\n",
+        "pack/a.py": "import os\ntry:\n    from pack.b import thing\nexcept ImportError:\n    pass\n",
+        "pack/b.py": "class B:\n    import pack.c\n\ndef later():\n    import pack.d\n",
+        "pack/c.py": "from .a import other\n",
+        "pack/d.py": "from typing import TYPE_CHECKING\nimport pack.b\nif TYPE_CHECKING:\n    import pack.d2\n",
+        "pack/d2.py": "from pack import d\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    edges = graph(tmp_path / "pack", tmp_path)
+    assert circles(edges) == [("pack.a", "pack.b", "pack.c")]
+    assert a_way_round(edges, circles(edges)[0]) == "pack.a -> pack.b -> pack.c -> pack.a"
+    (tmp_path / "pack/d.py").write_text("import pack.d2\n")
+    assert ("pack.d", "pack.d2") in circles(graph(tmp_path / "pack", tmp_path))
+
+
+def test_the_runtime_never_imports_tools():
+    """Not even inside of functions."""
+    known = set(modules("tools"))
+    for path in (ROOT / "fastinfer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not known & {alias.name for alias in node.names} - {"fastinfer"}, path
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "") not in known, path
+
+
+def complexity(function):
+    """The cyclomatic complexity: one more than the places where the function branches, those of the functions in it not counted."""
+    count, left = 1, list(ast.iter_child_nodes(function))
+    while left:
+        node = left.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            continue
+        if isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        elif isinstance(node, ast.comprehension):
+            count += 1 + len(node.ifs)
+        count += isinstance(node, (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.Assert, ast.match_case))
+        left += ast.iter_child_nodes(node)
+    return count
