@@ -286,7 +286,7 @@ def bench_cmm(
     rows = []
     for dtype in dtypes:
         ops = backends.get(device, dtype=dtype)
-        ops.begin(hidden, 0, dtype)
+        ops = ops.fitted(hidden, 0, dtype)
         with ops.workspace() as session:
             if not floats:
                 rate, flush = copy_rate(session.stream), flusher(ops.number)
@@ -420,7 +420,7 @@ def bench_ladder(
 ) -> list[dict]:
     """Dense 3072 and FFF 1x11 in float32: this project's kernels, and `others` whose names begin with "dense" or "fff"."""
     ops = backends.get(device, dtype="float32")
-    ops.begin(hidden, 0, "float32")
+    ops = ops.fitted(hidden, 0, "float32")
     arrays = {"dense": bench.dense_weights(hidden), "fff": FFFCase(1, 11, hidden, 1).build(0)[1:]}
     with ops.workspace() as session:
         hosts = [FFFCase(1, 0, hidden, tokens).build(seed)[0] for seed in range(1, 1 + SETS)]
@@ -487,7 +487,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what bench_model.load_fastinfer gives."""
     from .backends.cuda import Session
 
-    ops, weights = encode.model._replicas[0]
+    ops, weights = encode.model._runner.replicas[0]
     packed = [PackedBatch.from_ids(ids) for ids in batches]
     tokens = len(packed[0].ids)
     with ops.cupy.cuda.Device(ops.number):
@@ -555,7 +555,7 @@ def bench_sizes(
             if not engine.own and not hasattr(encode, "encoder"):  # it is for --texts
                 continue
             if engine.own:
-                encode.model._replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
+                encode.model._runner.replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
             try:
                 errors[name] = oracle.errors(engine, encode, inputs[0])
                 encoders[name] = own_encoder(encode, inputs) if engine.own else encode.encoder(inputs)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch_file
 
-from fastinfer import checkpoint, layouts
-from fastinfer.checkpoint import Tensor
+from fastinfer import checkpoint
+from fastinfer.checkpoint import Tensor, layouts
 from fastinfer.config import Config, Dense, Stored, read_json
 from fastinfer.errors import CheckpointError, ConfigError
 from fastinfer.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from conversion import STORED, convert
 
-from fastinfer import layouts
+from fastinfer.checkpoint import layouts
 from fastinfer.errors import FastinferError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastinfer.checkpoint.layouts import SPECIAL_TOKENS
 from fastinfer.config import Config, Embed, FillMask, Ids, Norm, Positions, Tasks
 from fastinfer.errors import InputError
-from fastinfer.layouts import SPECIAL_TOKENS
 from training import corpus, runs
 from training.encoder import Encoder
 from training.objectives import MaskedLanguageModel
