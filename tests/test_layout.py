@@ -1,13 +1,13 @@
 """How the modules hang together: no circle of imports, no runtime module that needs tools/, and tools/ in short functions and files."""
 
 import ast
-import functools
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOTS = {"fastinfer": ROOT, "tools": ROOT / "tools"}  # folder -> where the names of its modules begin
+COMPILED = {"fastinfer._cpu"}  # modules without a .py file, which import nothing
 
 
 def module_name(path, base):
@@ -22,16 +22,15 @@ def is_for_types(node):
     return getattr(test, "id", getattr(test, "attr", None)) == "TYPE_CHECKING"
 
 
-def run_at_import(node):
-    """The import statements that run when the module is imported: those outside of functions and of `if TYPE_CHECKING`."""
+def imports(node, later):
+    """The import statements that run when the module is imported, and `later` also those in functions; never those of TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
         elif isinstance(child, ast.If) and is_for_types(child):
-            for other in child.orelse:
-                yield from run_at_import(ast.Module([other], []))
-        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from run_at_import(child)
+            yield from imports(ast.Module(child.orelse, []), later)
+        elif later or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from imports(child, later)
 
 
 def imported(statement, name, is_package):
@@ -44,8 +43,8 @@ def imported(statement, name, is_package):
     return [base, *(f"{base}.{alias.name}" for alias in statement.names)]
 
 
-def graph(folder, base):
-    """{module: the modules of the folder that it imports when it is imported}.
+def graph(folder, base, later=False):
+    """{module: the modules of the folder that it imports when it is imported, and `later` also those that its functions import}.
 
     `from a import b` needs the module a.b where there is one, and a alone where b is a name in it. A package's __init__ is needed by what
     is imported through it; that an import inside the package runs its __init__ first is no circle, which Python resolves.
@@ -54,13 +53,13 @@ def graph(folder, base):
     edges = {}
     for name, path in files.items():
         edges[name] = set()
-        for statement in run_at_import(ast.parse(path.read_text("utf-8"))):
+        for statement in imports(ast.parse(path.read_text("utf-8")), later):
             found = imported(statement, name, path.stem == "__init__")
             if isinstance(statement, ast.Import):
                 edges[name] |= {f for f in found if f in files}
                 continue
-            modules = [f for f in found[1:] if f in files]
-            edges[name] |= set(modules)
+            modules = [f for f in found[1:] if f in files or f in COMPILED]
+            edges[name] |= set(modules) - COMPILED
             if found[0] in files and len(modules) < len(statement.names):
                 edges[name].add(found[0])
         edges[name].discard(name)
@@ -99,14 +98,10 @@ def a_way_round(edges, group):
                 ways.append([*way, other])
 
 
-@functools.cache
-def modules(root):
-    return graph(ROOT / root, ROOTS[root])
-
-
 @pytest.mark.parametrize("root", ROOTS)
 def test_no_circle_of_imports(root):
-    edges = modules(root)
+    """Imports inside of functions count, too: they would only hide a circle from Python."""
+    edges = graph(ROOT / root, ROOTS[root], later=True)
     assert sum(map(len, edges.values())) > 20
     found = [f"{', '.join(group)}: {a_way_round(edges, group)}" for group in circles(edges)]
     assert not found, "modules import each other: " + "; ".join(found)
@@ -128,19 +123,23 @@ def test_a_circle_is_found_by_its_names(tmp_path):
     edges = graph(tmp_path / "pack", tmp_path)
     assert circles(edges) == [("pack.a", "pack.b", "pack.c")]
     assert a_way_round(edges, circles(edges)[0]) == "pack.a -> pack.b -> pack.c -> pack.a"
+    (group,) = circles(graph(tmp_path / "pack", tmp_path, later=True))  # pack.b imports pack.d in a function
+    assert group == ("pack.a", "pack.b", "pack.c", "pack.d")
     (tmp_path / "pack/d.py").write_text("import pack.d2\n")
     assert ("pack.d", "pack.d2") in circles(graph(tmp_path / "pack", tmp_path))
 
 
 def test_the_runtime_never_imports_tools():
-    """Not even inside of functions."""
-    known = set(modules("tools"))
+    """Neither by the names that the commands use nor as tools.NAME, and not inside of functions."""
+    files = [path for path in (ROOT / "tools").iterdir() if path.suffix == ".py" or path.is_dir()]
+    known = {"tools", *(path.stem for path in files)}
+    assert {"train", "training", "conversion"} <= known
     for path in (ROOT / "fastinfer").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                assert not known & {alias.name for alias in node.names} - {"fastinfer"}, path
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert (node.module or "") not in known, path
+        name = module_name(path, ROOT)
+        for statement in imports(ast.parse(path.read_text("utf-8")), later=True):
+            if isinstance(statement, ast.Import) or not statement.level:
+                found = {module.partition(".")[0] for module in imported(statement, name, path.stem == "__init__")}
+                assert not found & known, f"{path} imports {', '.join(found & known)} of tools/"
 
 
 def complexity(function):
@@ -157,3 +156,23 @@ def complexity(function):
         count += isinstance(node, (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.Assert, ast.match_case))
         left += ast.iter_child_nodes(node)
     return count
+
+
+def test_tools_are_short():
+    """No function has over 60 lines or a cyclomatic complexity over 20, no file over 450 lines."""
+    found = []
+    for path in sorted((ROOT / "tools").rglob("*.py")):
+        text, name = path.read_text("utf-8"), path.relative_to(ROOT)
+        found += [f"{name} has {count} lines" for count in [text.count("\n")] if count > 450]
+        for function in ast.walk(ast.parse(text)):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines, branches = function.end_lineno - function.lineno + 1, complexity(function)
+                found += [f"{name}: {function.name} has {lines} lines"] if lines > 60 else []
+                found += [f"{name}: {function.name} has complexity {branches}"] if branches > 20 else []
+    assert not found
+
+
+def test_complexity_is_counted():
+    loop = "for x in a if a else []:\n        if x and a or x:\n            return [y for y in a if y]"
+    source = f"def f(a):\n    {loop}\n    def g():\n        if 1: pass\n"
+    assert complexity(ast.parse(source).body[0]) == 8

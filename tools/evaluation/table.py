@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.scoring import Result
 from evaluation.tasks import GLUE, NOT_HAD, TASKS
+
+Column = tuple[str, str | None]  # model, dtype
 
 
 def table(results: Sequence[Result]) -> str:
@@ -15,27 +17,32 @@ def table(results: Sequence[Result]) -> str:
     columns = list(dict.fromkeys((r.model, r.dtype) for r in results))
     names = short_names([model for model, _ in columns])
     rows = [["", *(f"{names[model]} {dtype or ''}".strip() for model, dtype in columns)]]
-    for name, group in itertools.groupby(
-        sorted(results, key=lambda r: list(TASKS).index(r.task) if r.task in TASKS else -1), lambda r: r.task
-    ):
-        by_column = {(r.model, r.dtype): r for r in group}
-        first = next(iter(by_column.values()))
-        rows.append([f"{name}: {first.how}, {first.examples:,} examples"])
-        for metric in first.metrics:
-            cells = (by_column.get(column) for column in columns)
-            rows.append([f"  {metric}", *("" if r is None else f"{r.metrics[metric]:.2f} {_range(r.intervals[metric])}" for r in cells)])
-            if any(r.differences for r in by_column.values()):
-                cells = (by_column.get(column) for column in columns)
-                less = ("" if r is None or not r.differences else _less(r, first, metric) for r in cells)
-                rows.append(["    less the first's", *less])
-        for unit in ("texts", "tokens"):
-            cells = (by_column.get(column) for column in columns)
-            rows.append([f"  {unit}/s", *("" if r is None else f"{getattr(r, f'{unit}_per_second'):,.0f}" for r in cells)])
+    known = list(TASKS)
+    in_order = sorted(results, key=lambda r: known.index(r.task) if r.task in TASKS else -1)
+    for _, group in itertools.groupby(in_order, lambda r: r.task):
+        rows += _block({(r.model, r.dtype): r for r in group}, columns)
     widths = [max(len(row[i]) for row in rows if len(row) > 1) for i in range(len(columns) + 1)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
     if any(r.task in GLUE and r.how == "head" for r in results):
         lines.append(f"Of GLUE, {NOT_HAD}.")
     return "\n".join(lines)
+
+
+def _block(results: dict[Column, Result], columns: Sequence[Column]) -> list[list[str]]:
+    """The rows of a task: a heading, its metrics, its speed. A column without a result has empty cells."""
+    first = next(iter(results.values()))
+
+    def row(name: str, cell: Callable[[Result], str]) -> list[str]:
+        return [name, *(cell(results[column]) if column in results else "" for column in columns)]
+
+    rows = [[f"{first.task}: {first.how}, {first.examples:,} examples"]]
+    for metric in first.metrics:
+        rows.append(row(f"  {metric}", lambda r, m=metric: f"{r.metrics[m]:.2f} {_range(r.intervals[m])}"))
+        if any(r.differences for r in results.values()):
+            rows.append(row("    less the first's", lambda r, m=metric: _less(r, first, m) if r.differences else ""))
+    rows.append(row("  texts/s", lambda r: f"{r.texts_per_second:,.0f}"))
+    rows.append(row("  tokens/s", lambda r: f"{r.tokens_per_second:,.0f}"))
+    return rows
 
 
 def _less(result: Result, first: Result, metric: str) -> str:

@@ -84,11 +84,8 @@ class Task:
         named = [[names.get(t, t) for t in (target if self.kind == "tags" else [target])] for _, _, target in rows]
         if labels is None:
             labels = tuple(names.values()) or sorted({label for row in named for label in row}, key=_tag_order)
+        _refuse_others(labels, named, [where for where, _, _ in rows])
         index = {label: i for i, label in enumerate(labels)}
-        for (where, _, _), row in zip(rows, named, strict=True):
-            odd = [label for label in row if label not in index]
-            if odd:
-                raise InputError(f"{where}: label {short(odd[0])} is none of those that fit: {some_of(labels)}")
         return Examples(inputs, named if self.kind == "tags" else [index[row[0]] for row in named], tuple(labels))
 
     def _rows(self, path: Path, split: str) -> Iterator[tuple[str, Any, Any]]:
@@ -159,6 +156,15 @@ def first_rows(word_ids: Sequence[int | None]) -> dict[int, int]:
         if word is not None:
             first.setdefault(word, row)
     return first
+
+
+def _refuse_others(labels: Sequence[str], named: Sequence[Sequence[str]], places: Sequence[str]) -> None:
+    """Raise InputError for the first example, given by its labels and its place, with a label that is not one of `labels`."""
+    known = set(labels)
+    for where, row in zip(places, named, strict=True):
+        odd = [label for label in row if label not in known]
+        if odd:
+            raise InputError(f"{where}: label {short(odd[0])} is none of those that fit: {some_of(labels)}")
 
 
 def _number(text: str, where: str) -> float:

@@ -31,24 +31,32 @@ def table(settings: Finetune, lines: Sequence[dict[str, Any]]) -> str:
     scores: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         scores.setdefault((line["model"], line["task"]), []).append(_mean(line["metrics"]))
-    averages = {}
-    if len(named) > 1 and named.keys() <= GLUE.keys():
-        averages["average"] = list(named)
-        if "CoLA" in named:
-            averages["without CoLA"] = [t for t in named if t != "CoLA"]
+    averages = _averages(list(named))
     kept = _retention(settings, lines, averages) if len(settings.models) > 1 and averages else {}
     heads = ["model", *named, *averages, *(f"retention, {name}" for name in averages if kept)]
     rows = [heads, ["---"] * len(heads)]
     for model in settings.models:
         medians = {t: float(np.median(scores[model, t])) for t in named}
-        spread = {t: f" ({min(scores[model, t]):.1f}..{max(scores[model, t]):.1f})" if settings.seeds > 1 else "" for t in named}
-        cells = [f"{medians[t]:.1f}{spread[t]}" for t in named]
+        cells = [f"{medians[t]:.1f}{_extremes(scores[model, t])}" for t in named]
         cells += [f"{np.mean([medians[t] for t in some]):.1f}" for some in averages.values()]
         cells += [kept.get((model, name), "") for name in averages if kept]
         rows.append([short_names(settings.models)[model], *cells])
     note = f"\n\nMedian of {settings.seeds} seeds (lowest..highest)." if settings.seeds > 1 else "\n\nOne seed."
     note += f" Of GLUE, {NOT_HAD}." if named.keys() & GLUE.keys() else ""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + note
+
+
+def _averages(named: list[str]) -> dict[str, list[str]]:
+    """{name of an average: the tasks that it is taken over}, for several tasks of GLUE alone."""
+    if len(named) < 2 or not set(named) <= GLUE.keys():
+        return {}
+    without = [t for t in named if t != "CoLA"]
+    return {"average": named} | ({"without CoLA": without} if len(without) < len(named) else {})
+
+
+def _extremes(scores: Sequence[float]) -> str:
+    """The lowest and the highest of several scores, in brackets; nothing for a single one."""
+    return f" ({min(scores):.1f}..{max(scores):.1f})" if len(scores) > 1 else ""
 
 
 def plot(settings: Finetune, lines: Sequence[dict[str, Any]], path: Path) -> None:
