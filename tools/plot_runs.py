@@ -17,8 +17,8 @@ from fastinfer.errors import InputError
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", metavar="OUT.svg", type=Path)
-    parser.add_argument("metrics", metavar="METRICS.jsonl", type=Path, nargs="+")
+    parser.add_argument("out", metavar="OUT.svg", type=Path, help="picture to write")
+    parser.add_argument("metrics", metavar="METRICS.jsonl", type=Path, nargs="+", help="metrics of a run of train.py, a curve each")
     options = parser.parse_args(arguments)
     try:
         draw(options.out, options.metrics)
