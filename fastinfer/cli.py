@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import api, bench, checkpoint
+from . import api, checkpoint
 from .errors import FastinferError, InputError, printable, short
 from .files import naming
 from .heads.tag import STRATEGIES
@@ -239,6 +239,18 @@ def _info(args: argparse.Namespace) -> None:
             out.line("\n".join(table(found)))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    from .bench import command
+
+    command.run(args)
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    from .bench import command
+
+    command.add_arguments(parser)
+
+
 def _describe(folder: str, model: api.Model) -> dict[str, Any]:
     c = model.config
     return {
@@ -301,10 +313,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(argv)
     error = args.parser.error
     odd = [word for word in rest if word.startswith("-") and word != "-"]
-    takes_texts = args.command not in (_info, bench.run)
+    takes_texts = args.command not in (_info, _bench)
     if odd or (rest and not takes_texts):
         error(f"unrecognized arguments: {' '.join(odd or rest)}")
-    if args.command is bench.run:
+    if args.command is _bench:
         return args
     _check_output(args, error)
     if not takes_texts:
@@ -334,7 +346,18 @@ def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written."""
+    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written.
+
+    complete  adds options once they are needed: those of a command whose module is imported for it alone
+    """
+
+    complete: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.complete is not None:
+            complete, self.complete = self.complete, None
+            complete(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -425,11 +448,9 @@ def _parser() -> argparse.ArgumentParser:
     command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
 
     example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"
-    sub = commands.add_parser(
-        "bench", help="measure the kernels on this machine", description=bench.__doc__, epilog=example, formatter_class=formatter
-    )
-    sub.set_defaults(command=bench.run, parser=sub)
-    bench.add_arguments(sub)
+    sub = commands.add_parser("bench", help="measure the kernels on this machine", epilog=example, formatter_class=formatter)
+    sub.set_defaults(command=_bench, parser=sub)
+    sub.complete = _bench_options
     return parser
 
 
