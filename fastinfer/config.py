@@ -353,41 +353,50 @@ def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
 
 def _read(kind: Any, value: Any, at: str) -> Any:
     """A JSON value, or what it stands for already, as the annotated type `kind`; `at` is the dotted key it stands under."""
-
-    def wrong(expected: str) -> ConfigError:
-        return ConfigError(f"{at} is {short(value)}, expected {expected}")
-
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        options = [a for a in args if a is not type(None)]
-        if len(options) > 1:  # dataclasses told apart by their "kind"
-            by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
-            got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-            if not isinstance(got, str) or got not in by_kind:
-                raise wrong(f"an object whose kind is one of {', '.join(by_kind)}")
-            return _read(by_kind[got], value, at)
-        return _read(options[0], value, at)
+        return _read(_chosen([a for a in args if a is not type(None)], value, at), value, at)
     if origin is Literal:
         if not isinstance(value, str) or value not in args:
-            raise wrong("one of " + ", ".join(args))
+            raise _wrong(at, value, "one of " + ", ".join(args))
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise wrong("a list")
+            raise _wrong(at, value, "a list")
         return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):  # perhaps a subclass, which stays one
-            kind, value = type(value), vars(value)
-        if not isinstance(value, dict):
-            raise wrong("an object")
-        _check_keys(kind, value, at)
-        return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
+        return _read_object(kind, value, at)
     if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
     if kind is int:
         return check_int(at, value, error=ConfigError)
     if type(value) is not kind:
-        raise wrong({float: "a number", bool: "true or false", str: "a string"}[kind])
+        raise _wrong(at, value, {float: "a number", bool: "true or false", str: "a string"}[kind])
     return value
+
+
+def _read_object(kind: type, value: Any, at: str) -> Any:
+    """A JSON object, or an instance, as the dataclass `kind`."""
+    if isinstance(value, kind):  # perhaps a subclass, which stays one
+        kind, value = type(value), vars(value)
+    if not isinstance(value, dict):
+        raise _wrong(at, value, "an object")
+    _check_keys(kind, value, at)
+    return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
+
+
+def _chosen(options: list[Any], value: Any, at: str) -> Any:
+    """The one of several dataclasses that the "kind" of a value names."""
+    if len(options) == 1:
+        return options[0]
+    by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
+    got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if not isinstance(got, str) or got not in by_kind:
+        raise _wrong(at, value, f"an object whose kind is one of {', '.join(by_kind)}")
+    return by_kind[got]
+
+
+def _wrong(at: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(f"{at} is {short(value)}, expected {expected}")

@@ -156,6 +156,11 @@ def check(data: dict[str, Any], vocabulary: int) -> list[str]:
             for _ in _values(value, f"model.{key}", most, MOST_PREFIX):
                 pass
 
+    return _patterns(data, vocabulary)
+
+
+def _patterns(data: dict[str, Any], vocabulary: int) -> list[str]:
+    """The regular expressions of what stands around the model, its growth, templates and numbers checked."""
     patterns: list[str] = []
     growth = 1
     for part in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "post_processor"):

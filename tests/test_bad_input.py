@@ -308,7 +308,7 @@ def test_trees_of_another_size(weights, nodes):
     said = refuses(
         weights.parent, rf"layers.0.ffn.nodes is \(2, {nodes}, 2, 16\), expected \(2, 15, 2, 16\) = \(trees, nodes, in\|out, hidden\)"
     )
-    assert (f"{nodes} nodes are no full tree (2**k - 1)" in said) == (nodes in (14, 16))
+    assert (f"{nodes} nodes are not a full tree (2**k - 1)" in said) == (nodes in (14, 16))
 
 
 def test_more_embeddings_than_the_config_says(weights):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import FFF, Config
 from ..errors import CheckpointError, listed, short
-from .spec import tensors
+from .spec import Spec, tensors
 from .tensor import DTYPES, Tensor
 
 __all__ = ["check", "check_children", "check_finite"]
@@ -22,21 +22,7 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
     spec = tensors(config)
     problems = [f"missing    {name} {spec[name].shape} {spec[name].dtype}" for name in spec if name not in stored]
     problems += [f"surplus    {short(name)} {t.data.shape} {t.dtype}" for name, t in stored.items() if name not in spec]
-    for name in spec.keys() & stored.keys():
-        shape, dtype, family = spec[name]
-        tensor = stored[name]
-        if tensor.dtype != dtype:
-            problems.append(f"dtype      {name} is {tensor.dtype}, expected {dtype}")
-        elif tensor.data.dtype != DTYPES[dtype][1]:
-            problems.append(f"dtype      {name} holds {tensor.data.dtype}, expected {DTYPES[dtype][1]} for {dtype}")
-        elif tensor.data.shape != shape:
-            hint = ""
-            if family == "trees":
-                hint = " = (trees, nodes, in|out, hidden)"
-                nodes = tensor.data.shape[1] if tensor.data.ndim == 4 else 0
-                if nodes & (nodes + 1):
-                    hint += f"; {nodes} nodes are no full tree (2**k - 1)"
-            problems.append(f"shape      {name} is {tensor.data.shape}, expected {shape}{hint}")
+    problems += [p for name in spec.keys() & stored.keys() if (p := _problem(name, stored[name], spec[name])) is not None]
     if problems:
         raise CheckpointError(
             f"{where}: {len(problems)} tensor{'s' * (len(problems) > 1)} not as config.json says:\n  "
@@ -60,6 +46,24 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
             assert isinstance(layer, FFF)
             check_children(found[name].data, layer.depth, f"{where}: {name}")
     return found
+
+
+def _problem(name: str, tensor: Tensor, spec: Spec) -> str | None:
+    """How a tensor differs from what the format expects, as a line; None: it does not."""
+    shape, dtype, family = spec
+    if tensor.dtype != dtype:
+        return f"dtype      {name} is {tensor.dtype}, expected {dtype}"
+    if tensor.data.dtype != DTYPES[dtype][1]:
+        return f"dtype      {name} holds {tensor.data.dtype}, expected {DTYPES[dtype][1]} for {dtype}"
+    if tensor.data.shape == shape:
+        return None
+    hint = ""
+    if family == "trees":
+        hint = " = (trees, nodes, in|out, hidden)"
+        nodes = tensor.data.shape[1] if tensor.data.ndim == 4 else 0
+        if nodes & (nodes + 1):
+            hint += f"; {nodes} nodes are not a full tree (2**k - 1)"
+    return f"shape      {name} is {tensor.data.shape}, expected {shape}{hint}"
 
 
 def check_children(children: np.ndarray, depth: int, what: str) -> None:

@@ -36,7 +36,22 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
             torch = "; tools/convert.py can convert its pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else ""
             raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}{torch}")
         return read(single)
-    parts = read_json(index)
+    parts = _weight_map(index)
+    found: dict[str, Tensor] = {}
+    for file in sorted(set(parts.values())):
+        for name, tensor in read(folder / file).items():
+            if parts.get(name) != file:
+                raise CheckpointError(f"{folder / file} holds {short(name)}, which {index.name} places in {parts.get(name, 'no file')}")
+            found[name] = tensor
+    absent = sorted(set(parts) - set(found))
+    if absent:
+        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {listed(map(short, absent))}")
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: shard} as the index has it; the shards are files of its folder."""
+    folder, parts = index.parent, read_json(index)
     parts = parts.get("weight_map") if isinstance(parts, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(v, str) for v in parts.values()):
         raise CheckpointError(f"{index} has no weight_map, expected an object of tensor names to file names")
@@ -48,16 +63,7 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
             f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: "
             + listed(map(short, outside or missing))
         )
-    found: dict[str, Tensor] = {}
-    for file in files:
-        for name, tensor in read(folder / file).items():
-            if parts.get(name) != file:
-                raise CheckpointError(f"{folder / file} holds {short(name)}, which {index.name} places in {parts.get(name, 'no file')}")
-            found[name] = tensor
-    absent = sorted(set(parts) - set(found))
-    if absent:
-        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {listed(map(short, absent))}")
-    return found
+    return parts
 
 
 def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
