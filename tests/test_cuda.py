@@ -24,8 +24,10 @@ from fastinfer import checkpoint
 from fastinfer.backends import cublaslt, cuda
 from fastinfer.backends.reference import Reference, gelu
 from fastinfer.bench.cases import FFFCase
-from fastinfer.checkpoint import Group, Tensor
+from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.weights import Embedding
+from fastinfer.weights import Norm as NormWeights
 
 WHY_NOT = cuda.why_not()
 needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU here: {WHY_NOT}")
@@ -244,18 +246,17 @@ def test_fff_between_norms(order, strategy, dtype):
     before, after = norm_of(rng, 384), norm_of(rng, 384)
     bias = rng.standard_normal(384, np.float32)
     ops, host = fastinfer.backends.get("cuda", dtype=dtype), fastinfer.backends.get("numpy")
-    ops.begin(384, 0, dtype)
+    ops = ops.fitted(384, 0, dtype)
     nodes = Tensor(np.stack([w_in, w_out], 2), "float32").to(dtype)
     trees = ops.trees(nodes, b_in, None, case.depth)
     ops.plan = lambda tokens, trees: strategy
     send = lambda a: ops._send("a test's array", ops._bits(np.ascontiguousarray(a)))  # noqa: E731
     norms = []
     for norm in (before, after):
-        norms.append(Group())
-        norms[-1].weight, norms[-1].bias = send(norm.weight), send(norm.bias)
+        norms.append(NormWeights(send(norm.weight), send(norm.bias)))
     there = send(x)
     out = there if order == "pre" or strategy != "products" else ops.empty(*x.shape)
-    ops.fff(
+    ops.fff_between_norms(
         there, trees, bias=send(bias), residual=there if order == "pre" else None, add_input=order == "post", norm=norms[0],
         out_norm=norms[1] if order == "post" else None, eps=1e-5, out=out,
     )  # fmt: skip
@@ -279,7 +280,7 @@ def test_fff_between_norms(order, strategy, dtype):
 @pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 24), (12, 32), (2, 40), (12, 64), (1, 72), (2, 128)])
 def test_attention(dtype, heads, size):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     for lengths in ([1], [2, 5], [12, 13, 1, 31], [33, 64, 7, 128, 129], [15] * 40, [700, 3, 65]):
         qkv = rounded(np.random.default_rng([size, len(lengths)]).standard_normal((sum(lengths), 3 * heads * size), np.float32), dtype)
         out = ops.empty(sum(lengths), heads * size)
@@ -296,7 +297,7 @@ def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
     """Tokens behind the last text, whose bounds are 0 and 0, reach nobody; their output stays as it was. Scores grow along the batch."""
     lengths, filling = [1, 2, 15, 16, 17, 63, 64, 65, 127, 200, 513], 37
     tokens, ops = sum(lengths), fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     qkv = np.random.default_rng(size).standard_normal((tokens, 3 * heads * size), np.float32)
     qkv[:, heads * size : 2 * heads * size] *= np.linspace(0.2, 4, tokens, dtype=np.float32)[:, None]
     qkv = rounded(qkv, dtype)
@@ -327,7 +328,7 @@ def test_linear(shape, activation, dtype):
         for s, k in (((tokens, width), 1), ((tokens, outputs), 1), ((outputs, width), width**0.5), ((outputs,), 1))
     )
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(64, 0, dtype)
+    ops = ops.fitted(64, 0, dtype)
     plain = x.astype(np.float64) @ weight.T + bias
     want = {None: np.array, "gelu": np.vectorize(oracle.gelu), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[activation](plain)
     matrix, send = ops.matrix(Tensor(weight, "float32")), lambda a: ops._send("a test's array", ops._bits(a))
@@ -345,13 +346,12 @@ def test_linear(shape, activation, dtype):
 def test_norm_embed_and_pool(hidden, dtype):
     rng = np.random.default_rng(9)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(hidden, 0, dtype)
+    ops = ops.fitted(hidden, 0, dtype)
     word, position, types = (rounded(rng.standard_normal((n, hidden), np.float32), dtype) for n in (30, 16, 2))
-    norm, embedding = norm_of(rng, hidden), Group()
-    norm.weight, norm.bias = rounded(norm.weight, dtype), rounded(norm.bias, dtype)
-    embedding.word, embedding.position, embedding.token_type = (ops.vector(a) for a in (word, position, types))
-    embedding.norm, embedding.eps = Group(), 1e-6
-    embedding.norm.weight, embedding.norm.bias = ops.vector(norm.weight), ops.vector(norm.bias)
+    given = norm_of(rng, hidden)
+    norm = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
+    there = NormWeights(ops.vector(norm.weight), ops.vector(norm.bias))
+    embedding = Embedding(*(ops.vector(a) for a in (word, position, types)), there, 1e-6)
     ids, kinds = ([rng.integers(0, n, length) for length in LENGTHS] for n in (30, 2))
     out = ops.empty(CU[-1], hidden)
     ops.embed(fastinfer.PackedBatch.from_ids(ids, kinds), embedding, out=out)
@@ -378,10 +378,10 @@ def test_norms_far_from_zero(dtype):
     """The mean's rounding error is taken off; a row of one value is normed to the bias; a variance beyond float32 makes NaN."""
     rng = np.random.default_rng(10)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(384, 0, dtype)
-    norm, given = Group(), norm_of(rng, 384)
-    norm.weight, norm.bias = ops.vector(given.weight), ops.vector(given.bias)
-    given.weight, given.bias = rounded(given.weight, dtype), rounded(given.bias, dtype)
+    ops = ops.fitted(384, 0, dtype)
+    given = norm_of(rng, 384)
+    norm = NormWeights(ops.vector(given.weight), ops.vector(given.bias))
+    given = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
     x = np.concatenate([rng.standard_normal((1, 384)) + mean for mean in (0, 10, 300, 1e4, 1e6)]).astype(np.float32)
     x = rounded(x[: 5 if dtype == "float32" else 3], dtype)
     out = ops.empty(*x.shape)
@@ -405,7 +405,7 @@ POISONS = (np.nan, np.inf, -np.inf)
 def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
     """In any tile of keys, among queries of other texts: those are right, the text itself is not finite."""
     ops, lengths = fastinfer.backends.get("cuda", dtype=dtype), [3, 1, 70, 2, 17, 40, 130, 1, 33, 8, 5]
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     tokens, bounds = sum(lengths), np.cumsum([0, *lengths])
     clean = rounded(np.random.default_rng(size).standard_normal((tokens, 3 * heads * size), np.float32), dtype)
     want = in_float64(clean, lengths, heads, size)
@@ -424,7 +424,7 @@ def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_pooling_and_relu_keep_what_is_no_number(dtype):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(16, 0, dtype)
+    ops = ops.fitted(16, 0, dtype)
     x = np.random.default_rng(12).standard_normal((6, 16), np.float32)
     x[1, 2] = x[2, 3] = np.nan
     there, cu = ops._send("x", ops._bits(x)), np.array([0, 1, 4, 6], np.int32)
@@ -579,12 +579,12 @@ def test_graphs_of_all_sizes_agree_and_are_reused(folder):
     for tokens in (1, 7, 64, 65, 500, 10_000, 64):
         for a, b in zip(model.embed(batch, batch_tokens=tokens, normalize=False), whole, strict=True):
             assert_allclose(a, b.mean(0), atol=1e-4)
-    session = model._replicas[0][0].idle[0]
+    session = model._runner.replicas[0][0].idle[0]
     sizes = set(session.graphs)
     model.embed(batch, batch_tokens=10_000)
     assert set(session.graphs) == sizes
     model.release()
-    assert not model._replicas[0][0].idle
+    assert not model._runner.replicas[0][0].idle
     assert_allclose(model.embed(batch, normalize=False)[9], whole[9].mean(0), atol=1e-4)
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch_file
 
-from fastinfer import checkpoint, layouts
-from fastinfer.checkpoint import Tensor
-from fastinfer.config import Config, Dense, Stored, read_json
+from fastinfer import checkpoint
+from fastinfer.checkpoint import Tensor, layouts
+from fastinfer.config import Config, Dense, Stored
 from fastinfer.errors import CheckpointError, ConfigError, FastinferError
+from fastinfer.strict_json import read_json
 from fastinfer.tokenizer import Tokenizer
 
 STORED = ("float32", "float16", "bfloat16", "int8")

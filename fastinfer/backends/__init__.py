@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import BackendError, short
 
-__all__ = ["available", "get"]
+__all__ = ["available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # what "auto" takes, the first that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -29,8 +29,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
-        why_not = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
-        kind = next(name for name in AUTO if why_not[name]() is None)
+        why_not = available()
+        kind = next(name for name in AUTO if why_not[name] is None)
     if kind == "numpy" and not rest:
         backend: Any = Reference
         arguments: dict[str, Any] = {}
@@ -65,6 +65,15 @@ def available() -> dict[str, str | None]:
 
         found |= {f"cpu:{isa}": None for isa in isas()}
     return found
+
+
+def gpus() -> list[str]:
+    """Each GPU that can be used here: its name, compute capability, memory."""
+    if _why_no_cuda() is not None:
+        return []
+    from .cuda import names
+
+    return names()
 
 
 def _why_no_cpu() -> str | None:

@@ -40,7 +40,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what engines.load_fastinfer gives."""
     from ..backends.cuda import Session
 
-    ops, weights = encode.model._replicas[0]
+    ops, weights = encode.model._runner.replicas[0]
     packed = [PackedBatch.from_ids(ids.tolist()) for ids in batches]
     with ops.cupy.cuda.Device(ops.number):
         session, other = (Session(ops, ops.cupy.cuda.Stream(non_blocking=True)) for _ in range(2))
@@ -111,7 +111,7 @@ def ready(engines: Loaded, oracle: Oracle, inputs: Sequence[np.ndarray]) -> Read
         if not engine.own and not hasattr(encode, "encoder"):  # it is for --texts
             continue
         if engine.own:
-            encode.model._replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
+            encode.model._runner.replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
         try:
             errors[name] = oracle.errors(engine, encode, inputs[0])
             encoders[name] = own_encoder(encode, inputs) if engine.own else encode.encoder(inputs)

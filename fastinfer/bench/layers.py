@@ -16,7 +16,7 @@ from .. import backends
 from ..checkpoint import Tensor
 from ..config import tree_nodes
 from ..errors import BackendError, InputError
-from ..ffn import FFF
+from ..layer import FFF
 from .cases import DENSE_WIDTH, Arrays, FFFCase, Paths, dense_weights
 from .machine import Roofline
 from .oracle import dense64, walk64

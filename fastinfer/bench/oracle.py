@@ -12,7 +12,7 @@ from ..backends.reference import Reference, gelu
 from ..batch import PackedBatch
 from ..config import Config
 from ..errors import BackendError
-from ..model import Workspace
+from ..workspace import Workspace
 from .engines import Encode, Engine
 
 CHECKED = 256  # tokens whose answers are compared, one text at least
