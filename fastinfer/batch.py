@@ -80,12 +80,14 @@ class PackedBatch:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per text, (B,) int32."""
-        return np.subtract(self.cu_seqlens[1:], self.cu_seqlens[:-1])
+        lengths: np.ndarray = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+        return lengths
 
     @property
     def positions(self) -> np.ndarray:
         """Each token's place in its text, (T,) int32."""
-        return np.subtract(np.arange(len(self.ids), dtype=np.int32), np.repeat(self.cu_seqlens[:-1], self.lengths))
+        places: np.ndarray = np.arange(len(self.ids), dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], self.lengths)
+        return places
 
     def split(self, array: np.ndarray) -> list[np.ndarray]:
         """Rows (T, ...) as one view per text."""

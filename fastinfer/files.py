@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ __all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stam
 
 
 @contextlib.contextmanager
-def regular(path: str | os.PathLike[str], kind: type[FastinferError] = CheckpointError) -> Iterator[BinaryIO]:
+def regular(path: str | os.PathLike[str], kind: type[FastinferError] = CheckpointError) -> Iterator[BufferedReader]:
     """The regular file at `path`, or at the end of its links, open for reading.
 
     A pipe or a device is refused without waiting for it: what is looked at is what was opened, so no other file can

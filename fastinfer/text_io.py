@@ -13,7 +13,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from .errors import InputError, printable, short
 from .files import naming, replacing
@@ -74,7 +74,7 @@ def _kind(args: argparse.Namespace) -> str:
     return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
 
 
-def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[IO[bytes] | gzip.GzipFile]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
     return gzip.open(args.input) if args.input.lower().endswith(".gz") else open(args.input, "rb")
@@ -91,7 +91,7 @@ def argument(text: str) -> str:
     return text
 
 
-def _lines(file: BinaryIO, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
+def _lines(file: IO[bytes] | gzip.GzipFile, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
     """(where, line) of a file, the end of line and a mark of byte order left out.
 
     Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.

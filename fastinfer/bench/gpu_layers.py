@@ -164,14 +164,14 @@ def prepared(ops: Any, arrays: Arrays, depth: int, sets: int) -> list[Any]:
 
 def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1: np.ndarray, w2: np.ndarray) -> Callable[[int], Work]:
     """This project's dense layer as a model runs it: two products of cuBLASLt, a GELU kernel between them."""
-    first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(b1), ops.matrix(Tensor(w2, "float32"))
+    first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(Tensor(b1, "float32")), ops.matrix(Tensor(w2, "float32"))
     weights = [(first, bias, second), *([copied(w) for w in (first, bias, second)] for _ in inputs[1:])]
 
     def work(tokens: int) -> Work:
         out = ops.empty(tokens, len(w2))
 
         def call(x: Any, first: Any, bias: Any, second: Any) -> None:
-            for part in ops._parts(tokens, first):
+            for part in ops.parts(tokens, first):
                 middle = session.take("middle", part.stop - part.start, len(w1))
                 ops.linear(x[part], first, bias=bias, activation="gelu", out=middle)
                 ops.linear(middle, second, out=out[part])
@@ -203,7 +203,7 @@ class Layers:
 
     def __init__(self, ops: Any, session: Any, dtype: str, arrays: Mapping[tuple[int, int], Arrays], floats: Sequence[Any]) -> None:
         self.ops, self.session, self.dtype, self.arrays = ops, session, dtype, arrays
-        self.inputs = [ops._as_act(x) for x in floats]
+        self.inputs = [ops.as_act(x) for x in floats]
         self.outs = [ops.empty(*x.shape) for x in self.inputs]
         self.trees = {shape: prepared(ops, arrays[shape], shape[1], len(floats)) for shape in arrays}
 

@@ -38,12 +38,10 @@ class Encoder(NamedTuple):
 
 def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what engines.load_fastinfer gives."""
-    from ..backends.cuda import Session
-
     ops, weights = encode.model._runner.replicas[0]
     packed = [PackedBatch.from_ids(ids.tolist()) for ids in batches]
     with ops.cupy.cuda.Device(ops.number):
-        session, other = (Session(ops, ops.cupy.cuda.Stream(non_blocking=True)) for _ in range(2))
+        session, other = ops.sessions.new(), ops.sessions.new()
 
     def call(which: int) -> None:
         with session:

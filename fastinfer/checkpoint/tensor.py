@@ -57,7 +57,8 @@ class Tensor:
             return bits.view(np.float32)
         if self.dtype == "int8":
             assert self.scale is not None
-            return np.multiply(self.data, self.scale[..., None])
+            scaled: np.ndarray = self.data * self.scale[..., None]
+            return scaled
         values: np.ndarray = self.data.astype(np.float32, copy=False)
         return values
 
