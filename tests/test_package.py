@@ -55,3 +55,12 @@ def test_runtime_dependencies_are_few():
 
 def test_it_is_typed():
     assert Path(fastinfer.__file__).with_name("py.typed").exists()
+
+
+def test_every_package_is_installed():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(file.parent.relative_to(root).parts) for file in (root / "fastinfer").rglob("__init__.py")}
+    assert found <= set(listed)
+    assert "fastinfer.bench" in found

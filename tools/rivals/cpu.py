@@ -119,6 +119,7 @@ def installed() -> Rivals:
 
 
 def load_onnxruntime(path: str, threads: int) -> Encode:
+    """onnxruntime with an ONNX file."""
     import numpy as np
     import onnxruntime
 
@@ -135,6 +136,7 @@ def load_onnxruntime(path: str, threads: int) -> Encode:
 
 
 def load_openvino(path: str, precision: str, threads: int) -> Encode:
+    """OpenVINO with a model file; precision: f32 or bf16."""
     import numpy as np
     import openvino
 
@@ -144,6 +146,7 @@ def load_openvino(path: str, precision: str, threads: int) -> Encode:
 
 
 def load_ctranslate2(path: str, compute_type: str, threads: int) -> Encode:
+    """CTranslate2 with a converted folder."""
     import ctranslate2
     import numpy as np
 
@@ -157,6 +160,7 @@ def load_ctranslate2(path: str, compute_type: str, threads: int) -> Encode:
 
 
 def load_torch(path: str, dtype: str, compiled: bool, threads: int) -> Encode:
+    """transformers' model of a folder, with SDPA."""
     import torch
     from transformers import AutoModel
 
@@ -174,6 +178,7 @@ def load_torch(path: str, dtype: str, compiled: bool, threads: int) -> Encode:
 
 
 def load_sentence_transformers(path: str, limit: int, threads: int) -> Encode:
+    """sentence-transformers with a folder: its own `encode` is at `whole`."""
     import torch
     from sentence_transformers import SentenceTransformer, models
 
@@ -223,6 +228,7 @@ def export_onnx(folder: Path, out: Path) -> None:
 
 
 def quantize_onnx(out: Path) -> None:
+    """out/model_int8.onnx: dynamic int8 of model_opt.onnx."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -231,6 +237,7 @@ def quantize_onnx(out: Path) -> None:
 
 
 def convert_openvino(out: Path) -> None:
+    """out/ov.xml, from model.onnx."""
     import openvino
 
     openvino.save_model(openvino.Core().read_model(str(out / "model.onnx")), str(out / "ov.xml"), compress_to_fp16=False)
@@ -250,6 +257,7 @@ def quantize_openvino(out: Path) -> None:
 
 
 def convert_ctranslate2(folder: Path, out: Path) -> None:
+    """out/ct2, from a folder in the Hugging Face layout."""
     import ctranslate2
 
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(out / "ct2"), force=True)

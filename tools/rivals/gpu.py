@@ -39,6 +39,7 @@ def settings(stream: Any, dtype: str) -> Iterator[None]:
 
 
 def torch_dtype(name: str) -> Any:
+    """The dtype of PyTorch that a dtype of the benchmark is stored in."""
     import torch
 
     return getattr(torch, "float32" if name == "tf32" else name)
@@ -80,6 +81,7 @@ def torch_work(stream: Any, dtype: str, calls: Sequence[Call]) -> Work:
 
 
 def dense(x: Any, w1: Any, b1: Any, w2: Any) -> Any:
+    """A dense layer: linear, exact GELU, linear."""
     from torch.nn import functional
 
     return functional.linear(functional.gelu(functional.linear(x, w1, b1)), w2)
@@ -130,7 +132,7 @@ def batched_fff(x: Any, w_in: Any, b_in: Any, w_out: Any) -> Any:
 
 
 def torch_layer(layer: Callable[..., Any]) -> Make:
-    """A layer of float32 tensors; of trees, the one that there is."""
+    """A layer of float32 tensors; arrays of a single tree lose their first axis."""
 
     def make(stream: Any, inputs: Sequence[Any], *arrays: np.ndarray) -> Callable[[int], Work]:
         xs, weights = tensors(stream, "float32", inputs, [a[0] if len(a) == 1 else a for a in arrays])
@@ -334,6 +336,7 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
 
 
 def load_sentence_transformers(path: str, limit: int) -> Encode:
+    """sentence-transformers with a folder, in float16: its own `encode` is at `whole`."""
     import torch
     from sentence_transformers import SentenceTransformer
 
