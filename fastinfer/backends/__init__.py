@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import BackendError, short
@@ -29,7 +30,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
-        why_not = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
+        why_not: dict[str, Callable[[], str | None]] = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
         kind = next(name for name in AUTO if why_not[name]() is None)
     if kind == "numpy" and not rest:
         backend: Any = Reference

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import parse_json, read_json
 from ..errors import CheckpointError, listed, short
 from ..files import regular, stamp
+from ..strict_json import parse_json, read_json
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
 __all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]
@@ -96,7 +96,7 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
             if data is None or dtype == "int32" or end - begin <= SMALL or (start + begin) % bits.itemsize:
                 view = np.empty(end - begin, np.uint8)
                 file.seek(start + begin)
-                if file.readinto(view) != len(view):
+                if file.readinto(view.data) != len(view):
                     raise CheckpointError(f"{path} changed while it was read: it had {size} bytes")
             else:
                 view = data[begin:end].view(np.ndarray)
