@@ -12,7 +12,7 @@ import pytest
 import fastinfer
 from fastinfer import checkpoint
 from fastinfer.backends.cuda import compiler, fff, kernels, session, shared
-from fastinfer.cases import FFFCase
+from fastinfer.bench.cases import FFFCase
 from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
 
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90a")
