@@ -12,7 +12,7 @@ check() {
     "$@" || failed+=("$*")
 }
 
-mapfile -t kernels < <(git ls-files 'src/cpu/*.c' 'src/cpu/*.h' 'src/cpu/*.inc' tests/fuzz/kernels.c)
+mapfile -t kernels < <(git ls-files 'src/cpu/*.c' 'src/cpu/*.h' 'src/cpu/*.inc' 'src/cuda/*.cu' 'src/cuda/*.cuh' tests/fuzz/kernels.c)
 
 check ruff check .
 check ruff format --check .

@@ -46,10 +46,12 @@ extern "C" __device__ const int attention_launch[3] = {ATTENTION_QUERIES, ATTENT
 namespace attending {
 
 #define MASKED __int_as_float(0xff800000)  // -infinity, the score of a key that is not of the query's text
-constexpr float NOTHING_YET = -1e30f;  // `most` before the first key: finite, so that MASKED - most is no NaN
+constexpr float NOTHING_YET = -1e30f;      // `most` before the first key: finite, so that MASKED - most is no NaN
 constexpr float LOG2_E = 1.4426950408889634f;
 
-struct Span { int begin, end; };
+struct Span {
+    int begin, end;
+};
 
 // volatile: loaded where it is written, not where it is first used, behind copies that take long.
 __device__ __forceinline__ int2 text_of(const int2* bounds, int token, int tokens) {

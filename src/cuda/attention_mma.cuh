@@ -8,7 +8,9 @@ constexpr int ROW_BYTES = WIDTH * 2 + 16;  // an odd number of chunks: eight nei
 
 __device__ __forceinline__ int place(int r, int chunk) { return r * ROW_BYTES + chunk * 16; }
 
-struct Queries { u32 words[WIDTH / 16][4]; };
+struct Queries {
+    u32 words[WIDTH / 16][4];
+};
 
 __device__ __forceinline__ void start_scores(float (&s)[KEYS / 8][4], const Queries& queries, u32 keys) {
     const int r = (lane_id() & 7) + (lane_id() >> 4) * 8, chunk = lane_id() >> 3 & 1;

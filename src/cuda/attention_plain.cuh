@@ -35,8 +35,7 @@ __device__ __forceinline__ void add_scores(float (&s)[4][KEYS / 8], const float 
         for (int i = 0; i < 4; i++) {
             const float4 query = four(&q[4 * i][d]);
 #pragma unroll
-            for (int j = 0; j < KEYS / 8; j++)
-                s[i][j] += query.x * key[j].x + query.y * key[j].y + query.z * key[j].z + query.w * key[j].w;
+            for (int j = 0; j < KEYS / 8; j++) s[i][j] += query.x * key[j].x + query.y * key[j].y + query.z * key[j].z + query.w * key[j].w;
         }
     }
 }
@@ -79,7 +78,7 @@ __device__ __forceinline__ void add_values(Query (&queries)[4], const float (*we
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float w = k == 0 ? weight[i].x : k == 1 ? weight[i].y : k == 2 ? weight[i].z : weight[i].w;
-                    float(&sums)[4] = queries[i].sums[j];
+                    float (&sums)[4] = queries[i].sums[j];
                     sums[0] += w * value.x, sums[1] += w * value.y, sums[2] += w * value.z, sums[3] += w * value.w;
                 }
             }
@@ -110,7 +109,8 @@ __device__ __forceinline__ bool store(act* out, const Query& query, int column) 
     return zero != 0.f;
 }
 
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
     __shared__ __align__(16) float left[ATTENTION_QUERIES][STRIDE], tile[KEYS][STRIDE], weights[ATTENTION_QUERIES][KEYS + 4];
     await_previous();
     const int first = blockIdx.x * ATTENTION_QUERIES, warp_row = threadIdx.x / 32 * 16, own = warp_row + lane_id() / 8, c = lane_id() % 8;

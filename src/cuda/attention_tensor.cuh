@@ -7,7 +7,9 @@
 constexpr int WIDTH = (HEAD + 15) / 16 * 16;  // of a head as the instructions see it: columns past HEAD are zeros
 constexpr int CHUNKS = WIDTH / 8;             // 16 bytes each
 
-struct Softmax { float most[2], total[2]; };
+struct Softmax {
+    float most[2], total[2];
+};
 
 // A row's reference follows its largest exponent only when that has outgrown it by SLACK: weights up to 2^SLACK are as exact as those below 1,
 // and most tiles then leave the sums unscaled.
@@ -82,16 +84,15 @@ __device__ __forceinline__ void arrive(u32 barrier) {
 }
 
 __device__ __forceinline__ void wait(u32 barrier, int tile) {
-    asm volatile(
-        "{.reg .pred passed; again: "
+    asm volatile("{.reg .pred passed; again: "
 #if __CUDA_ARCH__ >= 900
-        "mbarrier.try_wait.parity.shared.b64 passed, [%0], %1; "
+                 "mbarrier.try_wait.parity.shared.b64 passed, [%0], %1; "
 #else
-        "mbarrier.test_wait.parity.shared.b64 passed, [%0], %1; "
+                 "mbarrier.test_wait.parity.shared.b64 passed, [%0], %1; "
 #endif
-        "@!passed bra again;}" ::"r"(barrier),
-        "r"(tile & 1)
-        : "memory");
+                 "@!passed bra again;}" ::"r"(barrier),
+                 "r"(tile & 1)
+                 : "memory");
 }
 
 // Scores of keys from `key` on that are not of a row's own text become -infinity.
@@ -134,7 +135,8 @@ __device__ __forceinline__ void weigh(u32 (&weights)[KEYS / 16][4], Softmax& sof
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const float one = power_of_2(s[n][2 * h] * scale - softmax.most[h]), two = power_of_2(s[n][2 * h + 1] * scale - softmax.most[h]);
+            const float one = power_of_2(s[n][2 * h] * scale - softmax.most[h]),
+                        two = power_of_2(s[n][2 * h + 1] * scale - softmax.most[h]);
             softmax.total[h] += one + two;
             weights[n / 2][n % 2 * 2 + h] = pack2(one, two);
         }

@@ -15,8 +15,9 @@ __device__ __forceinline__ u64 part(u32 chunk) { return (u64)0x40000040 << 32 | 
 
 #define FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define ALL_32 FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)
-#define WGMMA                                                                                                                              \
-    "wgmma.mma_async.sync.aligned.m64n64k16.f32." ACT_PTX "." ACT_PTX " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "  \
+#define WGMMA                                                                                \
+    "wgmma.mma_async.sync.aligned.m64n64k16.f32." ACT_PTX "." ACT_PTX                        \
+    " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "                    \
     "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
 
 // d (64, 64) = a b^T, or d + a b^T: 16 columns of 64 queries and of 64 keys, both in shared memory.

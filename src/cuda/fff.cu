@@ -4,20 +4,20 @@
 
 // FFF_STRUCT of backends/cuda/fff.py has the same fields.
 struct FFF {
-    const act* x;               // (tokens, D)
-    const act* norm_weight;     // h = LayerNorm(x), or h = x where null
+    const act* x;            // (tokens, D)
+    const act* norm_weight;  // h = LayerNorm(x), or h = x where null
     const act* norm_bias;
-    const act* residual;        // y = fff(h) + bias + residual (+ h where add_input); null: none
-    const row* nodes;           // (trees, count, 2, D): the in-row and the out-row of a node side by side
-    const float* scales;        // (trees, count, 2) of int8 rows
-    const float* b_in;          // (trees, count) or null
-    const int* children;        // with STOPS: (trees, count, 2), -1 = stop; else null: 2n + 1, 2n + 2
-    const act* bias;            // (D) or null
-    const act* out_norm_weight; // out = LayerNorm(y), or y where null
+    const act* residual;         // y = fff(h) + bias + residual (+ h where add_input); null: none
+    const row* nodes;            // (trees, count, 2, D): the in-row and the out-row of a node side by side
+    const float* scales;         // (trees, count, 2) of int8 rows
+    const float* b_in;           // (trees, count) or null
+    const int* children;         // with STOPS: (trees, count, 2), -1 = stop; else null: 2n + 1, 2n + 2
+    const act* bias;             // (D) or null
+    const act* out_norm_weight;  // out = LayerNorm(y), or y where null
     const act* out_norm_bias;
-    act* out;                   // (tokens, D), may be x: a row is read before it is written
-    int* path;                  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
-    float* z;                   // the same shape: their logits, 0 after a stop; or null
+    act* out;   // (tokens, D), may be x: a row is read before it is written
+    int* path;  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
+    float* z;   // the same shape: their logits, 0 after a stop; or null
     int tokens, trees, count, add_input;
     float eps;
 };
@@ -88,7 +88,10 @@ __device__ __forceinline__ void finish(float (&y)[VALUES], const FFF& f, int tok
 }
 
 // Where a token went in one tree, a level a lane.
-struct Path { int node; float z; };
+struct Path {
+    int node;
+    float z;
+};
 
 // The g-th of the trees `tree`, `tree + stride` ...; behind the last, the last again, whose work is dropped: no load stands in a branch.
 __device__ __forceinline__ int tree_of(const FFF& f, int tree, int stride, int g) { return min(tree + g * stride, f.trees - 1); }
@@ -149,8 +152,8 @@ __device__ __forceinline__ void record(const Path& path, const FFF& f, int token
     f.z[at] = path.z;
 }
 
-#define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)  // registers that a row takes
-#define HELD (VALUES + ROW_WORDS)  // and a row with a token
+#define ROW_WORDS (VECTORS * (int)sizeof(word) / 4)              // registers that a row takes
+#define HELD (VALUES + ROW_WORDS)                                // and a row with a token
 #define TOGETHER (ROW_WORDS <= 8 ? 4 : ROW_WORDS <= 12 ? 2 : 1)  // trees that a warp walks in step
 
 // One tree, a warp a token. For many tokens, whose speed is that of many warps: registers are held to what lets four blocks (three, two)

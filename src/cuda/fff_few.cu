@@ -29,7 +29,10 @@ template <int N, typename T> __device__ __forceinline__ void go_down(T (&heap)[N
 }
 
 // The way through a subtree of L levels: nodes, their logits, and where it leads.
-template <int L> struct Way { int nodes[L], next; float z[L]; };
+template <int L> struct Way {
+    int nodes[L], next;
+    float z[L];
+};
 
 template <int L, int N> __device__ __forceinline__ Way<L> way_through(int root, float (&logits)[N]) {
     Way<L> way;
@@ -117,7 +120,10 @@ template <int N, typename Word> __device__ __forceinline__ void add_words(float 
 // when their nodes are known, and added while the next step is waited for; in the last step all 7 are loaded with the in-rows.
 extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_subtrees(FFF f) {
     constexpr int L = 3, N = 7, STRIDE = N * 32 * VECTOR, COLUMNS = (HIDDEN + STRIDE - 1) / STRIDE;
-    struct Own { word words[COLUMNS]; float scale; };  // a thread's part of an out-row
+    struct Own {
+        word words[COLUMNS];
+        float scale;
+    };  // a thread's part of an out-row
     __shared__ __align__(16) float logits[2][N + 1];
     __shared__ float input[HIDDEN], slots[1][N], more_slots[2][N];
     const int token = blockIdx.x, warp = threadIdx.x >> 5, column_0 = threadIdx.x * VECTOR;
@@ -130,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
         for (int k = 0; k < COLUMNS; k++) own.words[k] = owns(k) ? load<word>(from + k * STRIDE) : word();
         own.scale = out_scale(f, n);
     };
-    auto load_act = [&](uint4 (&words)[COLUMNS], const act* from) {
+    auto load_act = [&](uint4(&words)[COLUMNS], const act* from) {
 #pragma unroll
         for (int k = 0; k < COLUMNS; k++)
             words[k] = from && owns(k) ? *reinterpret_cast<const uint4*>(from + column_0 + k * STRIDE) : make_uint4(0, 0, 0, 0);
@@ -187,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
             const float4 four = *reinterpret_cast<const float4*>(&logits[top / L & 1][i]);
             z[i] = four.x, z[i + 1] = four.y, z[i + 2] = four.z, z[i + 3] = four.w;
         }
-        const Way<L> way = way_through<L>(root, reinterpret_cast<float(&)[N]>(z));
+        const Way<L> way = way_through<L>(root, reinterpret_cast<float (&)[N]>(z));
         root = way.next;
         if (takes_part(top + L)) load_node(node, f, node_at(root, warp));
         if (owner) {

@@ -7,7 +7,9 @@ typedef unsigned long long u64;
 
 #if defined(ACT_HALF)
 
-struct act { u16 bits; };
+struct act {
+    u16 bits;
+};
 
 __device__ __forceinline__ float to_float(act a) {
     float f;
@@ -29,7 +31,9 @@ __device__ __forceinline__ float2 unpack2(u32 pair) {
 
 #elif defined(ACT_BFLOAT16)
 
-struct act { u16 bits; };
+struct act {
+    u16 bits;
+};
 
 __device__ __forceinline__ float to_float(act a) { return __uint_as_float((u32)a.bits << 16); }
 
@@ -41,7 +45,9 @@ __device__ __forceinline__ act to_act(float f) {
     return a;
 }
 
-__device__ __forceinline__ float2 unpack2(u32 pair) { return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)); }
+__device__ __forceinline__ float2 unpack2(u32 pair) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
 
 #else
 

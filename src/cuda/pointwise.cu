@@ -15,9 +15,9 @@ __device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
 // out (tokens, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm; bounds (tokens): the rows
 // of each token's text, 0 and 0 for those behind the last text, which fill the batch up to the size of its graph.
 // input: texts, then ids (tokens), then starts (tokens + 1, texts + 1 of them used), then types (tokens)
-extern "C" __global__ void __launch_bounds__(WARPS * 32) embed(const int* input, int with_types, const act* word, const act* position,
-                                                               const act* token_type, const act* weight, const act* bias, float eps,
-                                                               int2* bounds, act* out, int tokens) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    embed(const int* input, int with_types, const act* word, const act* position, const act* token_type, const act* weight, const act* bias,
+          float eps, int2* bounds, act* out, int tokens) {
     await_previous();
     const int t = own_token();
     if (t >= tokens) return;
@@ -36,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) embed(const int* input,
     store_token(x, out + (size_t)t * HIDDEN);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm(const act* x, const act* weight, const act* bias, float eps, act* out,
-                                                              int tokens) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    layer_norm(const act* x, const act* weight, const act* bias, float eps, act* out, int tokens) {
     prefetch(weight, HIDDEN * (int)sizeof(act), threadIdx.x, WARPS * 32);
     prefetch(bias, HIDDEN * (int)sizeof(act), threadIdx.x, WARPS * 32);
     await_previous();

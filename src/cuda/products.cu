@@ -16,10 +16,11 @@
 // In a step a warp has 32 inputs, and lane l 8 of them from l % 4 * 8 on: of output l / 4 of each 8, and of rows l / 4 and l / 4 + 8 of each 16.
 // mma.sync wants other inputs in these lanes, but it is all the same: both operands are permuted alike.
 template <int R, int N>
-__device__ __forceinline__ void product(const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows, int outputs,
-                                        int inputs, int kind) {
+__device__ __forceinline__ void product(const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows,
+                                        int outputs, int inputs, int kind) {
     extern __shared__ __align__(16) uint4 operands[];
-    constexpr int AHEAD = 6 / R, TILES = (R * N + PRODUCT_WARPS - 1) / PRODUCT_WARPS;  // steps of x on their way; tiles of sums that a warp adds up
+    constexpr int AHEAD = 6 / R,
+                  TILES = (R * N + PRODUCT_WARPS - 1) / PRODUCT_WARPS;  // steps of x on their way; tiles of sums that a warp adds up
     const int warp = threadIdx.x / 32, row = blockIdx.y * 16 * R + lane_id() / 4, output = blockIdx.x * 8 * N + lane_id() / 4;
     const int steps = (inputs + 32 * PRODUCT_WARPS - 1) / (32 * PRODUCT_WARPS), weights_of_warp = max(R, steps) * N * 32;
     // This lane's weights [step][n] and inputs [step % AHEAD][r][h], h = 1 for rows 8 on.
@@ -95,7 +96,7 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            const float(&s)[4] = sums[r][n];
+            const float (&s)[4] = sums[r][n];
             *reinterpret_cast<float4*>(weights + (r * N + n) * 32) = make_float4(s[0], s[1], s[2], s[3]);
         }
     __syncthreads();
@@ -121,10 +122,10 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
     }
 }
 
-#define PRODUCT(R, N)                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(PRODUCT_WARPS * 32) product_##R##_##N(                                                      \
-        const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows, int outputs, int inputs, int kind) {      \
-        product<R, N>(x, weight, bias, residual, out, rows, outputs, inputs, kind);                                                          \
+#define PRODUCT(R, N)                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(PRODUCT_WARPS * 32) product_##R##_##N(                                                 \
+        const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows, int outputs, int inputs, int kind) { \
+        product<R, N>(x, weight, bias, residual, out, rows, outputs, inputs, kind);                                                     \
     }
 PRODUCTS
 #undef PRODUCT

@@ -51,10 +51,14 @@ typedef act row;
 typedef uint4 word;
 #endif
 
-struct Row { word words[VECTORS]; };
+struct Row {
+    word words[VECTORS];
+};
 
 // Rows of trees and norms: kept in L1, which holds the top of a tree.
-template <typename Word, typename T> __device__ __forceinline__ Word load(const T* from) { return __ldg(reinterpret_cast<const Word*>(from)); }
+template <typename Word, typename T> __device__ __forceinline__ Word load(const T* from) {
+    return __ldg(reinterpret_cast<const Word*>(from));
+}
 
 __device__ __forceinline__ void load_row(Row& r, const row* from) {
     from += column(0);
@@ -81,7 +85,7 @@ __device__ __forceinline__ void load_token(float (&x)[VALUES], const act* from) 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) words[v] = inside(v) ? load_once(from + column(v)) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-    for (int v = 0; v < VECTORS; v++) unpack(words[v], reinterpret_cast<float(&)[VECTOR]>(x[v * VECTOR]));
+    for (int v = 0; v < VECTORS; v++) unpack(words[v], reinterpret_cast<float (&)[VECTOR]>(x[v * VECTOR]));
 }
 
 __device__ __forceinline__ void store_token(const float (&y)[VALUES], act* to) {
@@ -121,13 +125,16 @@ __device__ __forceinline__ void add_scaled(const Row& r, float by, float (&y)[VA
 }
 
 // The normed values of a row, before weight and bias, are (x - mean) * factor - shift.
-struct Normed { float factor, shift; };
+struct Normed {
+    float factor, shift;
+};
 
 // Given the sums of x - mean and of its square. The mean of x - mean is what rounding left of the mean: much where the mean is far from zero.
 // NaN where float32 cannot hold the variance.
 __device__ __forceinline__ Normed normed(const float (&sums)[2], float eps) {
     const float rest = sums[0] * (1.f / HIDDEN), variance = sums[1] * (1.f / HIDDEN) - rest * rest;
-    const float factor = variance < __int_as_float(0x7f800000) ? rsqrtf((variance < 0.f ? 0.f : variance) + eps) : __int_as_float(0x7fc00000);
+    const float factor =
+        variance < __int_as_float(0x7f800000) ? rsqrtf((variance < 0.f ? 0.f : variance) + eps) : __int_as_float(0x7fc00000);
     return {factor, rest * factor};
 }
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...checkpoint import Tensor
+from ...checkpoint.tensor import Tensor
 from ...config import tree_nodes
 from .kernels import Walk
 from .memory import Memory
