@@ -20,8 +20,8 @@ from .errors import (
     ShapeError,
     TaskError,
 )
-from .ffn import FFF, fff
 from .info import __version__, info
+from .layer import FFF, fff
 
 __all__ = [
     "FFF",

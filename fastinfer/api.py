@@ -73,7 +73,8 @@ def load(
         tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
-            replicas = [(ops, ops.prepare(config, stored, max_depth)) for ops in devices]
+            sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
+            replicas = [(ops := chosen.fitted(*sizes), ops.prepare(config, stored, max_depth)) for chosen in devices]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
 
 
@@ -182,18 +183,18 @@ class Model:
         out = np.empty((total, self.config.hidden), np.float32)
 
         def pool(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return heads.forward_embed(ops, x, part, self.config)
+            return heads.embed.forward(ops, x, part, head, weights)
 
         for which, _, vectors in self._run(windows, total, pool, batch_tokens, threads, progress):
-            out[which] = heads.normalized(vectors) if normalize else vectors
+            out[which] = heads.embed.normalized(vectors) if normalize else vectors
         return out
 
     def classify(
         self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
     ) -> list:
         """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
-        self._head("classify")
-        return heads.decode_classes(self._class_logits(texts, batch_tokens, threads, progress), self.config, _positive("top_k", top_k))
+        head = self._head("classify")
+        return heads.classify.decode(self._class_logits(texts, batch_tokens, threads, progress), head, _positive("top_k", top_k))
 
     def fill_mask(
         self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
@@ -217,10 +218,10 @@ class Model:
                     raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
             answers: list = [None] * len(texts)
             for i, logits in self._mask_logits([self._batch(encodings)], len(texts), "mask", batch_tokens, threads):
-                scores = heads.softmax(logits)
+                scores = heads.common.softmax(logits)
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
                 answers[i] = [
-                    heads.decode_mask(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
+                    heads.fill_mask.decode(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
                     for place, row, ids in zip(places[i], scores, best, strict=True)
                 ]
             return answers
@@ -248,16 +249,16 @@ class Model:
         """
         head = self._head("tag")
         tokenizer = self._need_tokenizer("tag")
-        if not isinstance(strategy, str) or strategy not in heads.STRATEGIES:
-            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.STRATEGIES))}")
+        if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
+            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
 
         def tags(texts: list, first: int) -> list:
             wholes, windows = tokenizer.windows(texts, first)
             said = self._token_logits([self._batch([w.tokens for w in windows])], len(windows), batch_tokens, threads)
             answers = []
             for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-                scores = heads.join_windows([(window.rows, heads.softmax(rows)) for window, rows in group], wholes[i])
-                answers.append(heads.decode_tags(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
+                scores = heads.words.join_windows([(window.rows, heads.common.softmax(rows)) for window, rows in group], wholes[i])
+                answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
             return answers
 
         return self._by_portions(as_singles(texts), tags, progress, whole=True)
@@ -297,7 +298,7 @@ class Model:
 
         def spans(pairs: list, first: int) -> list:
             wholes, windows = tokenizer.windows(pairs, first)
-            pieces = [heads.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
+            pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
             for i, found in enumerate(pieces):
                 question, context = pairs[i]
                 if not question.strip():
@@ -311,9 +312,9 @@ class Model:
             answers = []
             for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
                 whole, context = wholes[i], pairs[i][1]
-                words = heads.words(pieces[i], context, tokenizer.marked) if whole_words else []
+                words = heads.words.words(pieces[i], context, tokenizer.marked) if whole_words else []
                 word_of = {row: word for word in words for row in word.rows}
-                parts = [heads.decode_answers(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
+                parts = [heads.answer.decode(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
                 scores: dict[tuple[int, int], float] = {}
                 for found, _ in parts:
                     scores |= {span: max(score, scores.get(span, 0.0)) for span, score in found.items()}
@@ -351,7 +352,7 @@ class Model:
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in documents]
             logits = self._class_logits(pairs, batch_tokens, threads, progress)[:, 0]
-            scores = heads.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
+            scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
                 f"{self._name} cannot rank: it has neither an embed head nor a classify head of one label, only {self._tasks()}"
@@ -525,7 +526,7 @@ class Model:
         out = np.empty((total, len(self.config.tasks.classify.labels)), np.float32)
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return heads.forward_classify(ops, x, part, self.config, weights.tasks)
+            return heads.classify.forward(ops, x, part, self._head("classify"), weights)
 
         for which, _, logits in self._run(windows, total, head, batch_tokens, threads, progress):
             out[which] = logits
@@ -533,18 +534,18 @@ class Model:
         return out
 
     def _token_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
-        return self._per_text(windows, total, batch_tokens, threads, heads.forward_tag)
+        return self._per_text(windows, total, batch_tokens, threads, "tag")
 
     def _span_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
-        return self._per_text(windows, total, batch_tokens, threads, heads.forward_answer)
+        return self._per_text(windows, total, batch_tokens, threads, "answer")
 
     def _per_text(
-        self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None, forward: Any
+        self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None, task: str
     ) -> list[np.ndarray]:
         result: list = [None] * total
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return forward(ops, x, weights.tasks)
+            return heads.HEADS[task].forward(ops, x, part, self._head(task), weights)
 
         for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             for b, rows in zip(which, part.split(logits), strict=True):
@@ -562,7 +563,7 @@ class Model:
 
         def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
             rows = ops.rows(x, np.flatnonzero(wanted(part)))
-            return heads.forward_fill_mask(ops, rows, self.config, weights.tasks, self.config.norm.eps)
+            return heads.fill_mask.forward(ops, rows, part, self._head("fill_mask"), weights)
 
         for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
             ends = np.cumsum([w.sum() for w in part.split(wanted(part))])

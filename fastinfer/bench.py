@@ -24,7 +24,7 @@ from .cases import FFFCase
 from .checkpoint import Tensor
 from .config import tree_nodes
 from .errors import BackendError, InputError
-from .ffn import FFF
+from .layer import FFF
 
 DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
 INPUTS = 8  # different random inputs that take turns

@@ -286,7 +286,7 @@ def bench_cmm(
     rows = []
     for dtype in dtypes:
         ops = backends.get(device, dtype=dtype)
-        ops.begin(hidden, 0, dtype)
+        ops = ops.fitted(hidden, 0, dtype)
         with ops.workspace() as session:
             if not floats:
                 rate, flush = copy_rate(session.stream), flusher(ops.number)
@@ -420,7 +420,7 @@ def bench_ladder(
 ) -> list[dict]:
     """Dense 3072 and FFF 1x11 in float32: this project's kernels, and `others` whose names begin with "dense" or "fff"."""
     ops = backends.get(device, dtype="float32")
-    ops.begin(hidden, 0, "float32")
+    ops = ops.fitted(hidden, 0, "float32")
     arrays = {"dense": bench.dense_weights(hidden), "fff": FFFCase(1, 11, hidden, 1).build(0)[1:]}
     with ops.workspace() as session:
         hosts = [FFFCase(1, 0, hidden, tokens).build(seed)[0] for seed in range(1, 1 + SETS)]

@@ -30,7 +30,7 @@ from .batch import PackedBatch
 from .checkpoint import Tensor
 from .config import FFF, Dense, Stored
 from .errors import BackendError, InputError
-from .model import Workspace
+from .workspace import Workspace
 
 SIZES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))  # texts x tokens
 CHECKED = 256  # tokens whose answers are compared, one text at least

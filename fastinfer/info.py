@@ -15,7 +15,7 @@ def info() -> dict[str, Any]:
     found: dict[str, Any] = {
         "version": __version__,
         "devices": backends.available(),
-        "gpus": [],
+        "gpus": backends.gpus(),
         "isas": None,
         "threads": None,
         "models": inside(),
@@ -31,8 +31,4 @@ def info() -> dict[str, Any]:
             "chosen": cpu.default_isa(),
         }
         found["threads"] = cpu.default_threads()
-    if found["devices"]["cuda"] is None:
-        from .backends import cuda
-
-        found["gpus"] = cuda.names()
     return found

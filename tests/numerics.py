@@ -21,7 +21,8 @@ from test_gemm import ACTIVATIONS, bfloat16, in_float64
 
 import fastinfer
 from fastinfer.backends import reference
-from fastinfer.checkpoint import Group, Tensor
+from fastinfer.checkpoint import Tensor
+from fastinfer.weights import Embedding, Norm
 
 DEVICES = ["numpy", *backends.COMPILED]
 MOST = np.finfo(np.float32).max
@@ -108,8 +109,7 @@ def of_function(ops, name, rng, kind):
 def of_embed(ops, dtype, rng, kind):
     words, position, types = (rng.standard_normal((n, 40), np.float32) for n in (30, 8, 2))
     stored = Tensor(words, "float32").to(dtype)
-    embedding = Group()
-    embedding.word, embedding.position, embedding.token_type, embedding.eps = ops.table(stored), position, types, 0.0
+    embedding = Embedding(ops.table(stored), position, types, None, 0.0)
     ids, kinds = rng.integers(0, 30, (4, 8)), rng.integers(0, 2, (4, 8))
     out = np.empty((32, 40), np.float32)
     ops.embed(fastinfer.PackedBatch.from_ids(ids, kinds), embedding, out=out)
@@ -134,8 +134,7 @@ def of_linear(ops, dtype, rng, dressed):
 
 def of_norm(ops, dtype, rng, kind):
     x = np.concatenate([rng.standard_normal((4, 768)) + mean for mean in MEANS]).astype(np.float32)
-    norm, out = Group(), np.empty_like(x)
-    norm.weight, norm.bias = np.ones(768, np.float32), np.zeros(768, np.float32)
+    norm, out = Norm(np.ones(768, np.float32), np.zeros(768, np.float32)), np.empty_like(x)
     ops.norm(x, norm, NORM_EPS, out=out)
     centred = x - x.mean(-1, keepdims=True, dtype=np.float64)
     return np.abs(out - centred / np.sqrt((centred**2).mean(-1, keepdims=True) + NORM_EPS)).max()

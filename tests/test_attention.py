@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
-from fastinfer.checkpoint import Group, Tensor
+from fastinfer.checkpoint import Tensor
+from fastinfer.weights import Embedding, Norm
 
 # Around a block of queries and a panel of keys, of 16 or 32.
 TEXTS = ([1], [2, 5], [12, 13, 1, 31], [32], [33, 64, 7], [15, 16, 17, 18], [100, 3], [250])
@@ -101,8 +102,7 @@ def test_bfloat16_between_projection_and_attention_changes_no_bit(device, dtype,
 def test_norm(device, hidden):
     rng = np.random.default_rng(hidden)
     x = (rng.standard_normal((200, hidden)) * 2 + 3).astype(np.float32)
-    norm = Group()
-    norm.weight, norm.bias = rng.standard_normal((2, hidden)).astype(np.float32)
+    norm = Norm(*rng.standard_normal((2, hidden)).astype(np.float32))
     exact = x.astype(np.float64)
     centred = exact - exact.mean(-1, keepdims=True)
     want = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm.weight + norm.bias
@@ -126,13 +126,11 @@ def test_embed(device, stored, hidden):
     ids = [rng.integers(0, 50, n).tolist() for n in (1, 32, 7, 15, 16)]
     kinds = [rng.integers(0, 2, len(row)).tolist() for row in ids]
     batch = fastinfer.PackedBatch.from_ids(ids, kinds)
-    embedding = Group()
-    embedding.position, embedding.token_type, embedding.eps = position, types, 1e-5
     want = words.float32()[batch.ids].astype(np.float64) + position[batch.positions] + types[batch.token_types]
     outputs = []
     for threads in (1, 3):
         ops = fastinfer.backends.get(device, threads=threads)
-        embedding.word = ops.table(words)
+        embedding = Embedding(ops.table(words), position, types, None, 1e-5)
         outputs.append(np.full((71, hidden), np.nan, np.float32))
         ops.embed(batch, embedding, out=outputs[-1])
         assert_allclose(outputs[-1], want, rtol=1e-5, atol=1e-6)

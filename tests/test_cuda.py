@@ -244,7 +244,7 @@ def test_fff_between_norms(order, strategy, dtype):
     before, after = norm_of(rng, 384), norm_of(rng, 384)
     bias = rng.standard_normal(384, np.float32)
     ops, host = fastinfer.backends.get("cuda", dtype=dtype), fastinfer.backends.get("numpy")
-    ops.begin(384, 0, dtype)
+    ops = ops.fitted(384, 0, dtype)
     nodes = Tensor(np.stack([w_in, w_out], 2), "float32").to(dtype)
     trees = ops.trees(nodes, b_in, None, case.depth)
     ops.plan = lambda tokens, trees: strategy
@@ -255,7 +255,7 @@ def test_fff_between_norms(order, strategy, dtype):
         norms[-1].weight, norms[-1].bias = send(norm.weight), send(norm.bias)
     there = send(x)
     out = there if order == "pre" or strategy != "products" else ops.empty(*x.shape)
-    ops.fff(
+    ops.fff_between_norms(
         there, trees, bias=send(bias), residual=there if order == "pre" else None, add_input=order == "post", norm=norms[0],
         out_norm=norms[1] if order == "post" else None, eps=1e-5, out=out,
     )  # fmt: skip
@@ -279,7 +279,7 @@ def test_fff_between_norms(order, strategy, dtype):
 @pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 24), (12, 32), (2, 40), (12, 64), (1, 72), (2, 128)])
 def test_attention(dtype, heads, size):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     for lengths in ([1], [2, 5], [12, 13, 1, 31], [33, 64, 7, 128, 129], [15] * 40, [700, 3, 65]):
         qkv = rounded(np.random.default_rng([size, len(lengths)]).standard_normal((sum(lengths), 3 * heads * size), np.float32), dtype)
         out = ops.empty(sum(lengths), heads * size)
@@ -296,7 +296,7 @@ def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
     """Tokens behind the last text, whose bounds are 0 and 0, reach nobody; their output stays as it was. Scores grow along the batch."""
     lengths, filling = [1, 2, 15, 16, 17, 63, 64, 65, 127, 200, 513], 37
     tokens, ops = sum(lengths), fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     qkv = np.random.default_rng(size).standard_normal((tokens, 3 * heads * size), np.float32)
     qkv[:, heads * size : 2 * heads * size] *= np.linspace(0.2, 4, tokens, dtype=np.float32)[:, None]
     qkv = rounded(qkv, dtype)
@@ -327,7 +327,7 @@ def test_linear(shape, activation, dtype):
         for s, k in (((tokens, width), 1), ((tokens, outputs), 1), ((outputs, width), width**0.5), ((outputs,), 1))
     )
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(64, 0, dtype)
+    ops = ops.fitted(64, 0, dtype)
     plain = x.astype(np.float64) @ weight.T + bias
     want = {None: np.array, "gelu": np.vectorize(oracle.gelu), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[activation](plain)
     matrix, send = ops.matrix(Tensor(weight, "float32")), lambda a: ops._send("a test's array", ops._bits(a))
@@ -345,7 +345,7 @@ def test_linear(shape, activation, dtype):
 def test_norm_embed_and_pool(hidden, dtype):
     rng = np.random.default_rng(9)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(hidden, 0, dtype)
+    ops = ops.fitted(hidden, 0, dtype)
     word, position, types = (rounded(rng.standard_normal((n, hidden), np.float32), dtype) for n in (30, 16, 2))
     norm, embedding = norm_of(rng, hidden), Group()
     norm.weight, norm.bias = rounded(norm.weight, dtype), rounded(norm.bias, dtype)
@@ -378,7 +378,7 @@ def test_norms_far_from_zero(dtype):
     """The mean's rounding error is taken off; a row of one value is normed to the bias; a variance beyond float32 makes NaN."""
     rng = np.random.default_rng(10)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(384, 0, dtype)
+    ops = ops.fitted(384, 0, dtype)
     norm, given = Group(), norm_of(rng, 384)
     norm.weight, norm.bias = ops.vector(given.weight), ops.vector(given.bias)
     given.weight, given.bias = rounded(given.weight, dtype), rounded(given.bias, dtype)
@@ -405,7 +405,7 @@ POISONS = (np.nan, np.inf, -np.inf)
 def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
     """In any tile of keys, among queries of other texts: those are right, the text itself is not finite."""
     ops, lengths = fastinfer.backends.get("cuda", dtype=dtype), [3, 1, 70, 2, 17, 40, 130, 1, 33, 8, 5]
-    ops.begin(heads * size, heads, dtype)
+    ops = ops.fitted(heads * size, heads, dtype)
     tokens, bounds = sum(lengths), np.cumsum([0, *lengths])
     clean = rounded(np.random.default_rng(size).standard_normal((tokens, 3 * heads * size), np.float32), dtype)
     want = in_float64(clean, lengths, heads, size)
@@ -424,7 +424,7 @@ def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_pooling_and_relu_keep_what_is_no_number(dtype):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
-    ops.begin(16, 0, dtype)
+    ops = ops.fitted(16, 0, dtype)
     x = np.random.default_rng(12).standard_normal((6, 16), np.float32)
     x[1, 2] = x[2, 3] = np.nan
     there, cu = ops._send("x", ops._bits(x)), np.array([0, 1, 4, 6], np.int32)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastinfer
-from fastinfer import checkpoint, layouts
-from fastinfer.checkpoint import Tensor
+from fastinfer import checkpoint
+from fastinfer.checkpoint import Tensor, layouts
 from fastinfer.config import Classify, Tasks
 from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
 

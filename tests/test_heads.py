@@ -21,18 +21,18 @@ def test_best_spans_are_those_of_all_pairs(scores, top_k, longest):
     start, end = scores
     pairs = [(i, j, start[i] * end[j]) for i in range(len(start)) for j in range(i, min(i + longest, len(end)))]
     want = sorted(pairs, key=lambda span: (-span[2], span[0], span[1]))[:top_k]
-    assert heads.best_spans(start, end, top_k, longest) == want
+    assert heads.answer.best_spans(start, end, top_k, longest) == want
 
 
 def test_best_spans_of_a_long_context_take_memory_by_the_token():
     rng = np.random.default_rng(0)
     start, end = rng.random((2, 8000))
     tracemalloc.start()
-    best = heads.best_spans(start, end, 12)
+    best = heads.answer.best_spans(start, end, 12)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(best) == 12
-    assert peak < 8000 * heads.ANSWER_TOKENS * 8 * 6  # bytes; all pairs would be 512 MB
+    assert peak < 8000 * heads.answer.ANSWER_TOKENS * 8 * 6  # bytes; all pairs would be 512 MB
 
 
 def tokens_of(text, *parts, words=None, special=()):
@@ -48,7 +48,7 @@ def tokens_of(text, *parts, words=None, special=()):
 
 def words_of(text, *parts, words=None, marked=False):
     tokens = tokens_of(text, *parts, words=words)
-    return [text[word.start : word.end] for word in heads.words(heads.pieces(tokens, text), text, marked)]
+    return [text[word.start : word.end] for word in heads.words.words(heads.words.pieces(tokens, text), text, marked)]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_words_of_a_vocabulary_that_marks_spaces(text, parts, words):
 
 def test_white_space_that_is_a_token_begins_the_word_it_is_counted_to():
     tokens = tokens_of("a Łódź", "a", " ", "Łó", "dź", words=[0, 1, 1, 1])
-    assert [word.rows for word in heads.words(heads.pieces(tokens, "a Łódź"), "a Łódź", False)] == [[0], [1, 2, 3]]
+    assert [word.rows for word in heads.words.words(heads.words.pieces(tokens, "a Łódź"), "a Łódź", False)] == [[0], [1, 2, 3]]
 
 
 def test_words_of_a_vocabulary_that_marks_pieces_are_the_tokenizers():
@@ -81,7 +81,7 @@ def test_words_of_a_vocabulary_that_marks_pieces_are_the_tokenizers():
 def test_a_character_of_several_tokens_is_in_one_word():
     text = "🦊🦊"
     tokens = Tokens([0] * 4, [0] * 4, [(0, 1), (0, 1), (1, 2), (1, 2)], [0] * 4, [0] * 4)
-    assert [word.rows for word in heads.words(heads.pieces(tokens, text), text, False)] == [[0, 1], [2, 3]]
+    assert [word.rows for word in heads.words.words(heads.words.pieces(tokens, text), text, False)] == [[0, 1], [2, 3]]
 
 
 @given(count=st.integers(0, 60), room=st.integers(2, 20))
@@ -93,7 +93,7 @@ def test_a_token_is_taken_from_the_window_where_it_is_farthest_from_a_border(cou
     for number, start in enumerate(starts):
         rows = [0, *range(start + 1, min(start + room, count) + 1), count + 1]
         windows.append((rows, np.full((len(rows), 1), number, np.float32)))
-    joined = heads.join_windows(windows, whole)[1:-1, 0]
+    joined = heads.words.join_windows(windows, whole)[1:-1, 0]
     for token in range(count):
         far = {}
         for number, start in enumerate(starts):
@@ -120,7 +120,7 @@ def test_strategies(strategy, want):
     scores = np.array([[0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0]])
     if strategy == "average":
         scores[1] = [0.4, 0.5, 0.1]
-    got = heads.decode_tags(scores, tokens, "Adame in", PER, strategy, True)
+    got = heads.tag.decode(scores, tokens, "Adame in", PER, strategy, True)
     assert [(*span[:3], span[4]) for span in got] == [(*span[:3], "Adame in"[span[0] : span[1]]) for span in want]
     assert_allclose([span[3] for span in got], [span[3] for span in want])
 
@@ -130,7 +130,7 @@ def test_white_space_is_no_span():
     tokens = tokens_of(text, "a", "\n\n", "b", words=[0, 1, 2])
     scores = np.array([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.1, 0.2, 0.7]])
     for strategy, want in {"simple": [(3, 4, "PER", pytest.approx(0.8), "b")], "first": [(3, 4, "PER", pytest.approx(0.7), "b")]}.items():
-        assert heads.decode_tags(scores, tokens, text, PER, strategy, False) == want
+        assert heads.tag.decode(scores, tokens, text, PER, strategy, False) == want
 
 
 @pytest.mark.parametrize(
@@ -155,4 +155,4 @@ def test_white_space_is_no_span():
 )
 def test_what_a_filled_mask_joins(text, token, marked, filled):
     start = text.index("[M]")
-    assert heads.fill(text, start, start + 3, token, marked) == filled
+    assert heads.fill_mask.fill(text, start, start + 3, token, marked) == filled

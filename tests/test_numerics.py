@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_attention import attend
 
 import fastinfer
-from fastinfer.checkpoint import Group, Tensor
+from fastinfer.checkpoint import Tensor
+from fastinfer.weights import Norm
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "numerics.md"
 INF, NAN = np.inf, np.nan
@@ -53,9 +54,9 @@ def test_special_values_of_gelu(device):
 
 
 def normed(device, x, eps, weight=None, bias=None):
-    norm, out = Group(), np.empty_like(x)
-    norm.weight = np.ones(x.shape[1], np.float32) if weight is None else weight
-    norm.bias = np.zeros(x.shape[1], np.float32) if bias is None else bias
+    out = np.empty_like(x)
+    ones, zeros = np.ones(x.shape[1], np.float32), np.zeros(x.shape[1], np.float32)
+    norm = Norm(ones if weight is None else weight, zeros if bias is None else bias)
     fastinfer.backends.get(device, threads=1).norm(x, norm, eps, out=out)
     return out
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch_file
 
-from fastinfer import checkpoint, layouts
+from fastinfer import checkpoint
+from fastinfer.checkpoint import layouts
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Config, Dense, Stored, read_json
 from fastinfer.errors import CheckpointError, ConfigError, FastinferError

@@ -100,7 +100,7 @@ def visited(leaf: Tensor, below: Tensor) -> Tensor:
 
 
 class Feedforward(nn.Module):
-    """P trees, W neurons that are always on, an output bias, or any of them (fastinfer/ffn.py has the formula)."""
+    """P trees, W neurons that are always on, an output bias, or any of them (fastinfer/feedforward.py has the formula)."""
 
     def __init__(self, config: Config, ffn: Dense | FFF) -> None:
         super().__init__()
@@ -345,7 +345,7 @@ def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
 
 
 def load(folder: str | os.PathLike, *, dropout: float = 0.0) -> Encoder:
-    """The checkpoint in `folder`, of this format or one that fastinfer.layouts knows, as an Encoder on the CPU, float32.
+    """The checkpoint in `folder`, of this format or one that fastinfer.checkpoint.layouts knows, as an Encoder on the CPU, float32.
 
     Raises FastinferError as checkpoint.load does.
     """

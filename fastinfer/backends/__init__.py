@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import BackendError, short
 
-__all__ = ["available", "get"]
+__all__ = ["available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # what "auto" takes, the first that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -65,6 +65,15 @@ def available() -> dict[str, str | None]:
 
         found |= {f"cpu:{isa}": None for isa in isas()}
     return found
+
+
+def gpus() -> list[str]:
+    """Each GPU that can be used here: its name, compute capability, memory."""
+    if _why_no_cuda() is not None:
+        return []
+    from .cuda import names
+
+    return names()
 
 
 def _why_no_cpu() -> str | None:

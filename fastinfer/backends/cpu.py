@@ -10,9 +10,10 @@ import numpy as np
 
 from .. import _cpu
 from ..batch import PackedBatch
-from ..checkpoint import Tensor
+from ..checkpoint.tensor import Tensor
 from ..errors import BackendError
-from ..model import Workspace
+from ..weights import Embedding, Norm, Weights
+from ..workspace import Workspace
 from .reference import Reference, check_threads
 
 HUGE_PAGE = 2 << 20
@@ -62,9 +63,7 @@ class CPU(Reference):
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
         return self.dtype or ("float32" if stored.dtype == "float16" else stored.dtype)
 
-    def encode(
-        self, weights: Any, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None
-    ) -> np.ndarray:
+    def encode(self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None) -> Any:
         """The forward pass of model.py, its ops collected and then run by one team; op by op where NumPy has a part in it."""
         if taps or weights.hidden // weights.heads % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
@@ -95,7 +94,7 @@ class CPU(Reference):
     def table(self, rows: Tensor) -> Any:
         return rows.to("float32") if rows.dtype == "float16" else rows
 
-    def embed(self, batch: PackedBatch, embedding: Any, *, out: np.ndarray) -> None:
+    def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         word, norm = embedding.word, embedding.norm
         self.kernels.embed(
             batch.ids,
@@ -113,7 +112,7 @@ class CPU(Reference):
             self.threads,
         )
 
-    def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
+    def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         self.kernels.norm(x, norm.weight, norm.bias, eps, out, self.threads)
 
     @property

@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import ffn
+from .. import feedforward
 from ..batch import PackedBatch
-from ..checkpoint import Tensor
-from ..config import Config
+from ..checkpoint.tensor import Tensor
+from ..config import Config, tree_nodes
 from ..errors import BackendError, DtypeError, ShapeError
-from ..model import Workspace
+from ..weights import FeedForward, Layer, Weights
+from ..workspace import Workspace
 from . import driver
 from .cache import cached
 from .cublaslt import WORKSPACE, Product
-from .reference import Reference
+from .reference import Reference, check_layer_arrays
 
 MAX_HIDDEN = 4096  # a warp holds a row in registers
 POOLING = ("cls", "mean", "max", "lse")
@@ -282,9 +283,9 @@ class Session(Workspace):
         """Ready for the next call."""
         self.ops.idle.append(self)
 
-    def take(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
-        """As in model.py; float32, its default, stands for the compute dtype. A buffer that grows takes the graphs with it."""
-        dtype = np.dtype(self.ops.storage if dtype == np.float32 else dtype)
+    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        """As in model.py. A buffer that grows takes the graphs with it."""
+        dtype = np.dtype(self.ops.storage if dtype is None else dtype)
         buffer = self._buffers.get(name)
         size = math.prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
@@ -506,8 +507,18 @@ class CUDA(Reference):
 
     # --- preparing weights ---
 
-    def begin(self, hidden: int, heads: int, stored: str) -> None:
+    def fitted(self, hidden: int, heads: int, stored: str) -> CUDA:
+        made = CUDA(self.number, self.dtype)
+        made._settle(hidden, heads, stored)
+        return made
+
+    def _settle(self, hidden: int, heads: int, stored: str) -> None:
         """Settle dtypes and compile the kernels; stored: the dtype of the file's dense weights."""
+        if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
+            raise BackendError(
+                f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
+                "up to 128: use device 'cpu'"
+            )
         wanted = self.dtype or stored
         self.act = "float16" if wanted == "int8" else wanted
         self.int8_rows, self.width = wanted == "int8", up(hidden)
@@ -544,18 +555,10 @@ class CUDA(Reference):
         with self.cupy.cuda.Device(self.number):
             return self.cupy.ndarray(count, np.int32, self._module(kind).get_global(name)).tolist()
 
-    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Any:
-        if config.hidden % 8 or config.hidden // config.heads % 8 or config.hidden // config.heads > 128:
-            raise BackendError(
-                f"hidden is {config.hidden} and heads {config.heads}, but the GPU backend needs a head size that is a multiple of 8 "
-                "up to 128: use device 'cpu'"
-            )
+    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
             device.synchronize()  # the streams of sessions do not wait for copies of this one
-        if not weights.pre_norm:  # the norm behind attention is part of the feedforward's kernel
-            for layer in weights.layers:
-                layer.ffn.norm_before = layer.attention.norm
         return weights
 
     def _bits(self, values: np.ndarray) -> np.ndarray:
@@ -568,7 +571,8 @@ class CUDA(Reference):
         padded[..., : values.shape[-1]] = values
         return self._send("a weight", self._bits(padded))
 
-    table = vector
+    def table(self, rows: Tensor) -> Any:
+        return self.vector(rows)
 
     def matrix(self, weight: Tensor) -> Matrix:
         outputs, inputs = weight.data.shape
@@ -586,7 +590,7 @@ class CUDA(Reference):
         count, _, hidden = rows.shape[1:]
         products = None
         # fff_mask spreads a tree over the lanes of one warp at most.
-        if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == ffn.tree_nodes(depth) and children is None:
+        if len(rows) >= 8 and 2 << depth <= 32 * self.vector_size and count == tree_nodes(depth) and children is None:
             products = self._as_products(nodes.float32(), b_in, depth)
         self._trees_few_threads = self._constants((depth, children is not None), "trees_few_threads", 1)[0]
         padded = np.zeros((*rows.shape[:3], self.width), rows.dtype)
@@ -697,7 +701,10 @@ class CUDA(Reference):
         arguments = qkv, cu_seqlens, len(out), out, size**-0.5
         self._launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
 
-    def fff(
+    def fff(self, x: Any, trees: Trees, *, bias: Any = None, residual: Any = None, out: Any, nodes: Any = None, z: Any = None) -> None:
+        self.fff_between_norms(x, trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+    def fff_between_norms(
         self,
         x: Any,
         trees: Trees,
@@ -802,7 +809,7 @@ class CUDA(Reference):
 
     # --- the forward pass ---
 
-    def encode(self, weights: Any, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
+    def encode(self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict | None = None, routes: list | None = None) -> Any:
         """The forward pass of model.py as one graph; op by op where something is watched."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
         size = bucket(len(batch.ids))
@@ -818,7 +825,7 @@ class CUDA(Reference):
             graph.launch(work.stream)
         return x[: len(batch.ids)]
 
-    def _encode_watched(self, weights: Any, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:
+    def _encode_watched(self, weights: Weights, placed: Placed, work: Any, tokens: int, taps: dict | None, routes: list | None) -> Any:
         """The same ops on the same sizes; taps and routes are filled on the GPU and brought to the caller's arrays."""
         size = len(placed.ids)
         taps_here = {i: self.empty(size, weights.hidden) for i in taps or ()}
@@ -831,8 +838,9 @@ class CUDA(Reference):
                 to[...] = self.bring(array[:tokens])()
         return x
 
-    def attention_block(self, x: Any, attention: Any, cu_seqlens: Any, weights: Any, work: Any) -> None:
-        """As in model.py, but the norm behind it is left to ffn_block."""
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
+        """As in model.py, but the norm behind it is left to ffn_block, whose kernel it is a part of."""
+        attention = layer.attention
         h = work.take("h", *x.shape)
         qkv = work.take("qkv", len(x), 3 * x.shape[1])
         if weights.pre_norm:
@@ -841,62 +849,73 @@ class CUDA(Reference):
         self.attention(qkv, cu_seqlens, weights.heads, out=h)
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
-    def ffn_block(self, x: Any, layer: Any, weights: Any, work: Any, *, routes: Any = None) -> None:
+    def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
         """x = x + ffn(norm(x)), or norm(h + ffn(h)) with h = norm(x) where norms come after; trees alone are one kernel."""
-        norm, out_norm = (layer.norm, None) if weights.pre_norm else (layer.norm_before, layer.norm)
+        ffn = layer.ffn
+        norm, out_norm = (ffn.norm, None) if weights.pre_norm else (layer.attention.norm, ffn.norm)
         nodes, z = routes or (None, None)
-        if layer.dense_in is None:
+        if ffn.dense_in is None:
             around = {"norm": norm, "out_norm": out_norm, "eps": weights.eps}
             residual = x if weights.pre_norm else None
-            self.fff(x, layer.trees, bias=layer.b_out, residual=residual, add_input=residual is None, out=x, nodes=nodes, z=z, **around)
+            around |= {"residual": residual, "add_input": residual is None}
+            self.fff_between_norms(x, ffn.trees, bias=ffn.b_out, out=x, nodes=nodes, z=z, **around)
             return
         h = work.take("h", *x.shape)
         self.norm(x, norm, weights.eps, out=h)
-        last = layer.b_out if layer.trees is None else None
-        for part in self._parts(len(x), layer.dense_in.weight):
-            middle = work.take("middle", part.stop - part.start, len(layer.dense_in.weight.data))
-            self.linear(h[part], layer.dense_in.weight, bias=layer.dense_in.bias, activation="gelu", out=middle)
+        last = ffn.b_out if ffn.trees is None else None
+        for part in self._parts(len(x), ffn.dense_in.weight):
+            middle = work.take("middle", part.stop - part.start, len(ffn.dense_in.weight.data))
+            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
             residual = x if weights.pre_norm else h
-            self.linear(middle, layer.dense_out.weight, bias=last, residual=residual[part], out=x[part])
-        if layer.trees is not None:
+            self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
+        if ffn.trees is not None:
             around = {"out_norm": out_norm, "eps": weights.eps}
-            self.fff(h, layer.trees, bias=layer.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
+            self.fff_between_norms(h, ffn.trees, bias=ffn.b_out, residual=x, out=x, nodes=nodes, z=z, **around)
         elif out_norm is not None:
             self.norm(x, out_norm, weights.eps, out=x)
 
-    # --- FFF ---
+    # --- a layer alone ---
 
-    def apply(self, layer: Any, x: Any, out: Any = None, routes: bool = False) -> Any:
-        """FFF's call, or its routes, for an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that
-        CuPy can share: __cuda_array_interface__, __dlpack__), on the caller's current stream.
+    def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
+        """For an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that CuPy can share:
+        __cuda_array_interface__, __dlpack__), on the caller's current stream.
         """
-        cupy = self.cupy
-        at_host = isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))
-        with cupy.cuda.Device(self.number), self._session:
-            if at_host:
-                layer._check(x, out)
-                given = self._send("x", x)
-            else:
-                given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
-                if given.ndim != 2 or given.shape[1] != layer.hidden:
-                    raise ShapeError(f"x is {given.shape}, expected (T, {layer.hidden})\n  hidden={layer.hidden} comes from w_in")
-                if given.dtype not in (np.float32, np.float16, self.storage):
-                    raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {layer.dtype}")
-            inner = self._widened(self._as_act(given), self.width)
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self._session:
+            given, inner = self._taken(x, out, hidden)
             y = self.empty(*inner.shape)
-            if routes:
-                shape = len(inner), layer.trees, layer.depth + 1
-                nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
-                self.fff(inner, layer._layer.trees, out=y, nodes=nodes, z=z)
-                return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
             if len(inner):
-                ffn.forward(self, inner, layer._layer, residual=None, out=y, work=self._session)
-            y = y[:, : layer.hidden]
+                feedforward.forward(self, inner, layer, residual=None, out=y, work=self._session)
+            y = y[:, :hidden]
             y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
             if out is None:
                 return y
             out[...] = y
             return out
+
+    def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self._session:
+            _, inner = self._taken(x, None, hidden)
+            y = self.empty(*inner.shape)
+            shape = len(inner), trees, layer.trees.depth + 1
+            nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
+            self.fff(inner, layer.trees, out=y, nodes=nodes, z=z)
+            return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
+
+    def _taken(self, x: Any, out: Any, hidden: int) -> tuple[Any, Any]:
+        """(x on this GPU, the same in the compute dtype and as wide as the kernels' rows). Raises ShapeError, DtypeError, InputError."""
+        cupy = self.cupy
+        if is_of_host(x):
+            check_layer_arrays(x, out, hidden)
+            given = self._send("x", x)
+        else:
+            given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
+            if given.ndim != 2 or given.shape[1] != hidden:
+                raise ShapeError(f"x is {given.shape}, expected (T, {hidden})\n  hidden={hidden} comes from w_in")
+            if given.dtype not in (np.float32, np.float16, self.storage):
+                raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {self.act}")
+        return given, self._widened(self._as_act(given), self.width)
 
     def _as_act(self, x: Any) -> Any:
         """float32 or float16 values as the compute dtype's bits."""
@@ -910,3 +929,8 @@ class CUDA(Reference):
         if self.act != "bfloat16" or dtype == self.storage:
             return self.cupy.ascontiguousarray(y, dtype)
         return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+
+
+def is_of_host(x: Any) -> bool:
+    """Whether x is not an array of a GPU, nor one that CuPy can share."""
+    return isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))

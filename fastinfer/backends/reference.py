@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint
+from .. import model
 from ..batch import PackedBatch
-from ..checkpoint import Group, Tensor
+from ..checkpoint.spec import tensors
+from ..checkpoint.tensor import Tensor
 from ..config import Config
-from ..errors import BackendError, about, check_int
-from ..model import Forward, Workspace
+from ..errors import BackendError, InputError, about, check_array, check_int
+from ..feedforward import forward
+from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
+from ..workspace import Workspace
 
+FLOAT32 = np.dtype(np.float32)
 GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
 
 
@@ -28,6 +32,18 @@ def check_threads(threads: int | None) -> int | None:
     if threads is None:
         return None
     return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
+
+
+def check_layer_arrays(x: Any, out: Any, hidden: int) -> None:
+    """Raise ShapeError, DtypeError or InputError unless a layer of `hidden` columns can read x and write `out` (None: it makes one)."""
+    check_array("x", x, ("T", hidden), because=f"hidden={hidden} comes from w_in")
+    if out is None:
+        return
+    check_array("out", out, x.shape, because="out has the shape of x")
+    if not out.flags.writeable:
+        raise InputError("out is read-only")
+    if np.may_share_memory(x, out):
+        raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
 
 
 class Trees(NamedTuple):
@@ -39,7 +55,7 @@ class Trees(NamedTuple):
     depth: int
 
 
-class Reference(Forward):
+class Reference:
     """Every op in NumPy, float32."""
 
     name = "numpy"
@@ -59,6 +75,17 @@ class Reference(Forward):
         check_threads(threads)
         return self
 
+    def fitted(self, hidden: int, heads: int, stored: str) -> Reference:
+        """The backend that prepares and runs weights of these sizes: this one, where kernels do not depend on them.
+
+        hidden  columns of the activations
+        heads   attention heads; 0: no attention
+        stored  the dtype of the dense weights as they are stored
+
+        Raises BackendError for sizes or a dtype that this device does not compute.
+        """
+        return self
+
     # --- memory: the arrays that ops take and give ---
 
     def workspace(self) -> Workspace:
@@ -68,9 +95,9 @@ class Reference(Forward):
     def release(self) -> None:
         """Give back memory that no call is using and that is not weights."""
 
-    def empty(self, *shape: int, dtype: Any = np.float32) -> Any:
-        """An uninitialised array for an op to write into."""
-        return np.empty(shape, dtype)
+    def empty(self, *shape: int, dtype: Any = None) -> Any:
+        """An uninitialised array for an op to write into. dtype None: that of activations."""
+        return np.empty(shape, np.float32 if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
         """Start to bring an op's result to the host; what is returned waits for it and gives it, float32 where it is of floats."""
@@ -86,18 +113,14 @@ class Reference(Forward):
 
     # --- preparing weights, once at load ---
 
-    def begin(self, hidden: int, heads: int, stored: str) -> None:
-        """What is to be prepared; heads: 0 of a feedforward alone; stored: the dtype of the dense weights as they are stored."""
+    def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Weights:
+        """Stored tensors to what the ops take.
 
-    def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Group:
-        """Stored tensors to what the ops take, by the same names, plus hidden, heads, eps, pre_norm.
-
-        Trees become layers[i].ffn.trees, walked at most `max_depth` decisions deep; a position table is made
-        of sines where the config says so; a tied decoder is the word embedding. Errors name the tensor.
+        Trees are walked at most `max_depth` decisions deep; a position table is made of sines where the config
+        says so; a tied decoder is the word embedding. Errors name the tensor.
         """
-        self.begin(config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype)
         prepared: dict[str, Any] = {}
-        for name, (_, _, family) in checkpoint.tensors(config).items():
+        for name, (_, _, family) in tensors(config).items():
             if name not in stored:  # a scale: it came with its tensor
                 continue
             with about(name):
@@ -115,15 +138,11 @@ class Reference(Forward):
             with about("embedding.word, which is the decoder, too"):
                 prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
             stored["embedding.word"].release()
-        weights = checkpoint.group(prepared)
         if config.positions.kind == "scaled-sinusoidal":
             table = sinusoids(config.positions.max, config.hidden)
             table *= stored["embedding.position_scale"].float32()
-            weights.embedding.position = self.vector(Tensor(table, "float32"))
-        weights.embedding.eps = config.norm.eps
-        weights.hidden, weights.heads = config.hidden, config.heads
-        weights.eps, weights.pre_norm = config.norm.eps, config.norm.order == "pre"
-        return weights
+            prepared["embedding.position"] = self.vector(Tensor(table, "float32"))
+        return assemble(config, prepared)
 
     def vector(self, values: Tensor) -> Any:
         """A bias, a norm's weight or a small table as the ops want it."""
@@ -149,9 +168,20 @@ class Reference(Forward):
         """The trees of a layer as `fff` wants them, with a `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
 
+    # --- the encoder, and the two blocks of its layers: model.py says what they do ---
+
+    def encode(self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None) -> Any:
+        return model.encode(self, weights, batch, work, taps, routes)
+
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
+        model.attention_block(self, x, layer, cu_seqlens, weights, work)
+
+    def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Workspace, *, routes: Any = None) -> None:
+        model.ffn_block(self, x, layer, weights, work, routes)
+
     # --- primitives ---
 
-    def embed(self, batch: PackedBatch, embedding: Any, *, out: np.ndarray) -> None:
+    def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         """out (T, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm."""
         np.take(embedding.word, batch.ids, axis=0, out=out)
         out += embedding.position[batch.positions]
@@ -184,7 +214,7 @@ class Reference(Forward):
             y += residual
         out[...] = y
 
-    def norm(self, x: np.ndarray, norm: Any, eps: float, *, out: np.ndarray) -> None:
+    def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same.
 
         A row whose variance float32 cannot hold (deviations of 1e19) becomes NaN.
@@ -273,6 +303,39 @@ class Reference(Forward):
             out[...] = top
             if kind == "lse":
                 out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
+
+    # --- a layer alone: what the public FFF asks for ---
+
+    def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
+        """feedforward(x) for an array x (T, hidden) float32 that a caller gave, in `out` when given (it may not overlap x).
+
+        layer  the prepared weights of one feedforward, as feedforward.forward takes them
+
+        A device's own arrays may be taken, too; the answer is then one of them. Raises ShapeError, DtypeError, InputError.
+        """
+        # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
+        if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == hidden and x.flags.carray):
+            check_layer_arrays(x, None, hidden)
+        if out is None:
+            out = np.empty(x.shape, FLOAT32)
+        elif not (
+            type(out) is np.ndarray
+            and out.dtype == FLOAT32
+            and out.shape == x.shape
+            and out.flags.carray
+            and not np.may_share_memory(x, out)
+        ):
+            check_layer_arrays(x, out, hidden)
+        forward(self, x, layer, residual=None, out=out, work=None if layer.dense_in is None else Workspace())
+        return out
+
+    def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
+        """The paths of x (T, hidden) down the `trees` of a layer: node ids (T, trees, depth + 1) int32, and their logits z, float32."""
+        check_layer_arrays(x, None, hidden)
+        nodes = np.empty((len(x), trees, layer.trees.depth + 1), np.int32)
+        z = np.empty(nodes.shape, np.float32)
+        self.fff(x, layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
+        return nodes, z
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

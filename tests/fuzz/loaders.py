@@ -56,8 +56,8 @@ with atheris.instrument_imports(include=["fastinfer", "convert", "torch_file"]) 
     import torch_file
 
     import fastinfer
-    from fastinfer import checkpoint, layouts
-    from fastinfer.checkpoint import Tensor
+    from fastinfer import checkpoint
+    from fastinfer.checkpoint import Tensor, layouts
     from fastinfer.config import Config, parse_json
     from fastinfer.tokenizer import Tokenizer
 

@@ -1,63 +1,16 @@
-"""Feedforward kinds: the tensors each declares and the forward they share; the public FFF and fff.
-
-Both kinds are one formula. A fast feedforward is P trees; a dense one is W neurons that are always
-on; an fff may have both; an output bias may follow:
-
-    y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
-      + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
-"""
+"""FFF and fff: a fast feedforward layer on arrays, without a model around it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from . import backends
-from .config import FFF as FFFConfig
-from .config import MAX_DEPTH, Dense, tree_nodes
+from .checkpoint.tensor import Tensor
+from .config import MAX_DEPTH, tree_nodes
 from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
+from .weights import FeedForward, Linear
 
-__all__ = ["FFF", "fff", "forward", "tensors"]
-
-FLOAT32 = np.dtype(np.float32)
-
-
-def tensors(ffn: Dense | FFFConfig, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape, family)} of one feedforward; families are those of checkpoint.tensors."""
-    width = ffn.width if isinstance(ffn, Dense) else ffn.dense
-    spec: dict[str, tuple[tuple[int, ...], str]] = {}
-    if isinstance(ffn, FFFConfig):
-        spec["nodes"] = ((ffn.trees, ffn.count, 2, hidden), "trees")
-        if ffn.bias_in:
-            spec["b_in"] = ((ffn.trees, ffn.count), "vector")
-        if ffn.children:
-            spec["children"] = ((ffn.trees, ffn.count, 2), "table")
-    if width:
-        spec["dense_in.weight"] = ((width, hidden), "matrices")
-        if ffn.bias_in:
-            spec["dense_in.bias"] = ((width,), "vector")
-        spec["dense_out.weight"] = ((hidden, width), "matrices")
-    if ffn.bias_out:
-        spec["b_out"] = ((hidden,), "vector")
-    return spec
-
-
-def forward(ops: Any, x: np.ndarray, ffn: Any, *, residual: np.ndarray | None, out: np.ndarray, work: Any, routes: Any = None) -> None:
-    """out = residual + feedforward(x).
-
-    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; `ffn` the prepared weights
-    of one layer; routes None or (nodes, z), both (T, P, depth + 1), to be filled.
-    """
-    bias = ffn.b_out
-    if ffn.dense_in is not None:
-        middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
-        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
-        ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
-        residual = out
-    if ffn.trees is not None:
-        nodes, z = routes or (None, None)
-        ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+__all__ = ["FFF", "fff"]
 
 
 class FFF:
@@ -92,14 +45,11 @@ class FFF:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        from .checkpoint import Group, Tensor
-        from .model import Workspace
-
         depth = check_int("depth", depth, 0, MAX_DEPTH)
         if not isinstance(activation, str) or activation != "gelu":
             raise InputError(f"activation is {short(activation)}, expected 'gelu' (the exact one)")
         count = tree_nodes(depth)
-        self._ops = ops = backends.get(device, dtype=dtype)
+        ops = backends.get(device, dtype=dtype)
         w_in, b_in, w_out, b_out = (ops.to_host(a) for a in (w_in, b_in, w_out, b_out))
         why = f"a tree of depth={depth} has N = 2**(depth+1)-1 = {count} nodes"
         check_array("w_in", w_in, ("trees", count, "hidden"), because=why)
@@ -112,15 +62,13 @@ class FFF:
         if b_out is not None:
             check_array("b_out", b_out, (hidden,), because=f"hidden={hidden} comes from w_in")
 
-        ops.begin(hidden, 0, dtype)
-        self._workspace = None if dense is None else Workspace
+        self._ops = ops = ops.fitted(hidden, 0, dtype)
         self.trees, self.depth, self.hidden = trees, depth, hidden
         self.dtype, self.device = dtype, ops.device
-        layer = Group()
         nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
-        layer.trees = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
-        layer.b_out = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
-        layer.dense_in = None
+        made = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
+        bias = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
+        dense_in = dense_out = None
         if dense is not None:
             if not isinstance(dense, tuple) or len(dense) != 3:
                 raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
@@ -131,11 +79,9 @@ class FFF:
             check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
             if d_bias is not None:
                 d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
-            layer.dense_in, layer.dense_out = Group(), Group()
-            layer.dense_in.weight = ops.matrix(Tensor(d_in.copy(), "float32"))
-            layer.dense_in.bias = d_bias
-            layer.dense_out.weight = ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32"))
-        self._layer = layer
+            dense_in = Linear(ops.matrix(Tensor(d_in.copy(), "float32")), d_bias)
+            dense_out = Linear(ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32")))
+        self._layer = FeedForward(None, made, dense_in, dense_out, bias)
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
         """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).
@@ -144,43 +90,11 @@ class FFF:
         The answer is then a CuPy array of its dtype, on the caller's current stream.
         """
         ops = self._ops if threads is None else self._ops.using(threads)
-        if ops.name == "cuda":
-            return ops.apply(self, x, out)
-        # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
-        if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == self.hidden and x.flags.carray):
-            self._check(x)
-        if out is None:
-            out = np.empty(x.shape, FLOAT32)
-        elif not (
-            type(out) is np.ndarray
-            and out.dtype == FLOAT32
-            and out.shape == x.shape
-            and out.flags.carray
-            and not np.may_share_memory(x, out)
-        ):
-            self._check(x, out)
-        forward(ops, x, self._layer, residual=None, out=out, work=self._workspace and self._workspace())
-        return out
-
-    def _check(self, x: Any, out: Any = None) -> None:
-        check_array("x", x, ("T", self.hidden), because=f"hidden={self.hidden} comes from w_in")
-        if out is None:
-            return
-        check_array("out", out, x.shape, because="out has the shape of x")
-        if not out.flags.writeable:
-            raise InputError("out is read-only")
-        if np.may_share_memory(x, out):
-            raise InputError("out overlaps x: the walk reads x until it ends, so give another array")
+        return ops.call_layer(self._layer, self.hidden, x, out)
 
     def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""
-        if self._ops.name == "cuda":
-            return self._ops.apply(self, x, routes=True)
-        self._check(x)
-        nodes = np.empty((len(x), self.trees, self.depth + 1), np.int32)
-        z = np.empty(nodes.shape, np.float32)
-        self._ops.fff(x, self._layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
-        return nodes, z
+        return self._ops.layer_routes(self._layer, self.hidden, self.trees, x)
 
     def __repr__(self) -> str:
         return f"FFF({self.trees}x{self.depth}, hidden={self.hidden}, {self.dtype}, {self.device})"

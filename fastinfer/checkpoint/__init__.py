@@ -1,0 +1,16 @@
+"""The format: which tensors a Config has, and how they are saved, mapped, checked and validated.
+
+A checkpoint folder holds config.json, model.safetensors (or shards with model.safetensors.index.json) and
+tokenizer.json. Files are safetensors; tensors whose size is a multiple of 64 bytes start 64-byte
+aligned, so that trees are used where they lie in the mapped file.
+"""
+
+from .check import check, check_children, check_finite
+from .open import load
+from .read import INDEX, SINGLE, map_file, map_folder, unchanged
+from .spec import Spec, parameters, tensors
+from .tensor import DTYPES, Tensor
+from .write import save
+
+__all__ = ["DTYPES", "INDEX", "SINGLE", "Spec", "Tensor", "check", "check_children", "check_finite", "load", "map_file", "map_folder"]
+__all__ += ["parameters", "save", "tensors", "unchanged"]

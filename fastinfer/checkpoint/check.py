@@ -1,0 +1,107 @@
+"""Checks of stored tensors: the set that a Config has, tables of children, NaN and infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..config import Config
+from ..errors import CheckpointError, listed, short
+from .spec import tensors
+from .tensor import DTYPES, Tensor
+
+__all__ = ["check", "check_children", "check_finite"]
+
+SCAN = 1 << 20  # values that the scan converts at a time
+MAX_SINUSOIDS = 64 << 20  # bytes of a table that no tensor confirms, where the weights are not larger
+
+
+def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """`stored` with int8 scales attached, when it is exactly what `config` says; else one error that lists all that is not."""
+    spec = tensors(config)
+    problems = [f"missing    {name} {spec[name].shape} {spec[name].dtype}" for name in spec if name not in stored]
+    problems += [f"surplus    {short(name)} {t.data.shape} {t.dtype}" for name, t in stored.items() if name not in spec]
+    for name in spec.keys() & stored.keys():
+        shape, dtype, family = spec[name]
+        tensor = stored[name]
+        if tensor.dtype != dtype:
+            problems.append(f"dtype      {name} is {tensor.dtype}, expected {dtype}")
+        elif tensor.data.dtype != DTYPES[dtype][1]:
+            problems.append(f"dtype      {name} holds {tensor.data.dtype}, expected {DTYPES[dtype][1]} for {dtype}")
+        elif tensor.data.shape != shape:
+            hint = ""
+            if family == "trees":
+                hint = " = (trees, nodes, in|out, hidden)"
+                nodes = tensor.data.shape[1] if tensor.data.ndim == 4 else 0
+                if nodes & (nodes + 1):
+                    hint += f"; {nodes} nodes are no full tree (2**k - 1)"
+            problems.append(f"shape      {name} is {tensor.data.shape}, expected {shape}{hint}")
+    if problems:
+        raise CheckpointError(
+            f"{where}: {len(problems)} tensor{'s' * (len(problems) > 1)} not as config.json says:\n  "
+            + listed(sorted(problems), "\n  ")
+            + "\n  Where the file came from another tool, convert the original with tools/convert.py."
+        )
+    table, weights = 4 * config.positions.max * config.hidden, sum(t.nbytes for t in stored.values())
+    if config.positions.kind == "scaled-sinusoidal" and table > max(MAX_SINUSOIDS, weights):
+        raise CheckpointError(
+            f"{where}: positions.max is {config.positions.max}, whose table of sines would take {table} bytes, "
+            f"expected at most {max(MAX_SINUSOIDS, weights)}, for weights of {weights} bytes"
+        )
+    found = {}
+    for name, (_, dtype, family) in spec.items():
+        if dtype == "int8":
+            found[name] = Tensor(stored[name].data, dtype, stored[f"{name}.scale"].data)
+        elif not name.endswith(".scale"):
+            found[name] = stored[name]
+        if family == "table":
+            depth = config.ffn[int(name.split(".")[1])].depth
+            check_children(found[name].data, depth, f"{where}: {name}")
+    return found
+
+
+def check_children(children: np.ndarray, depth: int, what: str) -> None:
+    """A table of children (P, N, 2) is a forest that a walk leaves within depth + 1 nodes, or CheckpointError.
+
+    Each child is -1 (stop) or the index of a later node, so no walk loops; and no node lies deeper than `depth`.
+    """
+    count = children.shape[1]
+    parent = np.arange(count)[None, :, None]
+    outside = (children < -1) | (children >= count)
+    if outside.any():
+        p, n, side = np.argwhere(outside)[0]
+        raise CheckpointError(f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected -1 (stop) or a node from 0 to {count - 1}")
+    back = (children != -1) & (children <= parent)
+    if back.any():
+        p, n, side = np.argwhere(back)[0]
+        raise CheckpointError(
+            f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected a node after {n}: "
+            "children follow their parent, or a walk could loop"
+        )
+    # all trees at once: node n of tree p is number p * count + n
+    level = np.arange(len(children)) * count
+    table = np.where(children < 0, -1, children + level[:, None, None]).reshape(-1, 2)
+    for _ in range(depth):
+        level = np.unique(table[level])
+        level = level[level >= 0]
+    deeper = table[level]
+    if (deeper >= 0).any():
+        p, n = divmod(int(deeper.max()), count)
+        raise CheckpointError(f"{what}[{p}] leads to node {n} after more than depth={depth} decisions")
+
+
+def check_finite(found: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError naming every tensor that holds NaN or infinity (scales included)."""
+    bad = []
+    for name, tensor in found.items():
+        if tensor.dtype == "int32":
+            continue
+        values = Tensor(tensor.scale, "float32") if tensor.dtype == "int8" else tensor
+        flat = values.data.reshape(-1)
+        parts = (Tensor(flat[i : i + SCAN], values.dtype).float32() for i in range(0, flat.size, SCAN))
+        count = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+        if count:
+            bad.append(f"{name}{'.scale' * (tensor.dtype == 'int8')}: {count} of {flat.size}")
+    if bad:
+        raise CheckpointError(f"{where}: weights that are NaN or infinite:\n  " + listed(bad, "\n  "))

@@ -1,0 +1,90 @@
+"""Settings beside the weights of a foreign checkpoint: sentence-transformers modules, special tokens, vocabulary, options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...config import MAX_JSON_BYTES, Pooling, read_json, vocabulary_bytes
+from ...errors import CheckpointError, ConfigError, listed, short
+from ...files import read_file
+
+__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "sentence_transformers", "special_tokens"]
+
+SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
+# Where a sentence-transformers folder keeps the most tokens of a text; the first that says so counts.
+TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+
+
+def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | None]:
+    """(pooling, normalize, most tokens) as a sentence-transformers folder keeps them, or (None, False, None)."""
+    if not (folder / "modules.json").exists():
+        return None, False, None
+    pooling: Pooling | None = None
+    normalize = False
+    for module in read_object(folder / "modules.json", list):
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _pooling(_inside(folder, module.get("path", "")) / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ConfigError(
+                f"{folder / 'modules.json'}: module {short(module.get('type'))} is not supported, only Transformer, Pooling and Normalize"
+            )
+    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
+    return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+
+
+def _inside(folder: Path, path: Any) -> Path:
+    """The folder of a module, of which modules.json says the path below its own. Links are followed: caches are made of them."""
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(
+            f"{folder / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'"
+        )
+    return folder / path
+
+
+def _pooling(path: Path) -> Pooling:
+    """The one way of pooling that a Pooling module's config.json turns on: as a name, or, in older files, by a switch per way."""
+    options = read_object(path, dict)
+    ways: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max"}
+    prefix = "pooling_mode_"
+    chosen = options.get("pooling_mode") or [k.removeprefix(prefix) for k, on in options.items() if k.startswith(prefix) and on is True]
+    chosen = [chosen] if isinstance(chosen, str) else chosen
+    if len(chosen) != 1 or chosen[0] not in ways:
+        raise ConfigError(f"{path}: pooling {listed(map(short, chosen), ' + ') or 'none'} is not supported, only one of mean, cls and max")
+    return ways[chosen[0]]
+
+
+def special_tokens(folder: Path) -> dict[str, list[str]]:
+    """{"pad", "mask", "cls", "sep": what the token may be called}: as the tokenizer's settings name it, then by habit."""
+    named = read_options(folder / "tokenizer_config.json") | read_options(folder / "special_tokens_map.json")
+    found = {}
+    for key, habits in SPECIAL_TOKENS.items():
+        name = named.get(f"{key}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        found[key] = [n for n in (name, *habits) if isinstance(n, str)]
+    return found
+
+
+def read_vocabulary(path: Path, most: int) -> list[str]:
+    """The tokens of a vocab.txt, one a line, of a model that has `most`. Raises CheckpointError naming the file."""
+    try:
+        text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+
+
+def read_options(path: Path) -> dict:
+    """A JSON object of settings; empty where there is no such file."""
+    return read_object(path, dict) if path.exists() else {}
+
+
+def read_object(path: Path, kind: type, limit: int = MAX_JSON_BYTES) -> Any:
+    """A JSON file that holds an object, or a list of objects."""
+    value = read_json(path, limit)
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")
+    return value

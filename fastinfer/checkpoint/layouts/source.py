@@ -1,0 +1,174 @@
+"""Source: a foreign checkpoint being read. Pieces that several layouts share: norms, linear maps and heads by their names here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag, vocabulary_bytes
+from ...errors import CheckpointError, ConfigError, listed, short
+from ..tensor import Tensor
+from .settings import read_object, read_vocabulary, special_tokens
+
+__all__ = ["Source", "classify", "linear", "norm", "refuse", "special_ids", "stack", "stored_dtypes", "tag", "tied"]
+
+
+class Source:
+    """A foreign checkpoint being read: its config, and its tensors, each taken once; what lacks or is left is told at the end."""
+
+    def __init__(self, data: dict, stored: Mapping[str, Tensor], folder: Path) -> None:
+        self.data, self.folder = data, folder
+        self.stored = {_modern(name): tensor for name, tensor in stored.items()}
+        self.taken: set[str] = set()
+        self.problems: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored
+
+    def get(self, name: str, ndim: int = 2) -> Tensor:
+        """The tensor `name`; where there is none such, an empty one, and config() tells why."""
+        self.taken.add(name)
+        tensor = self.stored.get(name)
+        if tensor is None:
+            self.problems.append(f"missing  {name}")
+        elif tensor.dtype not in ("float32", "float16", "bfloat16"):
+            self.problems.append(f"dtype    {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
+        elif tensor.data.ndim != ndim:
+            self.problems.append(f"shape    {name} is {tensor.data.shape}, expected {ndim} dimension{'s' * (ndim > 1)}")
+        else:
+            return tensor
+        return Tensor(np.empty((0,) * ndim, np.float32), "float32")
+
+    def vector(self, name: str) -> Tensor:
+        """A bias or a norm's weight: float32 whatever the file holds."""
+        return self.get(name, ndim=1).to("float32")
+
+    def number(self, at: Mapping[str, Any], key: str, low: int, high: int = MAX_SIZE, *, kind: Any = int, default: Any = None) -> Any:
+        """at[key], an integer (or a number, where kind is float) from low to high; bounded before anything is computed from it."""
+        value = at.get(key, default)
+        if type(value) not in (int, kind) or not low <= value <= high:
+            what = "an integer" if kind is int else "a number"
+            raise ConfigError(f"{self.folder / 'config.json'}: {key} is {short(value)}, expected {what} from {low} to {high}")
+        return kind(value)
+
+    def drop(self, *endings: str) -> None:
+        """Leave out the tensors whose names end so."""
+        self.taken |= {name for name in self.stored if name.endswith(endings)}
+
+    def labels(self, count: int) -> tuple[str, ...]:
+        """The names of `count` classes: id2label where it fits, else LABEL_i."""
+        names = self.data.get("id2label")
+        found = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
+        keys = [str(i) for i in range(count)]
+        if found.keys() == set(keys) and len(set(found.values())) == count:
+            return tuple(found[k] for k in keys)
+        return tuple(f"LABEL_{i}" for i in range(count))
+
+    def config(self, **fields: Any) -> Config:
+        """The Config, once all tensors are taken. Raises CheckpointError listing every one that is missing, misshapen or unknown."""
+        unknown = sorted(set(self.stored) - self.taken)
+        if self.problems or unknown:
+            lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
+            count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
+            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
+        try:
+            return Config(**fields)
+        except ConfigError as error:
+            raise ConfigError(f"{self.folder / 'config.json'}: {error}") from None
+
+
+def _modern(name: str) -> str:
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def refuse(source: Source, what: str, value: Any, supported: str) -> ConfigError:
+    return ConfigError(f"{source.folder / 'config.json'}: {what} {short(value)} is not supported, only {supported}")
+
+
+def stack(parts: Iterable[Tensor]) -> Tensor:
+    """Tensors of one dtype on top of each other."""
+    parts = list(parts)
+    if len({t.data.shape[1:] for t in parts}) > 1:
+        return parts[0]  # misshapen: the format's own check names it
+    if len({t.dtype for t in parts}) > 1:
+        parts = [t.to("float32") for t in parts]
+    stacked = Tensor(np.concatenate([t.data for t in parts]), parts[0].dtype)
+    for part in parts:
+        part.release()
+    return stacked
+
+
+def stored_dtypes(made: dict[str, Tensor]) -> Stored:
+    """The stored dtypes of translated tensors, made uniform per family: float32 where a family mixes them."""
+    families = {
+        "embeddings": [n for n in made if n in ("embedding.word", "embedding.position", "embedding.token_type")],
+        "trees": [n for n in made if n.endswith(".nodes")],
+    }
+    special = {n for names in families.values() for n in names}
+    families["matrices"] = [n for n, t in made.items() if n not in special and t.data.ndim == 2 and n.endswith(".weight")]
+    dtypes = {}
+    for family, names in families.items():
+        kinds = {made[n].dtype for n in names}
+        dtypes[family] = kinds.pop() if len(kinds) == 1 else "float32"
+        for n in names:
+            made[n] = made[n].to(dtypes[family])
+    return Stored(**dtypes)
+
+
+def norm(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
+    return {f"{ours}.weight": s.vector(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
+
+
+def linear(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
+    return {f"{ours}.weight": s.get(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
+
+
+def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
+    """Whether the decoder is the word embedding; if not, it becomes a tensor of its own."""
+    if decoder not in s and s.data.get("tie_word_embeddings", True):
+        return True
+    weight = s.get(decoder)
+    word = made["embedding.word"]
+    if weight.data.shape == word.data.shape and weight.dtype == word.dtype and np.array_equal(weight.data, word.data):
+        return True
+    made["tasks.fill_mask.decoder.weight"] = weight
+    return False
+
+
+def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], last: str) -> Classify:
+    widths = []
+    for i, (theirs, activation) in enumerate(layers):
+        made |= linear(s, f"tasks.classify.layers.{i}", theirs)
+        widths.append(HeadLayer(max(1, len(made[f"tasks.classify.layers.{i}.weight"].data)), activation))
+    made |= linear(s, "tasks.classify.out", last)
+    labels = s.labels(max(1, len(made["tasks.classify.out.weight"].data)))
+    kind = s.data.get("problem_type")
+    output: Any = (
+        "sigmoid" if kind == "multi_label_classification" else "identity" if len(labels) == 1 or kind == "regression" else "softmax"
+    )
+    return Classify(labels, output, "cls", tuple(widths))
+
+
+def tag(s: Source, made: dict[str, Tensor]) -> Tag:
+    made |= linear(s, "tasks.tag.out", "classifier")
+    labels = s.labels(max(1, len(made["tasks.tag.out.weight"].data)))
+    return Tag(labels, "bio" if all(label == "O" or label[:2] in ("B-", "I-") for label in labels) else "io")
+
+
+def special_ids(s: Source, vocabulary: int) -> Ids:
+    """Ids of special tokens: by name from tokenizer.json or vocab.txt, the names as the tokenizer's settings or habit have them."""
+    if (s.folder / "tokenizer.json").exists():
+        tokens = read_object(s.folder / "tokenizer.json", dict, vocabulary_bytes(vocabulary)).get("added_tokens") or ()
+        known = {t.get("content"): t.get("id") for t in tokens}
+    elif (s.folder / "vocab.txt").exists():
+        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt", vocabulary))}
+    else:
+        known = {}
+    named = special_tokens(s.folder)
+    return Ids(**{key: next((known[n] for n in names if n in known), None) for key, names in named.items()})

@@ -1,0 +1,128 @@
+"""Reading the files of a checkpoint folder: tensors are views of the mapped file, or copies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import parse_json, read_json
+from ..errors import CheckpointError, listed, short
+from ..files import regular, stamp
+from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
+
+__all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # how names of a checkpoint's files end
+MAX_HEADER = 16 << 20  # bytes: 1,024 layers need 4 MB
+SMALL = 64 << 10  # bytes: smaller tensors are copied, since nothing would be gained by mapping them
+
+
+def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    """{name: Tensor} of the folder's `file_name`, or of the shards that its index lists.
+
+    read  gets the tensors of one file; None: map_file, which maps a safetensors file and reads nothing of the weights
+    """
+    read = read or map_file
+    single, index = folder / file_name, folder / f"{file_name}.index.json"
+    if not index.exists():
+        if not single.exists():
+            torch = "; tools/convert.py can convert its pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else ""
+            raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}{torch}")
+        return read(single)
+    parts = read_json(index)
+    parts = parts.get("weight_map") if isinstance(parts, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(v, str) for v in parts.values()):
+        raise CheckpointError(f"{index} has no weight_map, expected an object of tensor names to file names")
+    files = sorted(set(parts.values()))
+    outside = [f for f in files if Path(f).name != f]
+    missing = [f for f in files if not os.path.isfile(folder / f)]
+    if outside or missing:
+        raise CheckpointError(
+            f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: "
+            + listed(map(short, outside or missing))
+        )
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in read(folder / file).items():
+            if parts.get(name) != file:
+                raise CheckpointError(f"{folder / file} holds {short(name)}, which {index.name} places in {parts.get(name, 'no file')}")
+            found[name] = tensor
+    absent = sorted(set(parts) - set(found))
+    if absent:
+        raise CheckpointError(f"{index} places tensors in shards that do not hold them: {listed(map(short, absent))}")
+    return found
+
+
+def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
+    """{name: Tensor} of one safetensors file: views of its memory map, or copies.
+
+    copy  copies of all; False: of small tensors and of integers, which may be indices that kernels follow unchecked
+
+    The safetensors library checks the header: its length, every tensor's size and place, the file's end. This reads the
+    places from the header that it found sound, since the arrays that the library gives are copies. Both read one open file.
+    """
+    import safetensors
+
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if 8 + MAX_HEADER < start <= size:
+                raise ValueError(f"its header has {start - 8} bytes, expected at most {MAX_HEADER}")
+            text = file.read(start - 8) if start <= size else b""
+            with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
+                pass
+            if os.pread(file.fileno(), len(text), 8) != text:
+                raise ValueError("it changed while it was read")
+            header = parse_json(text)
+            data = np.memmap(file, np.uint8, mode="r", offset=start) if start < size and not copy else None
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise MemoryError(f"{path} cannot be mapped: {error}") from None
+            raise CheckpointError(f"{path} ({size} bytes) is no whole safetensors file: {error}: copy or download it again") from None
+        header.pop("__metadata__", None)
+        found = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            dtype, bits = FROM_SAFETENSORS.get(entry["dtype"], (entry["dtype"], np.dtype(np.uint8)))
+            # The format does not promise alignment.
+            if data is None or dtype == "int32" or end - begin <= SMALL or (start + begin) % bits.itemsize:
+                view = np.empty(end - begin, np.uint8)
+                file.seek(start + begin)
+                if file.readinto(view) != len(view):
+                    raise CheckpointError(f"{path} changed while it was read: it had {size} bytes")
+            else:
+                view = data[begin:end].view(np.ndarray)
+            if dtype in DTYPES:
+                try:
+                    view = view.view(bits).reshape(entry["shape"])
+                except (ValueError, OverflowError) as error:
+                    raise CheckpointError(f"{path}: tensor {short(name)} has shape {short(entry['shape'])}: {error}") from None
+            found[name] = Tensor(view, dtype)
+    return found
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError where a file of the checkpoint was written to or replaced during the block: what was read may be a mix."""
+
+    def stamps() -> dict[str, Any]:
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(FILES))
+        except (OSError, ValueError):
+            names = []
+        return {name: stamp(folder / name) for name in names}
+
+    before = stamps()
+    yield
+    after = stamps()
+    if before != after:
+        changed = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
+        raise CheckpointError(f"{folder / changed[0]} changed while it was read: load the checkpoint again when its writer is done")

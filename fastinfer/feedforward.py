@@ -1,0 +1,61 @@
+"""Feedforward kinds: the tensors that each declares, and the forward that they share.
+
+A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both, and
+an output bias may follow:
+
+    y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
+      + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import FFF, Dense
+from .weights import FeedForward
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .backends.reference import Reference
+
+__all__ = ["forward", "tensors"]
+
+
+def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{name: (shape, family)} of one feedforward; families are those of checkpoint.Spec."""
+    width = ffn.width if isinstance(ffn, Dense) else ffn.dense
+    spec: dict[str, tuple[tuple[int, ...], str]] = {}
+    if isinstance(ffn, FFF):
+        spec["nodes"] = ((ffn.trees, ffn.count, 2, hidden), "trees")
+        if ffn.bias_in:
+            spec["b_in"] = ((ffn.trees, ffn.count), "vector")
+        if ffn.children:
+            spec["children"] = ((ffn.trees, ffn.count, 2), "table")
+    if width:
+        spec["dense_in.weight"] = ((width, hidden), "matrices")
+        if ffn.bias_in:
+            spec["dense_in.bias"] = ((width,), "vector")
+        spec["dense_out.weight"] = ((hidden, width), "matrices")
+    if ffn.bias_out:
+        spec["b_out"] = ((hidden,), "vector")
+    return spec
+
+
+def forward(
+    ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
+) -> None:
+    """out = residual + feedforward(x).
+
+    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; work: needed where neurons are always on;
+    routes None or (nodes, z), both (T, P, depth + 1), to be filled.
+    """
+    bias = ffn.b_out
+    if ffn.dense_in is not None and ffn.dense_out is not None:
+        assert work is not None
+        middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
+        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
+        ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
+        residual = out
+    if ffn.trees is not None:
+        nodes, z = routes or (None, None)
+        ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)

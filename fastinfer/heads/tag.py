@@ -1,0 +1,80 @@
+"""Tagging: a label per token, merged to spans of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..batch import PackedBatch
+from ..config import Config, Tag
+from ..tokenizer import Tokens
+from ..weights import Weights
+from .common import Shapes, linear, linear_tensors
+from .words import pieces, trim, words
+
+if TYPE_CHECKING:
+    from ..backends.reference import Reference
+
+__all__ = ["STRATEGIES", "decode", "forward", "merge", "tensors"]
+
+# What a word's probabilities (K,) are, from those of its tokens (tokens, K); "simple" has no words, each token stands for itself.
+STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+    "simple": None,
+    "first": lambda scores: scores[0],
+    "average": lambda scores: scores.mean(0),
+    "max": lambda scores: scores[scores.max(1).argmax()],
+}
+
+
+def tensors(head: Tag, config: Config) -> Shapes:
+    """The map from hidden states to K labels."""
+    return linear_tensors("out", len(head.labels), config.hidden)
+
+
+def forward(ops: Reference, x: Any, batch: PackedBatch, head: Tag, weights: Weights) -> Any:
+    """(T, D) -> logits (T, K)."""
+    return linear(ops, x, weights.tasks, "tag.out")
+
+
+def decode(scores: np.ndarray, tokens: Tokens, text: str, head: Tag, strategy: str, marked: bool) -> list[tuple[int, int, str, float, str]]:
+    """The probabilities (tokens, K) of a text to its spans (start, end, name, score, text[start:end]), in reading order.
+
+    strategy  of STRATEGIES; marked  as in words()
+    """
+    choose = STRATEGIES[strategy]
+    found = pieces(tokens, text)
+    if choose is None:
+        units = [(piece.start, piece.end) for piece in found]
+        scores = scores[[piece.row for piece in found]]
+    else:
+        parts = words(found, text, marked)
+        units = [(word.start, word.end) for word in parts]
+        scores = np.stack([choose(scores[word.rows]) for word in parts]) if parts else scores[:0]
+    spans = ((*trim(text, start, end), name, score) for start, end, name, score in merge(scores, units, head.labels, head.scheme))
+    return [(start, end, name, score, text[start:end]) for start, end, name, score in spans if start < end]
+
+
+def merge(scores: np.ndarray, units: Sequence[tuple[int, int]], labels: Sequence[str], scheme: str) -> list[tuple[int, int, str, float]]:
+    """Probabilities to spans (start, end, name, score).
+
+    scores (units, K); units: (start, end) of each word or token, in reading order. Neighbours join when the second continues the
+    first (I- after B- or I- of the same name; in scheme "io", the same name). The score is the mean over the units.
+    """
+    spans: list[tuple[int, int, str, float, int]] = []
+    open_name = None
+    for (start, end), best, score in zip(units, scores.argmax(1), scores.max(1, initial=0), strict=True):
+        label = labels[best]
+        if label == "O":
+            open_name = None
+            continue
+        name = label[2:] if scheme == "bio" else label
+        begins = scheme == "bio" and label.startswith("B-")
+        if name == open_name and not begins:
+            first, _, _, total, count = spans[-1]
+            spans[-1] = (first, end, name, total + float(score), count + 1)
+        else:
+            spans.append((start, end, name, float(score), 1))
+        open_name = name
+    return [(start, end, name, total / count) for start, end, name, total, count in spans]
