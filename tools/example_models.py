@@ -19,7 +19,6 @@ import numpy as np
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.api import MODELS, inside
 from fastinfer.config import Answer, Classify, FillMask, Tag
 from fastinfer.errors import FastinferError
 
@@ -115,7 +114,7 @@ def masks(model: fastinfer.Model, embeddings: np.ndarray) -> tuple[np.ndarray, n
 
 def make(out: Path) -> None:
     """Write the model into folder `out`. Raises FastinferError, or OSError where it cannot be written."""
-    source = MODELS / inside()[0]
+    source = Path(fastinfer.__file__).with_name("models") / fastinfer.info()["models"][0]
     model = fastinfer.load(dtype="float32", device="cpu")
     config, stored = checkpoint.load(source)
     layers: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
