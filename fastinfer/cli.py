@@ -17,7 +17,7 @@ import numpy as np
 from . import api, bench, checkpoint
 from .errors import FastinferError, InputError, printable, short
 from .files import naming
-from .heads import STRATEGIES
+from .heads.tag import STRATEGIES
 from .info import __version__, info
 from .text_io import (
     ENDINGS,

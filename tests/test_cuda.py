@@ -24,8 +24,10 @@ from fastinfer import checkpoint
 from fastinfer.backends import cublaslt, cuda
 from fastinfer.backends.reference import Reference, gelu
 from fastinfer.cases import FFFCase
-from fastinfer.checkpoint import Group, Tensor
+from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.weights import Embedding
+from fastinfer.weights import Norm as NormWeights
 
 WHY_NOT = cuda.why_not()
 needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU here: {WHY_NOT}")
@@ -251,8 +253,7 @@ def test_fff_between_norms(order, strategy, dtype):
     send = lambda a: ops._send("a test's array", ops._bits(np.ascontiguousarray(a)))  # noqa: E731
     norms = []
     for norm in (before, after):
-        norms.append(Group())
-        norms[-1].weight, norms[-1].bias = send(norm.weight), send(norm.bias)
+        norms.append(NormWeights(send(norm.weight), send(norm.bias)))
     there = send(x)
     out = there if order == "pre" or strategy != "products" else ops.empty(*x.shape)
     ops.fff_between_norms(
@@ -347,11 +348,10 @@ def test_norm_embed_and_pool(hidden, dtype):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(hidden, 0, dtype)
     word, position, types = (rounded(rng.standard_normal((n, hidden), np.float32), dtype) for n in (30, 16, 2))
-    norm, embedding = norm_of(rng, hidden), Group()
-    norm.weight, norm.bias = rounded(norm.weight, dtype), rounded(norm.bias, dtype)
-    embedding.word, embedding.position, embedding.token_type = (ops.vector(a) for a in (word, position, types))
-    embedding.norm, embedding.eps = Group(), 1e-6
-    embedding.norm.weight, embedding.norm.bias = ops.vector(norm.weight), ops.vector(norm.bias)
+    given = norm_of(rng, hidden)
+    norm = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
+    there = NormWeights(ops.vector(norm.weight), ops.vector(norm.bias))
+    embedding = Embedding(*(ops.vector(a) for a in (word, position, types)), there, 1e-6)
     ids, kinds = ([rng.integers(0, n, length) for length in LENGTHS] for n in (30, 2))
     out = ops.empty(CU[-1], hidden)
     ops.embed(fastinfer.PackedBatch.from_ids(ids, kinds), embedding, out=out)
@@ -379,9 +379,9 @@ def test_norms_far_from_zero(dtype):
     rng = np.random.default_rng(10)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(384, 0, dtype)
-    norm, given = Group(), norm_of(rng, 384)
-    norm.weight, norm.bias = ops.vector(given.weight), ops.vector(given.bias)
-    given.weight, given.bias = rounded(given.weight, dtype), rounded(given.bias, dtype)
+    given = norm_of(rng, 384)
+    norm = NormWeights(ops.vector(given.weight), ops.vector(given.bias))
+    given = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
     x = np.concatenate([rng.standard_normal((1, 384)) + mean for mean in (0, 10, 300, 1e4, 1e6)]).astype(np.float32)
     x = rounded(x[: 5 if dtype == "float32" else 3], dtype)
     out = ops.empty(*x.shape)

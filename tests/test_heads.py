@@ -103,7 +103,7 @@ def test_a_token_is_taken_from_the_window_where_it_is_farthest_from_a_border(cou
         assert far[int(joined[token])] == max(far.values())
 
 
-PER = heads.Tag(("O", "B-PER", "I-PER"))
+PER = heads.tag.Tag(("O", "B-PER", "I-PER"))
 
 
 @pytest.mark.parametrize(
