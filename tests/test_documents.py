@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
+import fastinfer
 from fastinfer import cli
 
 ROOT = Path(__file__).parents[1]
@@ -157,6 +159,16 @@ def test_figures_are_drawn_from_their_results(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env={"PYTHONPATH": str(ROOT / "tools")})
     drawn = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
     assert drawn == {path.name: path.read_text() for path in (ROOT / "docs" / "figures").glob("*.svg")}
+
+
+def test_the_path_of_the_tree_is_that_of_the_model():
+    found = json.loads((ROOT / "docs" / "figures" / "tree.json").read_text())
+    model = fastinfer.load(found["model"], dtype="float32", device="cpu")
+    place = model.tokenizer.encode([found["text"]])[0].tokens.index(found["token"])
+    nodes, z = (path[place, 0] for path in model.routes(found["text"])[0][found["layer"] - 1])
+    assert nodes.tolist() == found["nodes"]
+    assert z == pytest.approx(found["z"], abs=1e-3)
+    assert found["stored"] == model.config.ffn[found["layer"] - 1].count
 
 
 @pytest.mark.parametrize("results", sorted(ROOT.glob("docs/figures/*.csv")), ids=lambda path: path.name)
