@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import backends, batch, checkpoint, heads
+from . import backends, checkpoint, heads
+from .backends.reference import Reference
 from .batch import PackedBatch
+from .catalog import folder_of
 from .config import FFF, Config
-from .errors import CheckpointError, InputError, ShapeError, TaskError, about, check_flag, check_int, listed, printable, short
-from .progress import Progress
-from .tokenizer import Tokenizer, as_singles, as_text, as_texts, each_text, warn_of
+from .errors import InputError, TaskError, about, check_flag, check_int, listed, printable, short
+from .run import Head, Options, Replica, Runner, positive
+from .tokenizer import Tokenizer, TruncationWarning, Window, as_singles, as_text, as_texts, each_text, warn_of
+from .weights import Weights
 
 __all__ = ["Model", "load"]
 
-# A folder per model that ships inside the package.
-MODELS = Path(__file__).with_name("models")
-# Texts that the streaming form tokenises at a time: enough to sort by length, little to hold.
-STREAM_TEXTS = 1024
-# Texts, or tokens of them, that other calls pack and sort by length together: 4 bytes a token, 500 batches, so that what the last of a
-# window lacks to a full one does not matter.
-WINDOW_TEXTS, WINDOW_TOKENS = 8192, 1 << 20
+STREAM_TEXTS = 1024  # texts that the streaming form tokenises at a time: enough to sort by length, little to hold
 
 
 def load(
@@ -60,7 +53,7 @@ def load(
 
     Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
     """
-    folder = _folder(path_or_name)
+    folder = folder_of(path_or_name)
     max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
@@ -74,31 +67,9 @@ def load(
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
-            replicas = [(ops := chosen.fitted(*sizes), ops.prepare(config, stored, max_depth)) for chosen in devices]
+            fitted = [ops.fitted(*sizes) for ops in devices]
+            replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
     return Model(config, replicas, tokenizer, str(folder), nbytes)
-
-
-def inside() -> list[str]:
-    """Names of the models that ship inside the package, the default first."""
-    return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
-
-
-def _folder(path_or_name: str | os.PathLike | None) -> Path:
-    """The folder that load() opens. Raises CheckpointError for None without a model inside, and for what is neither path nor name."""
-    if path_or_name is None:
-        if not inside():
-            raise CheckpointError("no model is named, and none is inside this installation: name a checkpoint folder")
-        return MODELS / inside()[0]
-    if not isinstance(path_or_name, (str, os.PathLike)):
-        raise InputError(f"path_or_name is {short(path_or_name)}, expected the name of a checkpoint folder or of a model inside fastinfer")
-    if os.path.exists(path_or_name):
-        return Path(path_or_name)
-    if path_or_name in inside():
-        return MODELS / path_or_name
-    raise CheckpointError(
-        f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
-        f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
-    )
 
 
 class Model:
@@ -118,13 +89,14 @@ class Model:
     per call, which names the line of the call.
     """
 
-    def __init__(self, config: Config, replicas: list[tuple[Any, Any]], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
+    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
         self.device = ", ".join(ops.device for ops, _ in replicas)
-        self._replicas, self._name = replicas, name
+        self._name = name
+        self._runner = Runner(config, replicas, tokenizer, name)
 
     def __repr__(self) -> str:
         c = self.config
@@ -151,8 +123,8 @@ class Model:
         batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
         progress      show a progress bar on standard error
         """
-        cuts: list = []
-        out = self._embed(texts, cuts, normalize, batch_tokens, threads, progress)
+        cuts: list[TruncationWarning] = []
+        out = self._embed(texts, cuts, normalize, Options(batch_tokens, threads, progress))
         warn_of(cuts)
         return out
 
@@ -164,28 +136,23 @@ class Model:
         What was cut is warned of once, at the end.
         """
         self._head("embed")
-        cuts: list = []
+        cuts: list[TruncationWarning] = []
+        options = Options(batch_tokens, threads)
         if isinstance(texts, PackedBatch):
-            yield from self._embed(texts, cuts, normalize, batch_tokens, threads)
+            yield from self._embed(texts, cuts, normalize, options)
             return
         stream = each_text(texts)
         while window := list(itertools.islice(stream, STREAM_TEXTS)):
-            yield from self._embed(window, cuts, normalize, batch_tokens, threads)
+            yield from self._embed(window, cuts, normalize, options)
         warn_of(cuts)
 
-    def _embed(
-        self, texts: Any, cuts: list, normalize: bool | None, batch_tokens: int | None, threads: int | None, progress: bool = False
-    ) -> np.ndarray:
+    def _embed(self, texts: Any, cuts: list[TruncationWarning], normalize: bool | None, options: Options) -> np.ndarray:
         """embed(); cuts takes what there is to warn of."""
         head = self._head("embed")
         normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
-        total, windows = self._windows(texts, cuts)
+        total, windows = self._runner.windows(texts, cuts)
         out = np.empty((total, self.config.hidden), np.float32)
-
-        def pool(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return heads.embed.forward(ops, x, part, head, weights)
-
-        for which, _, vectors in self._run(windows, total, pool, batch_tokens, threads, progress):
+        for which, _, vectors in self._runner.run(windows, total, self._forward("embed"), options):
             out[which] = heads.embed.normalized(vectors) if normalize else vectors
         return out
 
@@ -194,7 +161,8 @@ class Model:
     ) -> list:
         """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
         head = self._head("classify")
-        return heads.classify.decode(self._class_logits(texts, batch_tokens, threads, progress), head, _positive("top_k", top_k))
+        logits = self._text_logits(texts, "classify", Options(batch_tokens, threads, progress))
+        return heads.classify.decode(logits, head, positive("top_k", top_k))
 
     def fill_mask(
         self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
@@ -204,9 +172,9 @@ class Model:
         Raises InputError for a text without the model's mask token (shown in the message).
         """
         self._head("fill_mask")
-        top_k = _positive("top_k", top_k)
-        tokenizer, mask = self._need_tokenizer("fill_mask"), self._mask()
-        cuts: list = []
+        top_k = positive("top_k", top_k)
+        tokenizer, mask, options = self._runner.tokenizer("fill_mask"), self._mask(), Options(batch_tokens, threads, progress)
+        cuts: list[TruncationWarning] = []
 
         def fill(texts: list, first: int) -> list:
             encodings = tokenizer.encode(texts, cuts=cuts)
@@ -217,7 +185,7 @@ class Model:
                     warn_of(cuts)
                     raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
             answers: list = [None] * len(texts)
-            for i, logits in self._mask_logits([self._batch(encodings)], len(texts), "mask", batch_tokens, threads):
+            for i, logits in self._mask_logits([self._runner.packed(encodings)], len(texts), "mask", options):
                 scores = heads.common.softmax(logits)
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
                 answers[i] = [
@@ -226,7 +194,7 @@ class Model:
                 ]
             return answers
 
-        answers = self._by_portions(as_texts(texts), fill, progress)
+        answers = self._runner.by_portions(as_texts(texts), fill, options)
         warn_of(cuts)
         return answers
 
@@ -248,20 +216,20 @@ class Model:
         not pairs.
         """
         head = self._head("tag")
-        tokenizer = self._need_tokenizer("tag")
+        tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
             raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
 
         def tags(texts: list, first: int) -> list:
             wholes, windows = tokenizer.windows(texts, first)
-            said = self._token_logits([self._batch([w.tokens for w in windows])], len(windows), batch_tokens, threads)
+            said = self._window_logits(windows, "tag", options)
             answers = []
             for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
                 scores = heads.words.join_windows([(window.rows, heads.common.softmax(rows)) for window, rows in group], wholes[i])
                 answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
             return answers
 
-        return self._by_portions(as_singles(texts), tags, progress, whole=True)
+        return self._runner.by_portions(as_singles(texts), tags, options, whole=True)
 
     def answer(
         self,
@@ -286,8 +254,8 @@ class Model:
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
         self._head("answer")
-        top_k = _positive("top_k", top_k) or sys.maxsize
-        tokenizer = self._need_tokenizer("answer")
+        top_k = positive("top_k", top_k) or sys.maxsize
+        tokenizer, options = self._runner.tokenizer("answer"), Options(batch_tokens, threads, progress)
         questions, contexts = as_singles(questions, "questions"), as_singles(contexts, "contexts")
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
@@ -308,23 +276,17 @@ class Model:
                         f"contexts[{first + i}] is {short(context)}, expected a text with an answer in it: "
                         "leave it out, or pass no_answer=True"
                     )
-            said = self._span_logits([self._batch([w.tokens for w in windows])], len(windows), batch_tokens, threads)
+            said = self._window_logits(windows, "answer", options)
             answers = []
             for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
                 whole, context = wholes[i], pairs[i][1]
                 words = heads.words.words(pieces[i], context, tokenizer.marked) if whole_words else []
                 word_of = {row: word for word in words for row in word.rows}
                 parts = [heads.answer.decode(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
-                scores: dict[tuple[int, int], float] = {}
-                for found, _ in parts:
-                    scores |= {span: max(score, scores.get(span, 0.0)) for span, score in found.items()}
-                best = [(start, end, score, context[start:end]) for (start, end), score in scores.items()]
-                if no_answer:
-                    best.append((0, 0, min(score for _, score in parts), ""))
-                answers.append(sorted(best, key=lambda answer: -answer[2])[:top_k])
+                answers.append(heads.answer.join(parts, context, no_answer)[:top_k])
             return answers
 
-        return self._by_portions(list(zip(questions, contexts, strict=True)), spans, progress, whole=True)
+        return self._runner.by_portions(list(zip(questions, contexts, strict=True)), spans, options, whole=True)
 
     def rank(
         self,
@@ -343,7 +305,7 @@ class Model:
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
-        top_k = _positive("top_k", top_k)
+        top_k = positive("top_k", top_k)
         documents = as_singles(documents, "documents")
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
@@ -351,7 +313,7 @@ class Model:
             scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # BLAS would sum in another order for another number of rows
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in documents]
-            logits = self._class_logits(pairs, batch_tokens, threads, progress)[:, 0]
+            logits = self._text_logits(pairs, "classify", Options(**options))[:, 0]
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
@@ -373,11 +335,11 @@ class Model:
         if not given:
             raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
         given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
-        cuts: list = []
-        total, windows = self._windows(texts_or_batch, cuts)
+        cuts: list[TruncationWarning] = []
+        total, windows = self._runner.windows(texts_or_batch, cuts)
         result: list = [None] * total
-        with self._turn(threads) as (ops, weights, work):
-            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+        with self._runner.turn(threads) as (ops, weights, work):
+            for which, part in self._runner.parts(windows, Options(batch_tokens)):
                 taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
@@ -410,17 +372,18 @@ class Model:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
         task = named[0] if task is None else task
         self._head(task)
-        if task == "classify":
-            return self._class_logits(texts_or_batch, batch_tokens, threads, False)
-        if task not in ("fill_mask", "tag", "answer"):
+        options = Options(batch_tokens, threads)
+        if heads.HEADS[task].LOGITS == "text":
+            return self._text_logits(texts_or_batch, task, options)
+        if heads.HEADS[task].LOGITS is None:
             raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
-        cuts: list = []
-        total, windows = self._windows(texts_or_batch, cuts)
-        if task == "fill_mask":
-            found = self._mask_logits(windows, total, positions, batch_tokens, threads)
+        cuts: list[TruncationWarning] = []
+        total, windows = self._runner.windows(texts_or_batch, cuts)
+        if heads.HEADS[task].LOGITS == "mask":
+            found = self._mask_logits(windows, total, positions, options)
             rows = [logits for _, logits in sorted(found, key=lambda text: text[0])]
         else:
-            rows = (self._token_logits if task == "tag" else self._span_logits)(windows, total, batch_tokens, threads)
+            rows = self._runner.per_text(windows, total, self._forward(task), options)
         warn_of(cuts)
         return rows
 
@@ -429,15 +392,15 @@ class Model:
 
         None stands for a dense layer.
         """
-        cuts: list = []
-        total, windows = self._windows(texts_or_batch, cuts)
+        cuts: list[TruncationWarning] = []
+        total, windows = self._runner.windows(texts_or_batch, cuts)
         result: list = [None] * total
-        with self._turn(threads) as (ops, weights, work):
+        with self._runner.turn(threads) as (ops, weights, work):
             shapes = [
                 (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
                 for f, layer in zip(self.config.ffn, weights.layers, strict=True)
             ]
-            for which, part in _parts(windows, _positive("batch_tokens", batch_tokens) or ops.batch_tokens):
+            for which, part in self._runner.parts(windows, Options(batch_tokens)):
                 tokens = len(part.ids)
                 routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
                 with work:
@@ -450,176 +413,52 @@ class Model:
 
     def release(self) -> None:
         """Give back the memory of finished calls (buffers and graphs on a GPU); weights stay. The next call takes what it needs."""
-        for ops, _ in self._replicas:
+        for ops, _ in self._runner.replicas:
             ops.release()
 
-    # --- running batches ---
+    # --- heads ---
 
-    @contextlib.contextmanager
-    def _turn(self, threads: int | None, replica: int = 0) -> Iterator[tuple[Any, Any, Any]]:
-        """(backend, weights, workspace) of a device, for one call."""
-        ops, weights = self._replicas[replica]
-        ops = ops.using(threads)
-        with contextlib.closing(ops.workspace()) as work:
-            yield ops, weights, work
+    def _forward(self, task: str) -> Head:
+        """The forward of a head, as Runner.run() takes it."""
+        head, forward = self._head(task), heads.HEADS[task].forward
+        return lambda ops, weights, x, part: forward(ops, x, part, head, weights)
 
-    def _run(
-        self,
-        windows: Iterable[PackedBatch],
-        total: int,
-        head: Callable[[Any, Any, Any, PackedBatch], Any],
-        batch_tokens: int | None,
-        threads: int | None,
-        progress: bool = False,
-    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
-        """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
-
-        windows  the texts, `total` of them; only those of one window are sorted by length together
-
-        Devices take batches in turn, and each is given the next before its last is waited for.
-        """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", progress)) as bar:
-            turns = itertools.cycle([stack.enter_context(self._turn(threads, i)) for i in range(len(self._replicas))])
-            limit = _positive("batch_tokens", batch_tokens) or self._replicas[0][0].batch_tokens
-            waiting: deque = deque()
-
-            def finish() -> tuple[np.ndarray, PackedBatch, np.ndarray]:
-                which, part, result = waiting.popleft()
-                bar.advance(len(which))
-                return which, part, result()
-
-            for which, part in _parts(windows, limit):
-                ops, weights, work = next(turns)
-                with work:
-                    waiting.append((which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
-                if len(waiting) > len(self._replicas):
-                    yield finish()
-            while waiting:
-                yield finish()
-
-    def _windows(self, texts: Any, cuts: list) -> tuple[int, Iterable[PackedBatch]]:
-        """(count, texts packed and checked, a window at a time): on a device that leaves the host free, the next while one is worked on.
-
-        cuts takes what there is to warn of.
-        """
-        if isinstance(texts, PackedBatch):
-            self._check(texts)
-            return len(texts), [texts]
-        texts = as_texts(texts)
-        windows = self._packed(self._need_tokenizer("text").packed(texts, cuts))
-        return len(texts), _ahead(windows) if self._replicas[0][0].asynchronous and len(texts) > WINDOW_TEXTS else windows
-
-    def _packed(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
-        """Batches joined to windows."""
-        held: list[PackedBatch] = []
-        for part in parts:
-            held.append(part)
-            if sum(map(len, held)) >= WINDOW_TEXTS or sum(len(part.ids) for part in held) >= WINDOW_TOKENS:
-                yield self._check(PackedBatch.join(held))
-                held.clear()
-        if held:
-            yield self._check(PackedBatch.join(held))
-
-    def _class_logits(self, texts: Any, batch_tokens: int | None, threads: int | None, progress: bool) -> np.ndarray:
-        cuts: list = []
-        total, windows = self._windows(texts, cuts)
-        out = np.empty((total, len(self.config.tasks.classify.labels)), np.float32)
-
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return heads.classify.forward(ops, x, part, self._head("classify"), weights)
-
-        for which, _, logits in self._run(windows, total, head, batch_tokens, threads, progress):
+    def _text_logits(self, texts: Any, task: str, options: Options) -> np.ndarray:
+        """(B, K) of a head that gives a row per text."""
+        cuts: list[TruncationWarning] = []
+        total, windows = self._runner.windows(texts, cuts)
+        out = np.empty((total, len(self._head(task).labels)), np.float32)
+        for which, _, logits in self._runner.run(windows, total, self._forward(task), options):
             out[which] = logits
         warn_of(cuts)
         return out
 
-    def _token_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
-        return self._per_text(windows, total, batch_tokens, threads, "tag")
-
-    def _span_logits(self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None) -> list[np.ndarray]:
-        return self._per_text(windows, total, batch_tokens, threads, "answer")
-
-    def _per_text(
-        self, windows: Iterable[PackedBatch], total: int, batch_tokens: int | None, threads: int | None, task: str
-    ) -> list[np.ndarray]:
-        result: list = [None] * total
-
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            return heads.HEADS[task].forward(ops, x, part, self._head(task), weights)
-
-        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
-            for b, rows in zip(which, part.split(logits), strict=True):
-                result[b] = rows
-        return result
+    def _window_logits(self, windows: list[Window], task: str, options: Options) -> list[np.ndarray]:
+        """Per window of texts the logits of its tokens (tokens, K)."""
+        packed = self._runner.packed([window.tokens for window in windows])
+        return self._runner.per_text([packed], len(windows), self._forward(task), options._replace(progress=False))
 
     def _mask_logits(
-        self, windows: Iterable[PackedBatch], total: int, positions: str, batch_tokens: int | None, threads: int | None
+        self, windows: Iterable[PackedBatch], total: int, positions: str, options: Options
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
         mask = self._mask() if positions == "mask" else None
+        forward = self._forward("fill_mask")
 
         def wanted(part: PackedBatch) -> np.ndarray:
             return np.ones(len(part.ids), bool) if mask is None else part.ids == mask
 
-        def head(ops: Any, weights: Any, x: Any, part: PackedBatch) -> Any:
-            rows = ops.rows(x, np.flatnonzero(wanted(part)))
-            return heads.fill_mask.forward(ops, rows, part, self._head("fill_mask"), weights)
+        def head(ops: Reference, weights: Weights, x: Any, part: PackedBatch) -> Any:
+            return forward(ops, weights, ops.rows(x, np.flatnonzero(wanted(part))), part)
 
-        for which, part, logits in self._run(windows, total, head, batch_tokens, threads):
+        for which, part, logits in self._runner.run(windows, total, head, options._replace(progress=False)):
             ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
             yield from zip(which.tolist(), np.split(logits, ends[:-1]), strict=True)
-
-    def _by_portions(self, texts: list, answer: Callable[[list, int], list], progress: bool, *, whole: bool = False) -> list:
-        """The answers to all texts, a portion at a time, for tasks that need the encodings.
-
-        answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
-        """
-        answers: list = []
-        with Progress(len(texts), enabled=check_flag("progress", progress)) as bar:
-            for portion in self._need_tokenizer("text").portions(texts, whole=whole):
-                answers += answer(portion, len(answers))
-                bar.advance(len(portion))
-        return answers
-
-    # --- checks ---
-
-    def _batch(self, encodings: list) -> PackedBatch:
-        """Encodings as a checked batch."""
-        return self._check(self._need_tokenizer("text").batch(encodings))
-
-    def _check(self, packed: PackedBatch) -> PackedBatch:
-        """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
-        c = self.config
-        cu = packed.cu_seqlens
-        packed.check_lengths()
-        for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
-            if values is None or not len(values):
-                continue
-            if values.shape != packed.ids.shape or values.dtype.kind not in "iu":
-                raise ShapeError(f"{name} is {values.dtype} {values.shape}, expected integers of shape {packed.ids.shape}")
-            if values.min() < 0 or values.max() >= size:
-                t = int(np.argmax((values < 0) | (values >= size)))
-                b = int(np.searchsorted(cu, t, side="right")) - 1
-                raise InputError(f"{name} of text {b}, token {t - cu[b]} is {values[t]}, expected 0 to {size - 1}")
-        longest = int(packed.lengths.max(initial=0))
-        if longest > c.positions.max:
-            raise InputError(
-                f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
-            )
-        return packed
 
     def _mask(self) -> int:
         if self.config.ids.mask is None:
             raise TaskError(f"{self._name} names no mask token (ids.mask in config.json): ask for logits with positions='all'")
         return self.config.ids.mask
-
-    def _need_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InputError(
-                f"{what} needs a tokenizer, but {self._name} has no tokenizer.json: "
-                "put it into the folder, or pass ids with PackedBatch.from_ids"
-            )
-        return self.tokenizer
 
     def _head(self, task: str) -> Any:
         if not isinstance(task, str) or task not in self.tasks:
@@ -628,28 +467,3 @@ class Model:
 
     def _tasks(self) -> str:
         return ", ".join(self.tasks) or "no heads (hidden_states works)"
-
-
-def _parts(windows: Iterable[PackedBatch], batch_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-    """(indices of texts, their batch) for batches of at most `batch_tokens` tokens, a window's texts of similar length together."""
-    done = 0
-    for packed in windows:
-        for which in batch.cut(packed.lengths, batch_tokens):
-            yield done + which, packed.select(which) if len(packed) > 1 else packed
-        done += len(packed)
-
-
-def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
-    """The same windows, each made by another thread while the one before is worked on."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        following = pool.submit(next, windows, None)
-        while (packed := following.result()) is not None:
-            following = pool.submit(next, windows, None)
-            yield packed
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _positive(name: str, value: int | None) -> int | None:
-    return None if value is None else check_int(name, value, 1)

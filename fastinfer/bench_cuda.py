@@ -487,7 +487,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
     """fastinfer's, of batches (texts, tokens); `encode` is what bench_model.load_fastinfer gives."""
     from .backends.cuda import Session
 
-    ops, weights = encode.model._replicas[0]
+    ops, weights = encode.model._runner.replicas[0]
     packed = [PackedBatch.from_ids(ids) for ids in batches]
     tokens = len(packed[0].ids)
     with ops.cupy.cuda.Device(ops.number):
@@ -555,7 +555,7 @@ def bench_sizes(
             if not engine.own and not hasattr(encode, "encoder"):  # it is for --texts
                 continue
             if engine.own:
-                encode.model._replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
+                encode.model._runner.replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
             try:
                 errors[name] = oracle.errors(engine, encode, inputs[0])
                 encoders[name] = own_encoder(encode, inputs) if engine.own else encode.encoder(inputs)

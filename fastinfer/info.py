@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import backends
-from .api import inside
+from .catalog import inside
 
 __version__ = "0.1.0"
 

@@ -431,7 +431,7 @@ def test_several_python_threads_at_once(model):
 def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_model, monkeypatch, device):
     """Windows of texts, and devices that take batches in turn, give what one window on one device gives, in order, with one warning."""
     want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
-    for ops, _ in model._replicas:
+    for ops, _ in model._runner.replicas:
         monkeypatch.setattr(ops, "asynchronous", True)
     monkeypatch.setattr(api, "WINDOW_TEXTS", 64)
     rng = np.random.default_rng(3)

@@ -579,12 +579,12 @@ def test_graphs_of_all_sizes_agree_and_are_reused(folder):
     for tokens in (1, 7, 64, 65, 500, 10_000, 64):
         for a, b in zip(model.embed(batch, batch_tokens=tokens, normalize=False), whole, strict=True):
             assert_allclose(a, b.mean(0), atol=1e-4)
-    session = model._replicas[0][0].idle[0]
+    session = model._runner.replicas[0][0].idle[0]
     sizes = set(session.graphs)
     model.embed(batch, batch_tokens=10_000)
     assert set(session.graphs) == sizes
     model.release()
-    assert not model._replicas[0][0].idle
+    assert not model._runner.replicas[0][0].idle
     assert_allclose(model.embed(batch, normalize=False)[9], whole[9].mean(0), atol=1e-4)
 
 

@@ -8,7 +8,7 @@ import pytest
 from models import load_tool
 
 import fastinfer
-from fastinfer import api
+from fastinfer import catalog
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TEXTS = [
@@ -27,8 +27,8 @@ def model():
 def test_it_is_one_small_folder(model):
     """Files that setuptools takes along: those just inside the model's folder."""
     (name,) = fastinfer.info()["models"]
-    files = [path for path in api.MODELS.rglob("*") if path.is_file()]
-    assert {path.parent for path in files} == {api.MODELS / name}
+    files = [path for path in catalog.MODELS.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {catalog.MODELS / name}
     assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
     assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 36e6  # as a wheel holds them
     assert (model.tasks, model.config.max_tokens, model.config.stored.trees) == (("embed",), 256, "int8")
@@ -52,7 +52,7 @@ def test_training_and_engine_agree(model):
     """PyTorch's forward pass of the stored weights, text by text, along its own routes; almost no token is a near-tie."""
     torch = pytest.importorskip("torch", reason="the trainable encoder needs PyTorch")
     fff_torch = load_tool("fff_torch")
-    folder = api.MODELS / fastinfer.info()["models"][0]
+    folder = catalog.MODELS / fastinfer.info()["models"][0]
     encoder = fff_torch.load(folder).eval()
     engine = fastinfer.load(folder, device="numpy", dtype="float32")
     with torch.inference_mode():

@@ -1,4 +1,10 @@
-"""Task heads, a module each: `tensors` that it declares, `forward` over the final hidden states, `decode` to answers."""
+"""Task heads, a module each.
+
+tensors(head, config)                      the tensors that it declares
+forward(ops, x, batch, head, weights)      from the final hidden states to its logits, on the device
+LOGITS                                     what has a row of logits: a "text", a "token", a "mask"; None: the head gives none
+decode(...)                                from logits to answers, on the host
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ from .words import Word, trim
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["best_spans", "decode", "forward", "tensors"]
+__all__ = ["LOGITS", "best_spans", "decode", "forward", "join", "tensors"]
+
+LOGITS = "token"
 
 ANSWER_TOKENS = 30  # tokens of the longest answer
 
@@ -58,6 +60,20 @@ def decode(
         if span[0] < span[1]:
             found[span] = found.get(span, 0.0) + score
     return found, float((start * end)[:count].sum())
+
+
+def join(windows: Sequence[tuple[dict[tuple[int, int], float], float]], context: str, no_answer: bool) -> list[tuple[int, int, float, str]]:
+    """What decode() found in each window of a context, as (start, end, score, context[start:end]), best first.
+
+    A span's score is the best that a window gives it, that of no answer the least: each window must lack one.
+    """
+    scores: dict[tuple[int, int], float] = {}
+    for found, _ in windows:
+        scores |= {span: max(score, scores.get(span, 0.0)) for span, score in found.items()}
+    best = [(start, end, score, context[start:end]) for (start, end), score in scores.items()]
+    if no_answer:
+        best.append((0, 0, min(score for _, score in windows), ""))
+    return sorted(best, key=lambda answer: -answer[2])
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, top_k: int, longest: int = ANSWER_TOKENS) -> list[tuple[int, int, float]]:

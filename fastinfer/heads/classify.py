@@ -14,7 +14,9 @@ from .common import Shapes, linear, linear_tensors, pool, sigmoid, softmax
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["decode", "forward", "tensors"]
+__all__ = ["LOGITS", "decode", "forward", "tensors"]
+
+LOGITS = "text"
 
 
 def tensors(head: Classify, config: Config) -> Shapes:

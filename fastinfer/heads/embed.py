@@ -14,7 +14,9 @@ from .common import Shapes, pool
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["forward", "normalized", "tensors"]
+__all__ = ["LOGITS", "forward", "normalized", "tensors"]
+
+LOGITS = None
 
 
 def tensors(head: Embed, config: Config) -> Shapes:

@@ -15,7 +15,9 @@ from .words import apart, trim
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["decode", "fill", "forward", "tensors"]
+__all__ = ["LOGITS", "decode", "fill", "forward", "tensors"]
+
+LOGITS = "mask"
 
 
 def tensors(head: FillMask, config: Config) -> Shapes:

@@ -17,7 +17,9 @@ from .words import pieces, trim, words
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["STRATEGIES", "decode", "forward", "merge", "tensors"]
+__all__ = ["LOGITS", "STRATEGIES", "decode", "forward", "merge", "tensors"]
+
+LOGITS = "token"
 
 # What a word's probabilities (K,) are, from those of its tokens (tokens, K); "simple" has no words, each token stands for itself.
 STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {

@@ -1,0 +1,202 @@
+"""Runner: texts in windows, windows in batches, batches on the devices of a model in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from . import batch
+from .backends.reference import Reference
+from .batch import PackedBatch
+from .config import Config
+from .errors import InputError, ShapeError, check_flag, check_int
+from .progress import Progress
+from .tokenizer import Tokenizer, TruncationWarning, as_texts
+from .weights import Weights
+from .workspace import Workspace
+
+__all__ = ["Options", "Replica", "Runner", "positive"]
+
+# Texts, or tokens of them, that are packed and sorted by length together: 4 bytes a token, 500 batches, so that what the last of a
+# window lacks to a full one does not matter.
+WINDOW_TEXTS, WINDOW_TOKENS = 8192, 1 << 20
+
+T = TypeVar("T")
+Head = Callable[[Reference, Weights, Any, PackedBatch], Any]
+
+
+class Replica(NamedTuple):
+    """A backend, and the model's weights as it prepared them."""
+
+    ops: Reference
+    weights: Weights
+
+
+class Options(NamedTuple):
+    """What a caller says of how a call runs, checked where it is used.
+
+    batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
+    threads       most threads; None: as the model was loaded
+    progress      show a progress bar on standard error
+    """
+
+    batch_tokens: int | None = None
+    threads: int | None = None
+    progress: bool = False
+
+
+class Runner:
+    """Runs a model's encoder and a head over texts or ids. Devices take batches in turn."""
+
+    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str) -> None:
+        self.config, self.replicas, self.name = config, replicas, name
+        self._tokenizer = tokenizer
+
+    # --- batches ---
+
+    @contextlib.contextmanager
+    def turn(self, threads: int | None, replica: int = 0) -> Iterator[tuple[Reference, Weights, Workspace]]:
+        """(backend, weights, workspace) of a device, for one call."""
+        ops, weights = self.replicas[replica]
+        ops = ops.using(threads)
+        with contextlib.closing(ops.workspace()) as work:
+            yield ops, weights, work
+
+    def parts(self, windows: Iterable[PackedBatch], options: Options) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+        """(indices of texts, their batch) for batches of at most batch_tokens tokens, a window's texts of similar length together."""
+        limit = positive("batch_tokens", options.batch_tokens) or self.replicas[0].ops.batch_tokens
+        done = 0
+        for packed in windows:
+            for which in batch.cut(packed.lengths, limit):
+                yield done + which, packed.select(which) if len(packed) > 1 else packed
+            done += len(packed)
+
+    def run(
+        self, windows: Iterable[PackedBatch], total: int, head: Head, options: Options
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
+        """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
+
+        windows  the texts, `total` of them; only those of one window are sorted by length together
+
+        Each device is given the next batch before its last is waited for.
+        """
+        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", options.progress)) as bar:
+            turns = itertools.cycle([stack.enter_context(self.turn(options.threads, i)) for i in range(len(self.replicas))])
+            waiting: deque[tuple[np.ndarray, PackedBatch, Callable[[], np.ndarray]]] = deque()
+
+            def finish() -> tuple[np.ndarray, PackedBatch, np.ndarray]:
+                which, part, result = waiting.popleft()
+                bar.advance(len(which))
+                return which, part, result()
+
+            for which, part in self.parts(windows, options):
+                ops, weights, work = next(turns)
+                with work:
+                    waiting.append((which, part, ops.bring(head(ops, weights, ops.encode(weights, part, work), part))))
+                if len(waiting) > len(self.replicas):
+                    yield finish()
+            while waiting:
+                yield finish()
+
+    def per_text(self, windows: Iterable[PackedBatch], total: int, head: Head, options: Options) -> list[np.ndarray]:
+        """What a head makes of each token, a list of arrays (tokens, ...), one per text."""
+        result: list[Any] = [None] * total
+        for which, part, found in self.run(windows, total, head, options):
+            for b, rows in zip(which, part.split(found), strict=True):
+                result[b] = rows
+        return result
+
+    # --- windows of texts ---
+
+    def windows(self, texts: Any, cuts: list[TruncationWarning]) -> tuple[int, Iterable[PackedBatch]]:
+        """(count, texts packed and checked, a window at a time): on a device that leaves the host free, the next while one is worked on.
+
+        cuts takes what there is to warn of.
+        """
+        if isinstance(texts, PackedBatch):
+            self.check(texts)
+            return len(texts), [texts]
+        texts = as_texts(texts)
+        windows = self._joined(self.tokenizer("text").packed(texts, cuts))
+        return len(texts), _ahead(windows) if self.replicas[0].ops.asynchronous and len(texts) > WINDOW_TEXTS else windows
+
+    def _joined(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        held: list[PackedBatch] = []
+        for part in parts:
+            held.append(part)
+            if sum(map(len, held)) >= WINDOW_TEXTS or sum(len(part.ids) for part in held) >= WINDOW_TOKENS:
+                yield self.check(PackedBatch.join(held))
+                held.clear()
+        if held:
+            yield self.check(PackedBatch.join(held))
+
+    def by_portions(
+        self, texts: list[T], answer: Callable[[list[T], int], list[Any]], options: Options, *, whole: bool = False
+    ) -> list[Any]:
+        """The answers to all texts, a portion at a time, for tasks that need the encodings.
+
+        answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
+        """
+        answers: list[Any] = []
+        with Progress(len(texts), enabled=check_flag("progress", options.progress)) as bar:
+            for portion in self.tokenizer("text").portions(texts, whole=whole):
+                answers += answer(portion, len(answers))
+                bar.advance(len(portion))
+        return answers
+
+    def packed(self, encodings: list[Any]) -> PackedBatch:
+        """Encodings as a checked batch."""
+        return self.check(self.tokenizer("text").batch(encodings))
+
+    def tokenizer(self, what: str) -> Tokenizer:
+        """The tokenizer. Raises InputError that names what needs it, where the model has none."""
+        if self._tokenizer is None:
+            raise InputError(
+                f"{what} needs a tokenizer, but {self.name} has no tokenizer.json: "
+                "put it into the folder, or pass ids with PackedBatch.from_ids"
+            )
+        return self._tokenizer
+
+    def check(self, packed: PackedBatch) -> PackedBatch:
+        """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
+        c = self.config
+        cu = packed.cu_seqlens
+        packed.check_lengths()
+        for name, values, size in (("ids", packed.ids, c.vocabulary), ("token_types", packed.token_types, max(c.token_types, 1))):
+            if values is None or not len(values):
+                continue
+            if values.shape != packed.ids.shape or values.dtype.kind not in "iu":
+                raise ShapeError(f"{name} is {values.dtype} {values.shape}, expected integers of shape {packed.ids.shape}")
+            if values.min() < 0 or values.max() >= size:
+                t = int(np.argmax((values < 0) | (values >= size)))
+                b = int(np.searchsorted(cu, t, side="right")) - 1
+                raise InputError(f"{name} of text {b}, token {t - cu[b]} is {values[t]}, expected 0 to {size - 1}")
+        longest = int(packed.lengths.max(initial=0))
+        if longest > c.positions.max:
+            raise InputError(
+                f"text {int(packed.lengths.argmax())} has {longest} tokens, expected at most {c.positions.max}, the model's positions"
+            )
+        return packed
+
+
+def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
+    """The same windows, each made by another thread while the one before is worked on."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        following = pool.submit(next, windows, None)
+        while (packed := following.result()) is not None:
+            following = pool.submit(next, windows, None)
+            yield packed
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def positive(name: str, value: int | None) -> int | None:
+    """`value` as an int from 1 on; None stays. Raises InputError."""
+    return None if value is None else check_int(name, value, 1)
