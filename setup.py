@@ -1,8 +1,8 @@
-"""Build fastinfer._cpu: Cython over C kernels, for the baseline ISA.
+"""Build fastinfer._cpu: a Cython module over C kernels, compiled for the baseline ISA of the architecture.
 
-Each src/cpu/isa_*.c selects its instruction set by itself, so all files are compiled with the same flags everywhere.
-FASTINFER_SANITIZE=address builds with the address and undefined-behaviour sanitizers, FASTINFER_SANITIZE=thread with the thread
-sanitizer; tools/sanitize.sh does so beside the package and runs tests on it.
+Each src/cpu/isa_*.c selects its own instruction set by a pragma, so all files are compiled with the same flags on every machine.
+FASTINFER_SANITIZE=address builds with the address and undefined-behaviour sanitizers, FASTINFER_SANITIZE=thread with the thread sanitizer.
+tools/sanitize.sh makes such a build beside the package and runs tests on it.
 """
 
 import os

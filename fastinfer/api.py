@@ -26,7 +26,7 @@ STREAM_TEXTS = 1024  # texts that the streaming form tokenises at a time: enough
 
 
 def load(
-    path_or_name: str | os.PathLike | None = None,
+    path_or_name: str | os.PathLike[str] | None = None,
     *,
     device: str | Sequence[str] = "auto",
     dtype: str | None = None,
@@ -158,7 +158,7 @@ class Model:
 
     def classify(
         self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
-    ) -> list:
+    ) -> list[Any]:
         """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
         head = self._head("classify")
         logits = self._text_logits(texts, "classify", Options(batch_tokens, threads, progress))
@@ -172,11 +172,11 @@ class Model:
         Raises InputError for a text without the model's mask token (shown in the message).
         """
         self._head("fill_mask")
-        top_k = positive("top_k", top_k)
+        best_k = positive("top_k", top_k)
         tokenizer, mask, options = self._runner.tokenizer("fill_mask"), self._mask(), Options(batch_tokens, threads, progress)
         cuts: list[TruncationWarning] = []
 
-        def fill(texts: list, first: int) -> list:
+        def fill(texts: list[Any], first: int) -> list[Any]:
             encodings = tokenizer.encode(texts, cuts=cuts)
             places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
             for i, rows in enumerate(places):
@@ -184,10 +184,10 @@ class Model:
                     name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
                     warn_of(cuts)
                     raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
-            answers: list = [None] * len(texts)
+            answers: list[Any] = [None] * len(texts)
             for i, logits in self._mask_logits([self._runner.packed(encodings)], len(texts), "mask", options):
                 scores = heads.common.softmax(logits)
-                best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :best_k]
                 answers[i] = [
                     heads.fill_mask.decode(tokenizer, texts[i], encodings[i], place, [(int(k), float(row[k])) for k in ids])
                     for place, row, ids in zip(places[i], scores, best, strict=True)
@@ -206,7 +206,7 @@ class Model:
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
-    ) -> list[list[tuple]]:
+    ) -> list[list[tuple[Any, ...]]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         strategy  what tags a word: "first", its first token; "average", the mean of its tokens' probabilities; "max", its surest
@@ -220,7 +220,7 @@ class Model:
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
             raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
 
-        def tags(texts: list, first: int) -> list:
+        def tags(texts: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(texts, first)
             said = self._window_logits(windows, "tag", options)
             answers = []
@@ -242,7 +242,7 @@ class Model:
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
-    ) -> list[list[tuple]]:
+    ) -> list[list[tuple[Any, ...]]]:
         """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
         questions, contexts: a str each, or lists of equal length. A long context is read in windows that
@@ -264,7 +264,7 @@ class Model:
             raise InputError(f"no_answer: {self._name} names no token that stands for no answer (ids.cls in config.json)")
         check_flag("whole_words", whole_words)
 
-        def spans(pairs: list, first: int) -> list:
+        def spans(pairs: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(pairs, first)
             pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
             for i, found in enumerate(pieces):
@@ -325,22 +325,21 @@ class Model:
 
     def hidden_states(
         self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
-    ) -> list:
+    ) -> list[Any]:
         """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
 
         layers  0 = embedding, i = after layer i, -1 = after the final norm
         """
         count = self.config.layers
-        given = layers if isinstance(layers, (tuple, list)) else ()
-        if not given:
+        if not isinstance(layers, (tuple, list)) or not layers:
             raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
-        given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(given)]
+        given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(layers)]
         cuts: list[TruncationWarning] = []
         total, windows = self._runner.windows(texts_or_batch, cuts)
-        result: list = [None] * total
+        result: list[Any] = [None] * total
         with self._runner.turn(threads) as (ops, weights, work):
             for which, part in self._runner.parts(windows, Options(batch_tokens)):
-                taps = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
+                taps: dict[int, Any] = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
                 taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
@@ -387,17 +386,17 @@ class Model:
         warn_of(cuts)
         return rows
 
-    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list]:
+    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Any]]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
 
         None stands for a dense layer.
         """
         cuts: list[TruncationWarning] = []
         total, windows = self._runner.windows(texts_or_batch, cuts)
-        result: list = [None] * total
+        result: list[Any] = [None] * total
         with self._runner.turn(threads) as (ops, weights, work):
             shapes = [
-                (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) else None
+                (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) and layer.ffn.trees is not None else None
                 for f, layer in zip(self.config.ffn, weights.layers, strict=True)
             ]
             for which, part in self._runner.parts(windows, Options(batch_tokens)):

@@ -71,8 +71,8 @@ class PackedBatch:
             return parts[0]
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
         ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
-        types = [part.token_types for part in parts]
-        return cls.from_flat(ids, lengths, np.concatenate(types) if types and types[0] is not None else None)
+        types = [part.token_types for part in parts if part.token_types is not None]
+        return cls.from_flat(ids, lengths, np.concatenate(types) if types else None)
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
@@ -80,12 +80,14 @@ class PackedBatch:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per text, (B,) int32."""
-        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+        lengths: np.ndarray = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+        return lengths
 
     @property
     def positions(self) -> np.ndarray:
         """Each token's place in its text, (T,) int32."""
-        return np.arange(len(self.ids), dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], self.lengths)
+        places: np.ndarray = np.arange(len(self.ids), dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], self.lengths)
+        return places
 
     def split(self, array: np.ndarray) -> list[np.ndarray]:
         """Rows (T, ...) as one view per text."""

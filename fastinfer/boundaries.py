@@ -52,7 +52,7 @@ def boundaries(raw: Any) -> re.Pattern[str] | None:
     return re.compile("|".join(places))
 
 
-def _are_local(normalizers: Sequence[dict], splitters: Sequence[dict]) -> bool:
+def _are_local(normalizers: Sequence[dict[str, Any]], splitters: Sequence[dict[str, Any]]) -> bool:
     """Whether these components keep what stands on the two sides of a boundary apart."""
     replaced = [(part["pattern"], part["content"]) for part in normalizers if part["type"] == "Replace"]
     # The first that does not only split off punctuation or digits must split at spaces: it may write them otherwise.
@@ -69,11 +69,11 @@ def _are_local(normalizers: Sequence[dict], splitters: Sequence[dict]) -> bool:
     )
 
 
-def _splits(part: dict) -> bool:
-    return part.get("use_regex", True) and part.get("split", True)
+def _splits(part: dict[str, Any]) -> bool:
+    return bool(part.get("use_regex", True) and part.get("split", True))
 
 
-def _parts(component: Any, name: str) -> list[dict]:
+def _parts(component: Any, name: str) -> list[dict[str, Any]]:
     """A component, or what a Sequence of them consists of, as tokenizer.json has it."""
     if component is None:
         return []

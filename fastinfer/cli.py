@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import api, bench, checkpoint
+from . import api, checkpoint
 from .errors import FastinferError, InputError, printable, short
 from .files import naming
 from .heads.tag import STRATEGIES
@@ -82,11 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
-    except (FastinferError, OSError) as error:
-        named = isinstance(error, OSError) and error.filename is not None
-        if named and error.filename == STANDARD_OUTPUT:
+    except FastinferError as error:
+        _say("error", error)
+        return 1
+    except OSError as error:
+        if error.filename == STANDARD_OUTPUT:
             drop_output()
-        _say("error", f"{error.filename}: {error.strerror}" if named else error)
+        _say("error", error if error.filename is None else f"{error.filename}: {error.strerror}")
         return 1
     except MemoryError as error:
         _say("error", f"not enough memory: {error}" if str(error) else "not enough memory")
@@ -124,10 +126,10 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _embed(args: argparse.Namespace) -> None:
-    def compute(model: api.Model, texts: list) -> np.ndarray:
+    def compute(model: api.Model, texts: list[Any]) -> np.ndarray:
         return model.embed(texts, normalize=args.normalize, **_batching(args))
 
-    def record(text: Any, vector: np.ndarray) -> dict:
+    def record(text: Any, vector: np.ndarray) -> dict[str, Any]:
         return {**text_record(text), "embedding": vector.tolist()}
 
     def readable(text: Any, vector: np.ndarray) -> str:
@@ -146,10 +148,10 @@ def _embed(args: argparse.Namespace) -> None:
 def _classify(args: argparse.Namespace) -> None:
     top_k = args.top_k or (None if as_json(args) else CLASSES)
 
-    def compute(model: api.Model, texts: list) -> list:
+    def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         return model.classify(texts, top_k=top_k, **_batching(args))
 
-    def record(text: Any, answer: Any) -> dict:
+    def record(text: Any, answer: Any) -> dict[str, Any]:
         found = {"score": answer} if isinstance(answer, float) else {"labels": named(answer, "label", "score")}
         return {**text_record(text), **found}
 
@@ -162,48 +164,48 @@ def _classify(args: argparse.Namespace) -> None:
 
 
 def _fill_mask(args: argparse.Namespace) -> None:
-    def compute(model: api.Model, texts: list) -> list:
+    def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         return model.fill_mask(texts, top_k=args.top_k or 5, **_batching(args))
 
-    def record(text: Any, masks: list) -> dict:
+    def record(text: Any, masks: list[Any]) -> dict[str, Any]:
         return {**text_record(text), "masks": [named(best, "token", "score", "text") for best in masks]}
 
-    def readable(text: Any, masks: list) -> str:
+    def readable(text: Any, masks: list[Any]) -> str:
         return listing(shown(text), [(f"{score:.4f}", token, filled) for best in masks for token, score, filled in best])
 
     _each(args, compute, record, readable)
 
 
 def _tag(args: argparse.Namespace) -> None:
-    def compute(model: api.Model, texts: list) -> list:
+    def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         return model.tag(texts, strategy=args.strategy, **_batching(args))
 
-    def record(text: str, spans: list) -> dict:
+    def record(text: str, spans: list[Any]) -> dict[str, Any]:
         return {"text": text, "spans": named(spans, "start", "end", "label", "score", "text")}
 
-    def readable(text: str, spans: list) -> str:
-        rows = [(f"{score:.4f}", label, f"{start}-{end}", part) for start, end, label, score, part in spans]
+    def readable(text: str, spans: list[Any]) -> str:
+        rows: list[tuple[Any, ...]] = [(f"{score:.4f}", label, f"{start}-{end}", part) for start, end, label, score, part in spans]
         return listing(shown(text), rows or [("nothing tagged",)])
 
     _each(args, compute, record, readable)
 
 
 def _answer(args: argparse.Namespace) -> None:
-    def compute(model: api.Model, texts: list) -> list:
+    def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         questions, contexts = zip(*map(pair, texts), strict=True)
         options = {"no_answer": args.no_answer, "whole_words": args.whole_words}
         return model.answer(questions, contexts, top_k=args.top_k or 1, **options, **_batching(args))
 
     question = None if args.question is None else as_text(argument(args.question), "--question")
 
-    def pair(text: Any) -> tuple[str, str]:
+    def pair(text: Any) -> Any:
         return text if question is None else (question, text)
 
-    def record(text: Any, answers: list) -> dict:
+    def record(text: Any, answers: list[Any]) -> dict[str, Any]:
         asked, context = pair(text)
         return {"question": asked, "context": context, "answers": named(answers, "start", "end", "score", "text")}
 
-    def readable(text: Any, answers: list) -> str:
+    def readable(text: Any, answers: list[Any]) -> str:
         rows = [(f"{score:.4f}", f"{start}-{end}", part or "no answer") for start, end, score, part in answers]
         return listing(shown(text), rows)
 
@@ -211,7 +213,8 @@ def _answer(args: argparse.Namespace) -> None:
 
 
 def _rank(args: argparse.Namespace) -> None:
-    query = as_text(argument(args.query), "QUERY")
+    query = argument(args.query)
+    as_text(query, "QUERY")
     with output(args) as out:
         model = _load(args)
         documents = list(read_texts(args))
@@ -234,6 +237,18 @@ def _info(args: argparse.Namespace) -> None:
         else:
             found["devices"] = {device: why or "ready" for device, why in found["devices"].items()}
             out.line("\n".join(table(found)))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from .bench import command
+
+    command.run(args)
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    from .bench import command
+
+    command.add_arguments(parser)
 
 
 def _describe(folder: str, model: api.Model) -> dict[str, Any]:
@@ -260,8 +275,8 @@ def _describe(folder: str, model: api.Model) -> dict[str, Any]:
 
 def _each(
     args: argparse.Namespace,
-    compute: Callable[[api.Model, list], Any],
-    record: Callable[[Any, Any], dict],
+    compute: Callable[[api.Model, list[Any]], Any],
+    record: Callable[[Any, Any], dict[str, Any]],
     readable: Callable[[Any, Any], str],
 ) -> None:
     """Write the answer of each text, as it comes: what `record` makes of it as a JSON line, or what `readable` does."""
@@ -272,7 +287,7 @@ def _each(
                 out.line(json_line(record(text, answer)) if as_json(args) else readable(text, answer))
 
 
-def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list], Any]) -> Iterator[tuple[list, Any]]:
+def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list[Any]], Any]) -> Iterator[tuple[list[Any], Any]]:
     """(texts, their answers) a window at a time."""
     done = 0
     for texts in windows(args):
@@ -298,10 +313,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(argv)
     error = args.parser.error
     odd = [word for word in rest if word.startswith("-") and word != "-"]
-    takes_texts = args.command not in (_info, bench.run)
+    takes_texts = args.command not in (_info, _bench)
     if odd or (rest and not takes_texts):
         error(f"unrecognized arguments: {' '.join(odd or rest)}")
-    if args.command is bench.run:
+    if args.command is _bench:
         return args
     _check_output(args, error)
     if not takes_texts:
@@ -331,7 +346,18 @@ def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written."""
+    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written.
+
+    complete  adds options once they are needed: those of a command whose module is imported for it alone
+    """
+
+    complete: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.complete is not None:
+            complete, self.complete = self.complete, None
+            complete(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -347,7 +373,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastinfer {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(run: Callable, name: str, what: str, how: str, example: str, *, takes: str = "singles") -> argparse.ArgumentParser:
+    def command(
+        run: Callable[[argparse.Namespace], None], name: str, what: str, how: str, example: str, *, takes: str = "singles"
+    ) -> argparse.ArgumentParser:
         description = f"{what[0].upper()}{what[1:]}.\n{how}".rstrip()
         sub = commands.add_parser(name, help=what, description=description, epilog=f"example:\n  {example}", formatter_class=formatter)
         sub.set_defaults(command=run, parser=sub, takes=takes, pairs=False)
@@ -420,11 +448,9 @@ def _parser() -> argparse.ArgumentParser:
     command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
 
     example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"
-    sub = commands.add_parser(
-        "bench", help="measure the kernels on this machine", description=bench.__doc__, epilog=example, formatter_class=formatter
-    )
-    sub.set_defaults(command=bench.run, parser=sub)
-    bench.add_arguments(sub)
+    sub = commands.add_parser("bench", help="measure the kernels on this machine", epilog=example, formatter_class=formatter)
+    sub.set_defaults(command=_bench, parser=sub)
+    sub.complete = _bench_options
     return parser
 
 

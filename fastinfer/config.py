@@ -11,13 +11,10 @@ import functools
 import json
 import types
 import typing
-from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError, check_int, listed, short
-from .files import read_file
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
@@ -26,8 +23,6 @@ MAX_LAYERS = 1024
 MAX_POSITIONS = 1 << 16
 MAX_SIZE = 1 << 24
 MAX_WIDTH = 1 << 16  # of a feedforward or a head: a batch of 2,048 tokens has that many float32 values each, at most 0.5 GB
-MAX_JSON_BYTES = 4 << 20
-MAX_VOCABULARY_BYTES = 64 << 20
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Pooling = Literal["mean", "cls", "max", "lse"]
@@ -35,7 +30,7 @@ Pooling = Literal["mean", "cls", "max", "lse"]
 
 def tree_nodes(depth: int) -> int:
     """Nodes of a full binary tree with `depth` decisions: 2**(depth + 1) - 1."""
-    return 2 ** (depth + 1) - 1
+    return (2 << depth) - 1
 
 
 @dataclass(frozen=True)
@@ -320,39 +315,6 @@ def _problems(c: Config) -> typing.Iterator[str]:
             yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
 
 
-def parse_json(text: bytes) -> Any:
-    """JSON whose objects name no key twice. Raises ValueError or RecursionError."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
-            name, _ = Counter(name for name, _ in items).most_common(1)[0]
-            raise ValueError(f"an object names {short(name)} twice")
-        return found
-
-    return json.loads(text, object_pairs_hook=pairs)
-
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Parse a JSON file of at most `limit` bytes. Raises ConfigError naming the file."""
-    return as_json(read_file(path, limit, ConfigError), path)
-
-
-def vocabulary_bytes(tokens: int) -> int:
-    """The most bytes of a file that lists so many tokens: published ones have 10 to 80 a token, and 0.3 MB for normalisation."""
-    return min(MAX_VOCABULARY_BYTES, (1 << 20) + 512 * tokens)
-
-
-def as_json(text: bytes, path: Path) -> Any:
-    """parse_json() of what the file `path` holds. Raises ConfigError naming the file."""
-    try:
-        return parse_json(text)
-    except RecursionError:
-        raise ConfigError(f"{path} cannot be read as JSON: it is nested too deeply") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
-
-
 def _plain(value: Any) -> Any:
     """Dataclasses to JSON values; a task without a head is left out."""
     if dataclasses.is_dataclass(value):
@@ -406,7 +368,7 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise wrong("a list")
         return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             value = vars(value)
         if not isinstance(value, dict):

@@ -171,6 +171,7 @@ def check_array(
         raise DtypeError(f"{name} is a {type(array).__name__}, expected a numpy array of {dtype}{hint}")
     if array.dtype != dtype:
         raise DtypeError(f"{name} has dtype {array.dtype}, expected {dtype}: convert it with {name}.astype(np.{dtype})")
+    assert isinstance(array, np.ndarray)
     sizes = tuple(got if isinstance(size, str) else operator.index(size) for size, got in zip(shape, array.shape, strict=False))
     if array.ndim == len(shape) and array.shape == sizes and (not contiguous or (array.flags.c_contiguous and array.flags.aligned)):
         return array

@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ __all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stam
 
 
 @contextlib.contextmanager
-def regular(path: str | os.PathLike, kind: type[FastinferError] = CheckpointError) -> Iterator[BinaryIO]:
+def regular(path: str | os.PathLike[str], kind: type[FastinferError] = CheckpointError) -> Iterator[BufferedReader]:
     """The regular file at `path`, or at the end of its links, open for reading.
 
     A pipe or a device is refused without waiting for it: what is looked at is what was opened, so no other file can
@@ -42,7 +43,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
-def read_file(path: str | os.PathLike, limit: int, kind: type[FastinferError] = CheckpointError) -> bytes:
+def read_file(path: str | os.PathLike[str], limit: int, kind: type[FastinferError] = CheckpointError) -> bytes:
     """The content of a regular file of at most `limit` bytes, its size looked at before anything is read.
 
     Raises `kind` naming the file.
@@ -57,7 +58,7 @@ def read_file(path: str | os.PathLike, limit: int, kind: type[FastinferError] = 
     return text
 
 
-def stamp(file: str | os.PathLike | int) -> tuple[int, ...] | None:
+def stamp(file: str | os.PathLike[str] | int) -> tuple[int, ...] | None:
     """What differs when the file of this name or descriptor was written to or replaced; None where it cannot be looked at."""
     try:
         found = os.stat(file)
@@ -67,7 +68,7 @@ def stamp(file: str | os.PathLike | int) -> tuple[int, ...] | None:
 
 
 @contextlib.contextmanager
-def naming(name: str | os.PathLike) -> Iterator[None]:
+def naming(name: str | os.PathLike[str]) -> Iterator[None]:
     """An OSError raised in here names this file: not a temporary one that nobody knows, and not none."""
     try:
         yield
@@ -77,7 +78,7 @@ def naming(name: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of `path` when the block ends without an error.
 
     It is written under an unpredictable name in the same folder, created exclusively, so that no link is followed, no
@@ -89,12 +90,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[BinaryIO]]:
+def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Sequence[BinaryIO]]:
     """replacing() for several files: none is renamed before all are on the disk."""
     targets = [Path(path) for path in paths]
     names = [target.with_name(f".{target.name[:80]}.{secrets.token_hex(16)}.tmp") for target in targets]
     with contextlib.ExitStack() as stack:
-        files = []
+        files: list[BinaryIO] = []
         for name, target in zip(names, targets, strict=True):
             stack.callback(_remove, name)
             with naming(target):

@@ -90,11 +90,13 @@ class FFF:
         The answer is then a CuPy array of its dtype, on the caller's current stream.
         """
         ops = self._ops if threads is None else self._ops.using(threads)
-        return ops.call_layer(self._layer, self.hidden, x, out)
+        answer: np.ndarray = ops.call_layer(self._layer, self.hidden, x, out)
+        return answer
 
     def routes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of x (T, D): node ids (T, P, depth + 1) int32 and their logits z, same shape, float32."""
-        return self._ops.layer_routes(self._layer, self.hidden, self.trees, x)
+        nodes, z = self._ops.layer_routes(self._layer, self.hidden, self.trees, x)
+        return nodes, z
 
     def __repr__(self) -> str:
         return f"FFF({self.trees}x{self.depth}, hidden={self.hidden}, {self.dtype}, {self.device})"

@@ -62,6 +62,7 @@ def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weigh
 def ffn_block(ops: Reference, x: Any, layer: Layer, weights: Weights, work: Workspace, routes: Any = None) -> None:
     """x (T, D) in place: x + ffn(norm(x)), or norm(x + ffn(x)) where norms come after."""
     ffn = layer.ffn
+    assert ffn.norm is not None
     h = work.take("h", *x.shape)
     if weights.pre_norm:
         ops.norm(x, ffn.norm, weights.eps, out=h)

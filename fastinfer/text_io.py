@@ -13,7 +13,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from .errors import InputError, printable, short
 from .files import naming, replacing
@@ -74,10 +74,12 @@ def _kind(args: argparse.Namespace) -> str:
     return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
 
 
-def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[IO[bytes]]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
-    return gzip.open(args.input) if args.input.lower().endswith(".gz") else open(args.input, "rb")
+    if args.input.lower().endswith(".gz"):
+        return contextlib.closing(gzip.open(args.input))
+    return open(args.input, "rb")
 
 
 def reads_stdin(args: argparse.Namespace) -> bool:
@@ -91,7 +93,7 @@ def argument(text: str) -> str:
     return text
 
 
-def _lines(file: BinaryIO, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
+def _lines(file: IO[bytes], name: str, megabytes: int) -> Iterator[tuple[str, str]]:
     """(where, line) of a file, the end of line and a mark of byte order left out.
 
     Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.
@@ -120,7 +122,7 @@ def _values(lines: Iterator[tuple[str, str]], name: str, *, document: bool) -> I
 
     A document whose first line is a value, with more after it, holds JSON lines all the same.
     """
-    filled = ((where, line) for where, line in lines if line.strip())
+    filled: Iterator[tuple[str, str]] = ((where, line) for where, line in lines if line.strip())
     if document:
         head = list(itertools.islice(filled, 2))
         filled = itertools.chain(head, filled)
@@ -171,7 +173,7 @@ def _item(value: Any, args: argparse.Namespace, where: str) -> Any:
     raise InputError(f"{where}: {short(value)}, expected one of {expected}")
 
 
-def windows(args: argparse.Namespace) -> Iterator[list]:
+def windows(args: argparse.Namespace) -> Iterator[list[Any]]:
     """The texts, a bounded window at a time, with a progress bar where it disturbs nothing."""
     visible = sys.stderr.isatty() and (args.output is not None or not sys.stdout.isatty())
     with Progress(_count(args) if visible else None, enabled=visible) as bar:
@@ -279,7 +281,7 @@ def json_line(value: Any) -> str:
     return line if line.isprintable() else _NOT_ASCII.sub(_escaped, line)
 
 
-def _escaped(found: re.Match) -> str:
+def _escaped(found: re.Match[str]) -> str:
     return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
@@ -287,11 +289,11 @@ def text_record(text: str | tuple[str, str]) -> dict[str, str]:
     return {"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]}
 
 
-def named(rows: Iterable[tuple], *names: str) -> list[dict]:
+def named(rows: Iterable[tuple[Any, ...]], *names: str) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def listing(title: str, rows: list[tuple]) -> str:
+def listing(title: str, rows: list[tuple[Any, ...]]) -> str:
     """A title and, indented under it, rows in aligned columns."""
     cells = [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

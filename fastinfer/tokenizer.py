@@ -93,11 +93,11 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, encoding: Any) -> Tokens:
-        return cls(*(getattr(encoding, name) for name in cls._fields))
+        return cls._make(getattr(encoding, name) for name in cls._fields)
 
     def take(self, rows: Sequence[int]) -> Tokens:
         """The tokens of these rows."""
-        return Tokens(*([column[row] for row in rows] for column in self))
+        return Tokens._make([column[row] for row in rows] for column in self)
 
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
@@ -123,7 +123,7 @@ class Window(NamedTuple):
     tokens: Tokens
 
 
-def as_texts(texts: Any, name: str = "texts") -> list:
+def as_texts(texts: Any, name: str = "texts") -> list[Any]:
     """A list of texts, each a str or a pair (str, str) as a tuple. One str or one tuple is a batch of one.
 
     Raises InputError naming what is no text, and for a collection of which it is not clear which texts in which order it holds.
@@ -148,7 +148,7 @@ def as_singles(texts: Any, name: str = "texts") -> list[str]:
     return singles
 
 
-def _ordered(texts: Any, name: str) -> Iterable:
+def _ordered(texts: Any, name: str) -> Iterable[Any]:
     """`texts`, an iterable whose items are the texts in their order. Raises InputError with what to pass instead."""
     expected = "a str, a pair (str, str), or a list of these"
     if isinstance(texts, Mapping):
@@ -173,7 +173,9 @@ def as_text(text: Any, name: str) -> str | tuple[str, str]:
     if not isinstance(text, str):
         if not isinstance(text, (tuple, list)) or len(text) != 2 or not all(isinstance(t, str) for t in text):
             raise InputError(f"{name} is {_kind(text)}, expected a str or a pair (str, str)")
-        return as_text(text[0], f"{name}[0]"), as_text(text[1], f"{name}[1]")
+        for i, side in enumerate(text):
+            as_text(side, f"{name}[{i}]")
+        return text[0], text[1]
     if not text.isascii():
         try:
             text.encode()
@@ -291,7 +293,7 @@ class Tokenizer:
         """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries."""
         *first, long = sides
         parts: list[Tokens] = []
-        before = after = None
+        before = after = Tokens([], [], [], [], [])
         at = words = 0
         while at < len(long):
             lead = min(at, 1)  # one character in front shows that the piece does not begin the text
@@ -303,8 +305,8 @@ class Tokenizer:
             inside = piece.take([row for row in rows if piece.offsets[row][1] > 1]) if lead else piece.take(rows)
             if inside.ids:
                 before, after = piece.take(range(rows[0])), piece.take(range(rows[-1] + 1, len(piece.ids)))
-                parts.append(inside.moved(start, words - inside.word_ids[0]))
-                words = parts[-1].word_ids[-1] + 1
+                parts.append(inside.moved(start, words - (inside.word_ids[0] or 0)))
+                words = (parts[-1].word_ids[-1] or 0) + 1
         return Tokens.join([before, *parts, after]) if parts else piece
 
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
@@ -320,7 +322,7 @@ class Tokenizer:
         if few or forked or Tokenizer._threads is False or (Tokenizer._threads is None and not is_free(ASKED_FOR_THREADS)):
             return self._one_by_one(texts, words)
         try:
-            encodings = self.raw.encode_batch(texts, is_pretokenized=words)
+            encodings: list[Any] = self.raw.encode_batch(texts, is_pretokenized=words)
         except BaseException as error:  # its panics are no Exceptions
             if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
                 raise
@@ -397,7 +399,8 @@ class Tokenizer:
 
 def _cut(tokens: Tokens, limit: int) -> Tokens:
     """The first tokens of a text, its special tokens kept; of a pair as _shares() says."""
-    left = _shares(*_counts(tokens), limit - tokens.sequence_ids.count(None))
+    first, second = _counts(tokens)
+    left = _shares(first, second, limit - tokens.sequence_ids.count(None))
     rows = []
     for row, side in enumerate(tokens.sequence_ids):
         if side is not None:
@@ -429,7 +432,7 @@ def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
     least = _counts(encoding)
     most = [sys.maxsize if begun is not side else count for begun, side, count in zip(_sides(part), _sides(text), least, strict=False)]
     if len(most) == 1:
-        return least[0] > room
+        return bool(least[0] > room)
     # The first text's share grows with its own length and shrinks with that of the second.
     shares = _shares(most[0], least[1], room)
     return sum(least) > room and shares == _shares(least[0], most[1], room) and all(map(operator.ge, least, shares))

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from . import trial
-from .config import parse_json, vocabulary_bytes
 from .errors import CheckpointError, about, short
 from .files import read_file
+from .strict_json import parse_json, vocabulary_bytes
 
 __all__ = ["Library", "is_free", "open_tokenizer"]
 
@@ -139,7 +139,7 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
     return Library(raw, path)
 
 
-def check(data: dict, vocabulary: int) -> list[str]:
+def check(data: dict[str, Any], vocabulary: int) -> list[str]:
     """The regular expressions in a tokenizer.json's object. Raises CheckpointError for what the library must not see."""
     model = data["model"]
     words = model.get("vocab")
@@ -185,7 +185,7 @@ def _check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
         raise CheckpointError(f"{what} has a token of {longest} characters, expected at most {MOST_CHARACTERS}")
 
 
-def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict]:
+def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict[str, Any]]:
     """Every object in a part of the file, its numbers and strings checked."""
     left = [(part, "")]
     while left:
@@ -202,7 +202,7 @@ def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict]:
             raise CheckpointError(f"{at} has {key or 'the number'} {short(value)}, expected 0 to {number}")
 
 
-def _growth(component: dict) -> int:
+def _growth(component: dict[str, Any]) -> int:
     """The most characters that one becomes in a component, which the library names by its type."""
     kind = component.get("type")
     if kind == "Replace":

@@ -19,8 +19,9 @@ import safetensors
 import fastinfer
 from fastinfer import checkpoint
 from fastinfer.checkpoint import Tensor, check_children
-from fastinfer.config import FFF, MAX_JSON_BYTES, Dense, Positions, Stored, tree_nodes
+from fastinfer.config import FFF, Dense, Positions, Stored, tree_nodes
 from fastinfer.errors import check_array, printable
+from fastinfer.strict_json import MAX_JSON_BYTES
 
 CONFIG = builders.tiny()
 ERROR = fastinfer.CheckpointError

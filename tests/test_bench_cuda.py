@@ -9,8 +9,11 @@ import oracle
 import pytest
 
 import fastinfer
-from fastinfer import bench, bench_cuda, bench_model, cli
-from fastinfer.cases import FFFCase
+from fastinfer import cli
+from fastinfer.bench import command, engines, gpu_layers, gpu_models, gpu_timing, report
+from fastinfer.bench.cases import FFFCase, dense_weights
+from fastinfer.bench.oracle import dense64, walk64
+from fastinfer.bench.timing import Spread
 from fastinfer.errors import BackendError, InputError
 
 WHY_NOT = fastinfer.backends.available()["cuda"]
@@ -18,12 +21,12 @@ needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU: {WHY_NOT}")
 
 
 def spread(median):
-    return bench.Spread(median, 0.9 * median, 1.1 * median)
+    return Spread(median, 0.9 * median, 1.1 * median)
 
 
 @pytest.mark.parametrize(("trees", "depth", "tokens", "rows"), [(1, 11, 1, 12), (1, 11, 128, 767), (1, 11, 2048, 4095), (512, 2, 2, 2560)])
 def test_rows_once(trees, depth, tokens, rows):
-    assert bench_cuda.rows_once(trees, depth, tokens) == rows
+    assert gpu_layers.rows_once(trees, depth, tokens) == rows
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
@@ -31,18 +34,18 @@ def test_no_more_rows_are_visited(tokens):
     x, w_in, b_in, _ = FFFCase(3, 4, 16, tokens).build(7)
     nodes, _ = oracle.walk(x, w_in, b_in, 4)
     visited = sum(len(np.unique(nodes[:, p])) for p in range(3))
-    assert visited <= bench_cuda.rows_once(3, 4, tokens) <= 3 * 31
+    assert visited <= gpu_layers.rows_once(3, 4, tokens) <= 3 * 31
 
 
 def test_floor_of_the_paper_shape():
     """1.02 ns a token + 4.2 us in float16, twice as much in float32, at 3.0 TB/s."""
     rate = 3.0e6
-    few, many = (bench_cuda.floor_bytes(FFFCase(1, 11, 768, t), "float16") / rate for t in (4096, 65536))
+    few, many = (gpu_layers.floor_bytes(FFFCase(1, 11, 768, t), "float16") / rate for t in (4096, 65536))
     assert (many - few) / (65536 - 4096) * 1e3 == pytest.approx(1.02, abs=0.01)
     assert few - 4096 * 1.024e-3 == pytest.approx(4.2, abs=0.05)
     case = FFFCase(1, 11, 768, 4096)
-    assert bench_cuda.floor_bytes(case, "float32") == 2 * bench_cuda.floor_bytes(case, "float16")
-    assert bench_cuda.floor_bytes(case, "int8") == 4 * 4096 * 768 + 2 * 4095 * (768 + 4)
+    assert gpu_layers.floor_bytes(case, "float32") == 2 * gpu_layers.floor_bytes(case, "float16")
+    assert gpu_layers.floor_bytes(case, "int8") == 4 * 4096 * 768 + 2 * 4095 * (768 + 4)
 
 
 def test_row_of_a_table():
@@ -50,25 +53,25 @@ def test_row_of_a_table():
     case = FFFCase(1, 11, 768, 128)
     spreads = {"fff": spread(10.0), "own": spread(40.0), "torch": spread(30.0), "torch tf32": spread(20.0)}
     cold = {name: spread(2 * s.median) for name, s in spreads.items()}
-    dense = {"own": None, "torch": bench_cuda.Rival("float32", None), "torch tf32": bench_cuda.Rival("tf32", None)}
-    row = bench_cuda.cmm_row(case, "float32", "fff", spreads, cold, dense, 3.0e6)
+    dense = {"own": None, "torch": gpu_layers.Rival("float32", None), "torch tf32": gpu_layers.Rival("tf32", None)}
+    row = gpu_layers.cmm_row(case, "float32", "fff", spreads, cold, dense, 3.0e6)
     assert row["best_dense"] == "torch"
     assert row["speedup"] == {"own": 4.0, "torch": 3.0, "torch tf32": 2.0}
     assert (row["tf32"], row["cold_us"], row["cold_speedup"]) == (2.0, 20.0, 3.0)
-    assert row["floor_us"] == bench_cuda.floor_bytes(case, "float32") / 3.0e6
+    assert row["floor_us"] == gpu_layers.floor_bytes(case, "float32") / 3.0e6
     assert row["share_of_floor"] == pytest.approx(row["floor_us"] / 10)
     assert row["ns_per_token"] == pytest.approx(1e4 / 128)
     row |= {"strategy": "fff_tree", "max_error": 1e-6, "rerouted": 0.0}
-    warm = row | bench_cuda.cmm_row(case, "float16", "fff", spreads, {}, {"own": None}, 3.0e6)
+    warm = row | gpu_layers.cmm_row(case, "float16", "fff", spreads, {}, {"own": None}, 3.0e6)
     assert (warm["tf32"], warm["cold_us"], warm["cold_speedup"]) == (None, None, None)
-    for line in (bench_cuda.cmm_line(row), bench_cuda.cmm_line(warm)):
+    for line in (report.gpu_cmm_line(row), report.gpu_cmm_line(warm)):
         assert line.endswith("fff_tree")
-        assert len(line) == len(bench_cuda.CMM_HEADER)
+        assert len(line) == len(report.GPU_CMM_HEADER)
 
 
 def test_copied_weights_lie_elsewhere():
-    first = bench_cuda.Replay(np.arange(3.0), None, 2)
-    second = bench_cuda.copied(first)
+    first = gpu_timing.Replay(np.arange(3.0), None, 2)
+    second = gpu_layers.copied(first)
     assert second.stream is not first.stream
     assert not np.shares_memory(second.stream, first.stream)
     assert np.array_equal(second.stream, first.stream)
@@ -77,30 +80,30 @@ def test_copied_weights_lie_elsewhere():
 
 def test_ratios():
     def engine(name, dtype, load=None):
-        return bench_model.Engine(name, "dense" if "1x11" not in name else "1x11", dtype, load, (), ())
+        return engines.Engine(name, "dense" if "1x11" not in name else "1x11", dtype, load, (), ())
 
-    own = bench_model.load_fastinfer
-    engines = {
+    own = engines.load_fastinfer
+    made = {
         "fastinfer dense float16": engine("fastinfer", "float16", own),
         "fastinfer 1x11 float16": engine("fastinfer 1x11", "float16", own),
         "torch f16": engine("torch", "float16"),
         "torch f32": engine("torch", "float32"),
     }
-    times = dict(zip(engines, (4.0, 2.0, 5.0, 3.0), strict=True))
-    got = bench_model.ratios("fastinfer 1x11 float16", engines, times)
+    times = dict(zip(made, (4.0, 2.0, 5.0, 3.0), strict=True))
+    got = report.ratios("fastinfer 1x11 float16", made, times)
     assert got == {
         "speedup": {"torch f16": 2.5, "torch f32": 1.5},
         "against_own_dense": 2.0,
         "against_best_of_dtype": 2.5,
         "against_best": 1.5,
     }
-    assert bench_model.ratios("torch f16", engines, times)["against_best"] is None
+    assert report.ratios("torch f16", made, times)["against_best"] is None
 
 
 def test_table_of_models():
     row = {"op": "gpu", "engine": "fastinfer", "model": "1x11", "dtype": "float16", "texts": 1, "tokens": 16, "graph_ms": 0.2271}
     other = row | {"engine": "torch", "model": "dense", "texts": 32, "tokens": 128, "graph_ms": 1.71}
-    title, first, second = bench_model.table([row, other]).splitlines()
+    title, first, second = report.table([row, other]).splitlines()
     assert title.split() == ["ms", "1x16", "32x128"]
     assert first.split() == ["fastinfer", "1x11", "float16", "0.227", "-"]
     assert second.split() == ["torch", "dense", "float16", "-", "1.710"]
@@ -111,7 +114,7 @@ def test_walk64(along):
     x, w_in, b_in, w_out = FFFCase(3, 4, 16, 9).build(3)
     nodes, z = oracle.walk(x, w_in, b_in, 4)
     given = np.random.default_rng(0).integers(0, 31, nodes.shape) if along else None
-    y, visited, margin = bench.walk64(x, np.stack([w_in, w_out], 2), b_in, 4, along=given)
+    y, visited, margin = walk64(x, np.stack([w_in, w_out], 2), b_in, 4, along=given)
     want = nodes if given is None else given
     assert np.array_equal(visited, want)
     np.testing.assert_allclose(y, oracle.add_up(x, w_in, b_in, w_out, want), atol=1e-12)
@@ -121,25 +124,25 @@ def test_walk64(along):
 
 def test_a_wrong_dense_layer_is_not_timed():
     x = np.random.default_rng(0).standard_normal((5, 8), np.float32)
-    weights = bench.dense_weights(8, 12)
-    right = bench.dense64(x, *weights, gelu=True).astype(np.float32)
+    weights = dense_weights(8, 12)
+    right = dense64(x, *weights, gelu=True).astype(np.float32)
     for result, wrong in ((right, False), (right * 1.1, True), (right * np.nan, True)):
-        work = bench_cuda.Work(None, [lambda: None], None, lambda result=result: result)
+        work = gpu_timing.Work(None, [lambda: None], None, lambda result=result: result)
         if wrong:
             with pytest.raises(BackendError, match="'a rival' is wrong"):
-                bench_cuda.check_dense({"a rival": work}, x, weights)
+                gpu_layers.check_dense({"a rival": work}, x, weights)
         else:
-            bench_cuda.check_dense({"a rival": work}, x, weights)
+            gpu_layers.check_dense({"a rival": work}, x, weights)
 
 
 def test_products_are_the_cpus():
     with pytest.raises(InputError, match="gemm measures the CPU's"):
-        bench_cuda.run(argparse.Namespace(what="gemm", device="cuda"), None, None)
+        command.run_gpu(argparse.Namespace(what="gemm", device="cuda"), None, None)
 
 
 def test_unknown_dtype():
     with pytest.raises(InputError, match="expected some of float16, float32, bfloat16, int8"):
-        bench_cuda.bench_cmm("cuda", dtypes=("float64",))
+        gpu_layers.bench_cmm("cuda", dtypes=("float64",))
 
 
 @pytest.mark.skipif(WHY_NOT is None, reason="there is a GPU")
@@ -154,7 +157,7 @@ def test_cmm_on_a_gpu(capsys):
     cli.main(["bench", "cmm", "--device", "cuda", "--shapes", "1x3,9x2", "--tokens", "1,33", "--seconds", "0", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["dtype"], r["tokens"], r["shape"]) for r in rows] == [
-        (dtype, tokens, shape) for dtype in bench_cuda.DTYPES for tokens in (1, 33) for shape in ("1x3", "9x2")
+        (dtype, tokens, shape) for dtype in gpu_layers.DTYPES for tokens in (1, 33) for shape in ("1x3", "9x2")
     ]
     assert all(0 < r["p10"] <= r["us"] <= r["p90"] and r["cold_us"] > 0 and r["machine"]["gpu"] for r in rows)
 
@@ -191,18 +194,18 @@ class Given:
 
 def rival(name, graph_us):
     encode = lambda ids: None  # noqa: E731
-    replay = lambda us: bench_cuda.Replay(types.SimpleNamespace(synchronize=lambda: None), lambda: None, 1, us)  # noqa: E731
-    encode.encoder = lambda batches: bench_cuda.Encoder(replay(graph_us), lambda which: None, {"attention": replay(graph_us / 100)})
-    return bench_model.Engine(name, "dense", "float16", None, (), ()), encode
+    replay = lambda us: gpu_timing.Replay(types.SimpleNamespace(synchronize=lambda: None), lambda: None, 1, us)  # noqa: E731
+    encode.encoder = lambda batches: gpu_models.Encoder(replay(graph_us), lambda which: None, {"attention": replay(graph_us / 100)})
+    return engines.Engine(name, "dense", "float16", None, (), ()), encode
 
 
 def test_sizes_of_models(monkeypatch, capsys):
     """Rows of the engines that are right; those that are wrong or for texts only have none."""
-    monkeypatch.setattr(bench_cuda, "interleaved", lambda replays, seconds: {name: spread(r.before) for name, r in replays.items()})
-    engines = {"quick": rival("quick", 400.0), "slow": rival("slow", 800.0), "wrong": rival("wrong", 1.0)}
-    engines["texts"] = (rival("texts", 1.0)[0], lambda ids: None)
+    monkeypatch.setattr(gpu_models, "interleaved", lambda replays, seconds: {name: spread(r.before) for name, r in replays.items()})
+    made = {"quick": rival("quick", 400.0), "slow": rival("slow", 800.0), "wrong": rival("wrong", 1.0)}
+    made["texts"] = (rival("texts", 1.0)[0], lambda ids: None)
     oracle_ = Given(quick=(0.1, 0.01), slow=(0.2, 0.02), wrong=None)
-    (rows,) = bench_cuda.bench_sizes(engines, oracle_, 100, sizes=[(2, 8)], seconds=0)
+    (rows,) = gpu_models.bench_sizes(made, oracle_, 100, sizes=[(2, 8)], seconds=0)
     assert [(r["engine"], r["graph_ms"], r["us_per_token"], r["attention_us"], r["ffn_block_us"]) for r in rows] == [
         ("quick", 0.4, 25.0, 4.0, None),
         ("slow", 0.8, 50.0, 8.0, None),
@@ -211,11 +214,11 @@ def test_sizes_of_models(monkeypatch, capsys):
     assert all(-r["graph_ms"] * 1e3 < r["launch_us"] < 0 and r["states_ms"] is None for r in rows)  # what is launched does nothing
     assert "left out: wrong dense float16 at 2x8: wrong dense float16 is wrong" in capsys.readouterr().err
     for row in rows:
-        assert len(bench_model.line(row)) == len(bench_model.header("gpu"))
+        assert len(report.line(row)) == len(report.header("gpu"))
 
 
 def test_interleaved_takes_off_what_comes_first(monkeypatch):
     """Of a replay of 4 calls that takes 100 us, 60 of them before the calls' own: 10 us a call."""
-    monkeypatch.setattr(bench_cuda, "elapsed", lambda stream, launch, times=1, ahead=False: 100.0 * times)
-    spreads = bench_cuda.interleaved({"a": bench_cuda.Replay(None, None, 4, before=60.0), "b": bench_cuda.Replay(None, None, 1)}, seconds=0)
-    assert spreads == {"a": bench.Spread(10.0, 10.0, 10.0), "b": bench.Spread(100.0, 100.0, 100.0)}
+    monkeypatch.setattr(gpu_timing, "elapsed", lambda stream, launch, times=1, ahead=False: 100.0 * times)
+    spreads = gpu_timing.interleaved({"a": gpu_timing.Replay(None, None, 4, before=60.0), "b": gpu_timing.Replay(None, None, 1)}, seconds=0)
+    assert spreads == {"a": Spread(10.0, 10.0, 10.0), "b": Spread(100.0, 100.0, 100.0)}

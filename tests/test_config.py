@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 import fastinfer
-from fastinfer.config import FFF, MAX_JSON_BYTES, Config, Dense, Ids, Norm, Positions, Tag, Tasks, read_json
+from fastinfer.config import FFF, Config, Dense, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.strict_json import MAX_JSON_BYTES, read_json
 
 SMALL = builders.tiny(layers=2, ffn=(FFF(2, 3), Dense(5)))
 

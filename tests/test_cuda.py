@@ -21,15 +21,18 @@ from test_reference import CU, LENGTHS, layer_norm, norm_of
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.backends import cublaslt, cuda
+from fastinfer.backends.cuda import compiler, cublaslt, device, plan
+from fastinfer.backends.cuda.memory import Memory
+from fastinfer.backends.cuda.session import Sessions
+from fastinfer.backends.cuda.weights import as_bits
 from fastinfer.backends.reference import Reference, gelu
-from fastinfer.cases import FFFCase
+from fastinfer.bench.cases import FFFCase
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
 from fastinfer.weights import Embedding
 from fastinfer.weights import Norm as NormWeights
 
-WHY_NOT = cuda.why_not()
+WHY_NOT = device.why_not()
 needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU here: {WHY_NOT}")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 # Relative to the largest value: the rounding of activations (2^-11, 2^-8), a few times over.
@@ -40,6 +43,15 @@ ROUNDS_TO = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16",
 def rounded(values, dtype):
     """As activations of this dtype hold them."""
     return Tensor(values, "float32").to(ROUNDS_TO[dtype]).float32()
+
+
+def sent(ops, values):
+    """float32 values on the GPU, as activations."""
+    return ops.memory.send("a test's array", as_bits(np.ascontiguousarray(values), ops.act))
+
+
+def sent_norm(ops, norm):
+    return NormWeights(*(ops.vector(Tensor(values, "float32")) for values in (norm.weight, norm.bias)))
 
 
 def assert_near(got, want, dtype, factor=1):
@@ -57,7 +69,7 @@ def assert_near(got, want, dtype, factor=1):
 def test_the_kernels_compile(architecture, options):
     pytest.importorskip("cupy", reason="CuPy, which calls the compiler, is not installed")
     try:
-        supported = cuda.compiler().getSupportedArchs()
+        supported = compiler.compiler().getSupportedArchs()
     except fastinfer.BackendError as error:
         pytest.skip(str(error))
     if int(architecture[3:5]) not in supported:
@@ -65,28 +77,28 @@ def test_the_kernels_compile(architecture, options):
     act, hidden, heads = options
     trees = [("-DDEPTH=11",), ("-DDEPTH=4",)] + [("-DDEPTH=11", "-DROW_INT8")] * (act != "ACT_FLOAT")
     for more in [(f"-DHEADS={heads}",), *trees]:
-        program, kind = cuda.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", *more))
+        program, kind = compiler.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", *more))
         assert kind == "cubin"
         assert program[1:4] == b"ELF"
 
 
 def test_buckets():
     for tokens in range(1, 5000):
-        size = cuda.bucket(tokens)
+        size = plan.bucket(tokens)
         assert tokens <= size < max(1.125 * tokens, tokens + 8)
-    assert [cuda.bucket(n) for n in (16, 128, 4096, 16384, 32768)] == [16, 128, 4096, 16384, 32768]
+    assert [plan.bucket(n) for n in (16, 128, 4096, 16384, 32768)] == [16, 128, 4096, 16384, 32768]
 
 
 def test_products_of_few_rows():
     """Blocks cover the product, run all at once, and are the smallest that do."""
     shared = 227 << 10
-    assert cuda.few_rows(16, 2304, 768, 132, shared) == ("product_1_3", (96, 1), 512 * 8 * (3 * 3 + 12))
-    assert cuda.few_rows(17, 768, 3072, 132, shared) == ("product_2_3", (32, 1), 512 * 8 * (3 * 12 + 12))
-    assert cuda.few_rows(128, 3072, 768, 132, shared) == ("product_2_12", (32, 4), 512 * 8 * (12 * 3 + 12))
-    assert cuda.few_rows(128, 8, 64, 132, shared) == ("product_2_3", (1, 4), 512 * 8 * (3 * 2 + 12))
-    assert cuda.few_rows(128, 3072, 768, 132, 99 << 10) is None  # too little shared memory
-    assert cuda.few_rows(129, 3072, 768, 132, shared) is None  # too many blocks
-    assert cuda.few_rows(16, 30528, 768, 132, shared) is None
+    assert plan.few_rows(16, 2304, 768, 132, shared) == ("product_1_3", (96, 1), 512 * 8 * (3 * 3 + 12))
+    assert plan.few_rows(17, 768, 3072, 132, shared) == ("product_2_3", (32, 1), 512 * 8 * (3 * 12 + 12))
+    assert plan.few_rows(128, 3072, 768, 132, shared) == ("product_2_12", (32, 4), 512 * 8 * (12 * 3 + 12))
+    assert plan.few_rows(128, 8, 64, 132, shared) == ("product_2_3", (1, 4), 512 * 8 * (3 * 2 + 12))
+    assert plan.few_rows(128, 3072, 768, 132, 99 << 10) is None  # too little shared memory
+    assert plan.few_rows(129, 3072, 768, 132, shared) is None  # too many blocks
+    assert plan.few_rows(16, 30528, 768, 132, shared) is None
 
 
 # us of (fff_trees_few, fff_trees, products) on an H100 at D = 768, from the benchmark; neurons that a token uses; 9e9: too long to measure.
@@ -115,7 +127,7 @@ def test_the_cost_model_chooses_what_was_fastest(dtype, neurons):
     """Or what took at most 5% more."""
     for tokens, times in MEASURED[dtype, neurons].items():
         measured = dict(zip(("fff_trees_few", "fff_trees", "products"), times, strict=True))
-        costs = cuda.many_trees_costs(tokens, neurons, 4096, dtype, processors=132)
+        costs = plan.many_trees_costs(tokens, neurons, 4096, dtype, processors=132)
         assert measured[min(costs, key=costs.get)] <= 1.05 * min(times), (tokens, costs)
 
 
@@ -128,7 +140,7 @@ def fake_cupy(monkeypatch):
     """make(getDeviceCount): a driver that loads, and of CuPy what is asked before a device is chosen."""
 
     def make(count):
-        monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: None)
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda name: None)
         runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=FakeError, runtimeGetVersion=lambda: 13020)
         monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
 
@@ -144,20 +156,20 @@ def refuse(error):
 
 def test_why_a_gpu_cannot_be_used(monkeypatch, fake_cupy):
     fake_cupy(lambda: 1)
-    assert cuda.why_not() is None
+    assert device.why_not() is None
     fake_cupy(refuse(FakeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")))
-    assert re.match(r"CuPy finds no GPU to use: cudaErrorInsufficientDriver.*is the driver too old for CUDA 13, or does", cuda.why_not())
+    assert re.match(r"CuPy finds no GPU to use: cudaErrorInsufficientDriver.*is the driver too old for CUDA 13, or does", device.why_not())
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert cuda.why_not() == "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
-    monkeypatch.setattr(cuda.ctypes, "CDLL", refuse(OSError("cannot open shared object file")))
-    assert cuda.why_not() == "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    assert device.why_not() == "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
+    monkeypatch.setattr(device.ctypes, "CDLL", refuse(OSError("cannot open shared object file")))
+    assert device.why_not() == "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cuda' was asked for but cannot run: there is no NVIDIA driver.*Available here"):
         fastinfer.FFF(*FFFCase(1, 2, 8, 1).build(0)[1:], depth=2, device="cuda")
 
 
 def test_numbers_of_devices(fake_cupy):
     fake_cupy(lambda: 3)
-    assert [cuda.device_number(name) for name in ("cuda", "cuda:0", "cuda:2")] == [0, 0, 2]
+    assert [device.device_number(name) for name in ("cuda", "cuda:0", "cuda:2")] == [0, 0, 2]
     for name in ("cuda:3", "cuda:-1", "cuda:1.0", "cuda:x", "cuda:²", "cuda:0:1"):
         with pytest.raises(fastinfer.BackendError) as error:
             fastinfer.load(device=name)
@@ -170,7 +182,7 @@ def test_nvrtc_that_is_missing(monkeypatch):
     with pytest.raises(
         fastinfer.BackendError, match=r"NVRTC, .* cannot be loaded: no libnvrtc.so\n  pip install 'fastinfer\[cuda\]' brings it"
     ):
-        cuda.cached_kernels("sm_90a", ())
+        compiler.cached_kernels("sm_90a", ())
 
 
 def test_cublaslt_that_is_missing(monkeypatch):
@@ -250,21 +262,18 @@ def test_fff_between_norms(order, strategy, dtype):
     nodes = Tensor(np.stack([w_in, w_out], 2), "float32").to(dtype)
     trees = ops.trees(nodes, b_in, None, case.depth)
     ops.plan = lambda tokens, trees: strategy
-    send = lambda a: ops._send("a test's array", ops._bits(np.ascontiguousarray(a)))  # noqa: E731
-    norms = []
-    for norm in (before, after):
-        norms.append(NormWeights(send(norm.weight), send(norm.bias)))
-    there = send(x)
+    norms = [sent_norm(ops, norm) for norm in (before, after)]
+    there = sent(ops, x)
     out = there if order == "pre" or strategy != "products" else ops.empty(*x.shape)
     ops.fff_between_norms(
-        there, trees, bias=send(bias), residual=there if order == "pre" else None, add_input=order == "post", norm=norms[0],
+        there, trees, bias=sent(ops, bias), residual=there if order == "pre" else None, add_input=order == "post", norm=norms[0],
         out_norm=norms[1] if order == "post" else None, eps=1e-5, out=out,
     )  # fmt: skip
     h, want = np.empty_like(x), np.empty_like(x)
     host.norm(rounded(x, dtype), before, 1e-5, out=h)
     # Which way a token goes may hang on how h is rounded: follow what the same norm and trees record.
     routed, normed = [ops.empty(70, case.trees, case.depth + 1, dtype=t) for t in (np.int32, np.float32)], ops.empty(*x.shape)
-    ops.norm(send(x), norms[0], 1e-5, out=normed)
+    ops.norm(sent(ops, x), norms[0], 1e-5, out=normed)
     ops.fff(normed, trees, out=ops.empty(*x.shape), nodes=routed[0], z=routed[1])
     rows_in, rows_out = (as_stored(w, ROUNDS_TO[dtype] if dtype != "int8" else dtype) for w in (w_in, w_out))
     want = oracle.add_up(h, rows_in, b_in, rows_out, ops.bring(routed[0])(), bias) + (rounded(x, dtype) if order == "pre" else h)
@@ -286,7 +295,7 @@ def test_attention(dtype, heads, size):
         out = ops.empty(sum(lengths), heads * size)
         out.fill(255)
         cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ops.attention(ops._send("qkv", ops._bits(qkv)), cu, heads, out=out)
+        ops.attention(sent(ops, qkv), cu, heads, out=out)
         assert_near(ops.bring(out)(), in_float64(qkv, lengths, heads, size), dtype)
 
 
@@ -307,7 +316,7 @@ def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
     bounds[:tokens] = np.stack([np.repeat(cu[:-1], lengths), np.repeat(cu[1:], lengths)], 1)
     out = ops.empty(tokens + filling, heads * size)
     out.view(np.uint8).fill(255)
-    ops.attention(ops._send("qkv", ops._bits(filled)), ops._send("bounds", bounds), heads, out=out)
+    ops.attention(sent(ops, filled), ops.memory.send("bounds", bounds), heads, out=out)
     assert_near(ops.bring(out[:tokens])(), in_float64(qkv, lengths, heads, size), dtype, factor=2)
     assert (out[tokens:].get().view(np.uint8) == 255).all()
 
@@ -331,12 +340,12 @@ def test_linear(shape, activation, dtype):
     ops = ops.fitted(64, 0, dtype)
     plain = x.astype(np.float64) @ weight.T + bias
     want = {None: np.array, "gelu": np.vectorize(oracle.gelu), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[activation](plain)
-    matrix, send = ops.matrix(Tensor(weight, "float32")), lambda a: ops._send("a test's array", ops._bits(a))
+    matrix, offset = (make(Tensor(values, "float32")) for make, values in ((ops.matrix, weight), (ops.vector, bias)))
     assert ops.outputs(matrix) == outputs
-    out, more = ops.empty(tokens, outputs), send(residual)
-    ops.linear(send(x), matrix, bias=ops.vector(bias), activation=activation, out=out)
+    out, more = ops.empty(tokens, outputs), sent(ops, residual)
+    ops.linear(sent(ops, x), matrix, bias=offset, activation=activation, out=out)
     assert_near(ops.bring(out)(), want, dtype)
-    ops.linear(send(x), matrix, bias=ops.vector(bias), activation=activation, residual=more, out=more)
+    ops.linear(sent(ops, x), matrix, bias=offset, activation=activation, residual=more, out=more)
     assert_near(ops.bring(more)(), want + residual, dtype)
 
 
@@ -348,10 +357,10 @@ def test_norm_embed_and_pool(hidden, dtype):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(hidden, 0, dtype)
     word, position, types = (rounded(rng.standard_normal((n, hidden), np.float32), dtype) for n in (30, 16, 2))
-    given = norm_of(rng, hidden)
-    norm = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
-    there = NormWeights(ops.vector(norm.weight), ops.vector(norm.bias))
-    embedding = Embedding(*(ops.vector(a) for a in (word, position, types)), there, 1e-6)
+    norm = norm_of(rng, hidden)
+    norm = NormWeights(rounded(norm.weight, dtype), rounded(norm.bias, dtype))
+    tables = (ops.vector(Tensor(table, "float32")) for table in (word, position, types))
+    embedding = Embedding(*tables, norm=sent_norm(ops, norm), eps=1e-6)
     ids, kinds = ([rng.integers(0, n, length) for length in LENGTHS] for n in (30, 2))
     out = ops.empty(CU[-1], hidden)
     ops.embed(fastinfer.PackedBatch.from_ids(ids, kinds), embedding, out=out)
@@ -380,19 +389,19 @@ def test_norms_far_from_zero(dtype):
     ops = fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(384, 0, dtype)
     given = norm_of(rng, 384)
-    norm = NormWeights(ops.vector(given.weight), ops.vector(given.bias))
+    norm = sent_norm(ops, given)
     given = NormWeights(rounded(given.weight, dtype), rounded(given.bias, dtype))
     x = np.concatenate([rng.standard_normal((1, 384)) + mean for mean in (0, 10, 300, 1e4, 1e6)]).astype(np.float32)
     x = rounded(x[: 5 if dtype == "float32" else 3], dtype)
     out = ops.empty(*x.shape)
-    ops.norm(ops._send("x", ops._bits(x)), norm, 1e-12, out=out)
+    ops.norm(sent(ops, x), norm, 1e-12, out=out)
     assert_near(ops.bring(out)(), layer_norm(x, given, 1e-12), dtype)
     x = np.repeat(rounded(np.array([[0], [7], [10], [-1 / 3], [1e4]], np.float32), dtype), 384, 1)
     out = ops.empty(*x.shape)
-    ops.norm(ops._send("x", ops._bits(x)), norm, 1e-12, out=out)
+    ops.norm(sent(ops, x), norm, 1e-12, out=out)
     assert (np.abs(ops.bring(out)() - given.bias).max(1) <= 4 * ERROR[dtype] + 1e-13 * np.abs(x[:, 0]) / 1e-12**0.5).all()
     if dtype != "float16":
-        ops.norm(ops._send("x", ops._bits(rng.standard_normal((5, 384), np.float32) * np.float32(1e25))), norm, 1e-12, out=out)
+        ops.norm(sent(ops, rng.standard_normal((5, 384), np.float32) * np.float32(1e25)), norm, 1e-12, out=out)
         assert np.isnan(ops.bring(out)()).all()
 
 
@@ -414,7 +423,7 @@ def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
             qkv = clean.copy()
             qkv[part] = POISONS[i % 3]
             out = ops.empty(tokens, heads * size)
-            ops.attention(ops._send("qkv", ops._bits(qkv)), bounds.astype(np.int32), heads, out=out)
+            ops.attention(sent(ops, qkv), bounds.astype(np.int32), heads, out=out)
             got = ops.bring(out)()
             assert not np.isfinite(got[begin:end]).any()
             assert_near(np.delete(got, np.s_[begin:end], 0), np.delete(want, np.s_[begin:end], 0), dtype)
@@ -427,7 +436,7 @@ def test_pooling_and_relu_keep_what_is_no_number(dtype):
     ops = ops.fitted(16, 0, dtype)
     x = np.random.default_rng(12).standard_normal((6, 16), np.float32)
     x[1, 2] = x[2, 3] = np.nan
-    there, cu = ops._send("x", ops._bits(x)), np.array([0, 1, 4, 6], np.int32)
+    there, cu = sent(ops, x), np.array([0, 1, 4, 6], np.int32)
     for kind in ("mean", "max", "cls", "lse"):
         out = ops.empty(3, 16, dtype=np.float32)
         ops.pool(there, cu, kind, out=out)
@@ -579,12 +588,12 @@ def test_graphs_of_all_sizes_agree_and_are_reused(folder):
     for tokens in (1, 7, 64, 65, 500, 10_000, 64):
         for a, b in zip(model.embed(batch, batch_tokens=tokens, normalize=False), whole, strict=True):
             assert_allclose(a, b.mean(0), atol=1e-4)
-    session = model._runner.replicas[0][0].idle[0]
+    session = model._runner.replicas[0][0].sessions.idle[0]
     sizes = set(session.graphs)
     model.embed(batch, batch_tokens=10_000)
     assert set(session.graphs) == sizes
     model.release()
-    assert not model._runner.replicas[0][0].idle
+    assert not model._runner.replicas[0][0].sessions.idle
     assert_allclose(model.embed(batch, normalize=False)[9], whole[9].mean(0), atol=1e-4)
 
 
@@ -675,10 +684,10 @@ def test_what_a_gpu_cannot_take(tmp_path):
 
 
 def test_a_forked_process_is_told():
-    ops = object.__new__(cuda.CUDA)
-    ops.number, ops.process = 0, os.getppid()
+    sessions = Sessions(Memory(None, 0, 0), "float32")
+    sessions.process = os.getppid()
     with pytest.raises(fastinfer.BackendError, match=r"cuda:0 was set up by process \d+, of which this one is a fork: .*\n  Start"):
-        ops.workspace()
+        sessions.take()
 
 
 @pytest.fixture

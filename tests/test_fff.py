@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
-from fastinfer.cases import PAPER_SHAPES, FFFCase
+from fastinfer.bench.cases import PAPER_SHAPES, FFFCase
 from fastinfer.checkpoint import Tensor
 
 CASES = [

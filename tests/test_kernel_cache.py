@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastinfer
-from fastinfer.backends import cache
+from fastinfer.backends.cuda import cache
 
 PROGRAM = b"\x7fELF a program"
 

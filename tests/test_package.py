@@ -5,7 +5,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import fastinfer
+
+HEAVY = ["torch", "cupy", "transformers", "scipy", "tokenizers", "safetensors"]
 
 
 def run(code):
@@ -13,8 +17,14 @@ def run(code):
 
 
 def test_import_brings_in_nothing_heavy():
-    heavy = ["torch", "cupy", "transformers", "scipy", "tokenizers", "safetensors"]
-    assert run(f"import sys, fastinfer; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+    assert run(f"import sys, fastinfer; print([m for m in {HEAVY} if m in sys.modules])").strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["fastinfer", "fastinfer.cli"])
+def test_benchmarks_are_imported_by_their_command_alone(module):
+    """Nor does the command line import anything heavy before it knows its command."""
+    code = f"import sys, {module}; print([m for m in sys.modules if m.split('.')[0] in {HEAVY} or m.startswith('fastinfer.bench')])"
+    assert run(code).strip() == "[]"
 
 
 def test_import_changes_nothing_in_the_process():

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import fastinfer
 from fastinfer.backends.cpu import CPU
-from fastinfer.backends.cuda import CUDA
+from fastinfer.backends.cuda.ops import CUDA, FittedCUDA
 from fastinfer.backends.reference import Reference, sinusoids
 from fastinfer.checkpoint import Tensor
 from fastinfer.weights import Embedding, Norm
@@ -55,7 +55,7 @@ def taken(function):
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize("backend", [CPU, CUDA])
+@pytest.mark.parametrize("backend", [CPU, CUDA, FittedCUDA])
 def test_every_backend_has_the_signatures_of_the_reference(backend):
     """Without a device: importing the module of a backend needs none."""
     for name, member in public(Reference).items():

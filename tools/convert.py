@@ -17,10 +17,10 @@ from pathlib import Path
 import torch_file
 
 from fastinfer import checkpoint
-from fastinfer.checkpoint import layouts
-from fastinfer.checkpoint import Tensor
-from fastinfer.config import Config, Dense, Stored, read_json
+from fastinfer.checkpoint import Tensor, layouts
+from fastinfer.config import Config, Dense, Stored
 from fastinfer.errors import CheckpointError, ConfigError, FastinferError
+from fastinfer.strict_json import read_json
 from fastinfer.tokenizer import Tokenizer
 
 STORED = ("float32", "float16", "bfloat16", "int8")

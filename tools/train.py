@@ -35,9 +35,9 @@ from recipe import option
 from torch import Tensor
 
 from fastinfer import checkpoint
+from fastinfer.checkpoint.layouts import SPECIAL_TOKENS
 from fastinfer.config import FFF, Config, Dense, Embed, FillMask, Ids, Norm, Positions, Tasks
 from fastinfer.errors import ConfigError, FastinferError, InputError
-from fastinfer.checkpoint.layouts import SPECIAL_TOKENS
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens that the rows of a batch are padded to
 MASKED = (0.8, 0.9)  # of the tokens to guess, 80% become [MASK], 10% another token, 10% stay (Devlin et al., arXiv 1810.04805)

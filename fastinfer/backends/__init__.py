@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import BackendError, short
@@ -29,7 +30,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
-        why_not = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
+        why_not: dict[str, Callable[[], str | None]] = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
         kind = next(name for name in AUTO if why_not[name]() is None)
     if kind == "numpy" and not rest:
         backend: Any = Reference
@@ -47,7 +48,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         why = _why_no_cuda()
         if why:
             raise _cannot(device, why)
-        from .cuda import CUDA, device_number
+        from .cuda.device import device_number
+        from .cuda.ops import CUDA
 
         backend, arguments = CUDA, {"number": device_number(device), "dtype": dtype}
     else:
@@ -71,7 +73,7 @@ def gpus() -> list[str]:
     """Each GPU that can be used here: its name, compute capability, memory."""
     if _why_no_cuda() is not None:
         return []
-    from .cuda import names
+    from .cuda.device import names
 
     return names()
 
@@ -85,7 +87,7 @@ def _why_no_cpu() -> str | None:
 
 
 def _why_no_cuda() -> str | None:
-    from .cuda import why_not
+    from .cuda.device import why_not
 
     return why_not()
 

@@ -53,7 +53,7 @@ class CPU(Reference):
         if threads is None or (type(threads) is int and threads == self.threads):
             return self
         if type(threads) is not int or threads not in self._others:  # a check takes a third of a layer's time for one token
-            threads = min(check_threads(threads), self.most)
+            threads = min(check_threads(threads) or self.threads, self.most)
             if threads == self.threads:
                 return self
             self._others[threads] = CPU(self.isa, threads, self.dtype, self.kernels, self.most)
@@ -63,7 +63,9 @@ class CPU(Reference):
         """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
         return self.dtype or ("float32" if stored.dtype == "float16" else stored.dtype)
 
-    def encode(self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None) -> Any:
+    def encode(
+        self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
+    ) -> Any:
         """The forward pass of model.py, its ops collected and then run by one team; op by op where NumPy has a part in it."""
         if taps or weights.hidden // weights.heads % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
@@ -77,7 +79,7 @@ class CPU(Reference):
         return self.kernels.pack(weight.data, weight.dtype, weight.scale, weight.dtype, self.threads)
 
     def outputs(self, weight: Any) -> int:
-        return weight.outputs
+        return int(weight.outputs)
 
     def linear(
         self,

@@ -17,7 +17,7 @@ from .. import model
 from ..batch import PackedBatch
 from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
-from ..config import Config
+from ..config import FFF, Config
 from ..errors import BackendError, InputError, about, check_array, check_int
 from ..feedforward import forward
 from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
@@ -126,10 +126,11 @@ class Reference:
             with about(name):
                 if family == "trees":
                     at = name.removesuffix(".nodes")
-                    depth = config.ffn[int(at.split(".")[1])].depth
-                    depth = depth if max_depth is None else min(depth, max_depth)
-                    b_in, children = stored.get(f"{at}.b_in"), stored.get(f"{at}.children")
-                    prepared[f"{at}.trees"] = self.trees(stored[name], b_in and b_in.data, children and children.data, depth)
+                    layer = config.ffn[int(at.split(".")[1])]
+                    assert isinstance(layer, FFF)
+                    depth = layer.depth if max_depth is None else min(layer.depth, max_depth)
+                    b_in, children = (stored[f"{at}.{part}"].data if f"{at}.{part}" in stored else None for part in ("b_in", "children"))
+                    prepared[f"{at}.trees"] = self.trees(stored[name], b_in, children, depth)
                 elif family != "table" and not name.endswith(".ffn.b_in"):
                     prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
                     prepared[name] = prepare(stored[name])
@@ -170,7 +171,9 @@ class Reference:
 
     # --- the encoder, and the two blocks of its layers: model.py says what they do ---
 
-    def encode(self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict | None = None, routes: list | None = None) -> Any:
+    def encode(
+        self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
+    ) -> Any:
         return model.encode(self, weights, batch, work, taps, routes)
 
     def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
@@ -332,6 +335,7 @@ class Reference:
     def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
         """The paths of x (T, hidden) down the `trees` of a layer: node ids (T, trees, depth + 1) int32, and their logits z, float32."""
         check_layer_arrays(x, None, hidden)
+        assert layer.trees is not None
         nodes = np.empty((len(x), trees, layer.trees.depth + 1), np.int32)
         z = np.empty(nodes.shape, np.float32)
         self.fff(x, layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
@@ -343,10 +347,11 @@ def gelu(x: np.ndarray) -> np.ndarray:
     from scipy.special import erf
 
     x = np.maximum(x, np.float32(-15))  # below, it is 0 in float32: at -infinity, too
-    return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
+    y: np.ndarray = np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
+    return y
 
 
-ACTIVATIONS = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 
 def sinusoids(positions: int, hidden: int) -> np.ndarray:

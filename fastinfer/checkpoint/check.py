@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import Config
+from ..config import FFF, Config
 from ..errors import CheckpointError, listed, short
 from .spec import tensors
 from .tensor import DTYPES, Tensor
@@ -56,8 +56,9 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
         elif not name.endswith(".scale"):
             found[name] = stored[name]
         if family == "table":
-            depth = config.ffn[int(name.split(".")[1])].depth
-            check_children(found[name].data, depth, f"{where}: {name}")
+            layer = config.ffn[int(name.split(".")[1])]
+            assert isinstance(layer, FFF)
+            check_children(found[name].data, layer.depth, f"{where}: {name}")
     return found
 
 
@@ -97,7 +98,7 @@ def check_finite(found: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in found.items():
         if tensor.dtype == "int32":
             continue
-        values = Tensor(tensor.scale, "float32") if tensor.dtype == "int8" else tensor
+        values = tensor if tensor.scale is None else Tensor(tensor.scale, "float32")
         flat = values.data.reshape(-1)
         parts = (Tensor(flat[i : i + SCAN], values.dtype).float32() for i in range(0, flat.size, SCAN))
         count = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)

@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Config, read_json
+from ..config import Config
 from ..errors import CheckpointError, InputError, short
+from ..strict_json import read_json
 from . import layouts
 from .check import check, check_finite
 from .read import map_file, map_folder
@@ -20,7 +21,7 @@ VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by d
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     validate: bool | None = None,
     copy: bool = False,

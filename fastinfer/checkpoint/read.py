@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import parse_json, read_json
 from ..errors import CheckpointError, listed, short
 from ..files import regular, stamp
+from ..strict_json import parse_json, read_json
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
 __all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]

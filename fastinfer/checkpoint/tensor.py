@@ -53,10 +53,14 @@ class Tensor:
     def float32(self) -> np.ndarray:
         """The values, float32; the stored memory itself where it is float32 already."""
         if self.dtype == "bfloat16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
+            bits: np.ndarray = self.data.astype(np.uint32) << 16
+            return bits.view(np.float32)
         if self.dtype == "int8":
-            return self.data * self.scale[..., None]
-        return self.data.astype(np.float32, copy=False)
+            assert self.scale is not None
+            scaled: np.ndarray = self.data * self.scale[..., None]
+            return scaled
+        values: np.ndarray = self.data.astype(np.float32, copy=False)
+        return values
 
     def to(self, dtype: str) -> Tensor:
         """The same values stored as `dtype`: bfloat16 rounds to nearest even; int8 has absmax / 127 of each row as its scale.

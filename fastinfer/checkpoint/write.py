@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MAX_VOCABULARY_BYTES, Config
+from ..config import Config
 from ..errors import CheckpointError
 from ..files import read_file, replacing_all
+from ..strict_json import MAX_VOCABULARY_BYTES
 from .check import check
 from .read import INDEX, SINGLE
 from .spec import tensors
@@ -25,11 +26,11 @@ ALIGNMENT = 64  # bytes: where tensors start
 
 
 def save(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     config: Config,
     weights: Mapping[str, Tensor],
     *,
-    tokenizer: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     max_shard_bytes: int | None = None,
 ) -> None:
     """Write a checkpoint folder: config.json, one safetensors file or shards with an index, tokenizer.json.

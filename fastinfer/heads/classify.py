@@ -37,10 +37,10 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights:
     return linear(ops, h, weights.tasks, "classify.out")
 
 
-def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list:
+def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
     """(B, K) -> per text a list of (label, score), best first; a regression (one label, identity) -> list of float."""
     if head.output == "identity" and len(head.labels) == 1:
-        return logits[:, 0].tolist()
-    scores = {"softmax": softmax, "sigmoid": sigmoid, "identity": np.asarray}[head.output](logits)
+        return [float(value) for value in logits[:, 0]]
+    scores = {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits) if head.output != "identity" else logits
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     return [[(head.labels[k], float(row[k])) for k in best] for row, best in zip(scores, order, strict=True)]

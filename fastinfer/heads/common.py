@@ -39,11 +39,12 @@ def pool(ops: Reference, x: Any, batch: PackedBatch, kind: str) -> Any:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Along the last axis, float32, safe for any finite logits."""
-    e = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
+    e: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
     return e / e.sum(-1, keepdims=True)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) without overflow."""
     e = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, e) / (1 + e)
+    s: np.ndarray = np.where(logits >= 0, 1, e) / (1 + e)
+    return s

@@ -31,4 +31,5 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Embed, weights: We
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Each row at length 1; a row of zeros stays one."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    units: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return units

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: embedsignature=True
-"""The compiled backend: arrays in, kernels of one ISA run by a team of threads, the interpreter lock released.
+"""The compiled part of the CPU backend: it runs the kernels of one ISA on arrays, by a team of threads, without the interpreter lock.
 
-Callers (backends/cpu.py) have checked shapes and said what is wrong in the caller's words. Here typed memoryviews check dtypes and
-contiguity once more, _rows and _long the shapes, and _size that a size fits the kernels' ints: no kernel runs on an array that is too short.
-Kernels runs each op at once, with a team of its own (team.c); Program collects ops and runs them all with one team.
+backends/cpu.py has checked the shapes, with errors in the caller's words. This module checks again, so no kernel runs on an array that
+is too short: typed memoryviews check dtypes and contiguity, _rows and _long check shapes, _size checks that a size fits a C int.
+Kernels runs each op at once, with a team of its own (team.c). Program collects ops and runs them all with one team.
 """
 
 import time
@@ -36,6 +36,7 @@ cdef extern from "<stdatomic.h>" nogil:
 
 
 cdef extern from "kernels.h" nogil:
+    enum: FI_MOST_DEPTH, FI_PROBE_CHAINS
     enum: FI_F32, FI_BF16, FI_I8
     enum: FI_LINEAR, FI_GELU, FI_TANH, FI_RELU
     ctypedef struct fi_team:
@@ -144,59 +145,65 @@ cdef extern from "ladder.h" nogil:
 cdef dict DTYPES = {"float32": FI_F32, "bfloat16": FI_BF16, "int8": FI_I8}
 cdef dict ACTIVATIONS = {None: FI_LINEAR, "gelu": FI_GELU, "tanh": FI_TANH, "relu": FI_RELU}
 
-# A workspace up to this size is kept for the next call; a larger one goes back to the system.
-cdef size_t KEEP_BYTES = 16 << 20
+cdef size_t KEEP_BYTES = 16 << 20  # bytes: the largest workspace that is kept for the next call; a larger one is freed
 
-# Seconds after which a call looks for signals, such as Ctrl-C, before it goes on with the next op.
-cdef double PATIENCE = 0.05
+cdef double PATIENCE = 0.05  # seconds: how long a call runs ops before it looks for signals, such as Ctrl-C
 
-# Rows of a norm or an embedding that pay for waking another thread.
-cdef int ROWS_PER_THREAD = 64
+cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay waking one more thread
 
 
-# Sizes that the kernels take. Their ints hold what they compute from them: twice the tokens, 16 levels of every tree.
+# The largest sizes that the kernels take. Their ints must hold twice the tokens and 16 levels of every tree.
 cdef Py_ssize_t MOST_TOKENS = (1 << 30) - 1
 cdef Py_ssize_t MOST_SIZE = 1 << 26
 
-# Inputs of an int8 product, whose sums are int32: 131,072 * 127 * 128 < 2**31.
-cdef Py_ssize_t MOST_INT8_INPUTS = 1 << 17
+cdef Py_ssize_t MOST_INT8_INPUTS = 1 << 17  # inputs of an int8 product, whose sums are int32: 131,072 * 127 * 128 < 2**31
 
 
 cdef int _size(str what, Py_ssize_t got, Py_ssize_t least, Py_ssize_t most, str instead="") except -1:
-    """`got` as an int. Raises ShapeError, which says what to do `instead`, where it is not from `least` to `most`."""
+    """`got` as a C int. Raises ShapeError where it is not from `least` to `most`; `instead` ends the message and says what to do."""
     if not least <= got <= most:
         raise ShapeError(f"{what} is {got}, expected {least} to {most} for the kernels of the CPU{instead}")
     return <int> got
 
 
 cdef int _tokens(Py_ssize_t rows) except -1:
-    """The number of rows of a call as an int."""
+    """The number of rows of a call as a C int. Raises ShapeError where the kernels cannot take so many."""
     return _size("the number of rows", rows, 0, MOST_TOKENS, ": pass them in parts")
 
 
 cdef int _rows(str what, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t want_rows, Py_ssize_t want_columns) except -1:
-    """Raise ShapeError where the shape of a matrix is not the wanted one."""
+    """Raise ShapeError unless the matrix `what` has the expected shape."""
     if rows != want_rows or columns != want_columns:
         raise ShapeError(f"{what} is ({rows}, {columns}), expected ({want_rows}, {want_columns})")
     return 0
 
 
 cdef int _scaled(scale, str stored) except -1:
-    """Raise ShapeError unless int8 rows, and they alone, come with their scales."""
+    """Raise ShapeError unless int8 rows have scales, and rows of other dtypes have none."""
     if (scale is not None) != (stored == "int8"):
         raise ShapeError(f"{stored} rows have {'no scales' if scale is None else 'scales'}: int8 rows have one each, others none")
     return 0
 
 
 cdef int _long(str what, Py_ssize_t got, Py_ssize_t want) except -1:
-    """Raise ShapeError where the length of a vector is not the wanted one."""
+    """Raise ShapeError unless the vector `what` has the expected length."""
     if got != want:
         raise ShapeError(f"{what} is ({got},), expected ({want},)")
     return 0
 
 
+def dtypes():
+    """The dtypes that kernels compute in, as {name: number in kernels.h}."""
+    return dict(DTYPES)
+
+
+def activations():
+    """The activations of a product's epilogue, as {name: number in kernels.h}; None is the identity."""
+    return dict(ACTIVATIONS)
+
+
 def isas():
-    """[(name, whether this CPU has it)] of all compiled ISAs, best first."""
+    """All compiled ISAs as [(name, whether this CPU has it)], best first."""
     found = []
     cdef int i = 0
     while fi_isas[i] != NULL:
@@ -206,7 +213,7 @@ def isas():
 
 
 cdef class Memory:
-    """64-byte aligned, uninitialised bytes."""
+    """A block of uninitialised bytes, 64-byte aligned, freed with the object."""
 
     cdef void *data
     cdef size_t size
@@ -222,10 +229,10 @@ cdef class Memory:
 
 
 cdef class Trees:
-    """The trees of one layer, used where they lie.
+    """The trees of one layer. The arrays are used where they lie, not copied.
 
     nodes (P, N, 2, D) of dtype (bfloat16 as uint16), scale (P, N, 2) of int8 or None, b_in (P, N) or None,
-    children (P, N, 2) or None; depth: decisions per walk.
+    children (P, N, 2) or None; depth: decisions per token and tree. Raises ShapeError where shapes disagree.
     """
 
     cdef fi_trees c
@@ -238,7 +245,7 @@ cdef class Trees:
         cdef Py_ssize_t trees, count, rows, hidden
         trees, count, rows, hidden = nodes.shape
         self._keep = (raw, scale, b_in, children)
-        self.c.depth = _size("depth", depth, 0, 15)
+        self.c.depth = _size("depth", depth, 0, FI_MOST_DEPTH)
         self.c.trees = _size("the number of trees", trees, 1, MOST_SIZE)
         self.c.count = _size("the number of a tree's nodes", count, 1 if children is not None else (2 << depth) - 1, MOST_SIZE)
         self.c.hidden = _size("the hidden size", hidden, 1, MOST_SIZE)
@@ -258,7 +265,7 @@ cdef class Trees:
 
     @property
     def depth(self):
-        """Decisions per walk."""
+        """Decisions per token and tree."""
         return self.c.depth
 
 
@@ -270,10 +277,11 @@ cdef class Matrix:
 
     @property
     def outputs(self):
+        """Rows of the weight: values per token that a product writes."""
         return self.c.outputs
 
 
-# One kernel with its arguments.
+# The arguments of one kernel.
 cdef union AnyCall:
     fi_fff_call fff
     fi_gemm_call gemm
@@ -332,9 +340,9 @@ cdef double seconds() noexcept nogil:
 
 
 cdef void run_job(void *argument, fi_team team) noexcept nogil:
-    """The steps from the first on, in order; the team meets after each. A step that is worth one thread only runs on the first.
+    """Run the steps of a job in order, from job.first on, with a barrier after each. A step of size 1 runs on the first thread alone.
 
-    Where time is up after a step, the first thread says so before the meeting, and all stop there: job.done steps are done.
+    When time is up after a step, the first thread sets job.done, the number of steps done, before the barrier; then all threads return.
     """
     cdef Job *job = <Job *> argument
     cdef int i
@@ -347,12 +355,12 @@ cdef void run_job(void *argument, fi_team team) noexcept nogil:
             atomic_store(&job.done, i + 1)
         if job.count > 1:
             fi_barrier(team)
-        if atomic_load(&job.done) == i + 1:  # a step further, the first thread may have written again
+        if atomic_load(&job.done) == i + 1:  # equality: the first thread may already be a step further and have written a larger number
             return
 
 
 cdef class Kernels:
-    """The kernels of one ISA, and a workspace that calls pass on to each other. Each op runs at once, on up to `threads` threads."""
+    """The kernels of one ISA. Each op runs at once, on up to `threads` threads; the workspace of a call is kept for the next."""
 
     cdef const fi_isa *isa
     cdef Memory _spare
@@ -364,10 +372,11 @@ cdef class Kernels:
                 self.isa = fi_isas[i]
                 return
             i += 1
-        raise ValueError(f"ISA {name!r} is not compiled in or not on this CPU: {isas()}")
+        here = ", ".join(isa for isa, usable in isas() if usable)
+        raise ValueError(f"ISA is {name!r}, expected one that is compiled in and on this CPU: {here}")
 
     cdef Memory _take(self, size_t size):
-        """A workspace of at least `size` bytes. The interpreter lock makes the exchange atomic: each caller has its own."""
+        """A workspace of at least `size` bytes, for this caller alone: the interpreter lock makes taking the spare one atomic."""
         cdef Memory found = self._spare
         self._spare = None
         if found is None or found.size < size:
@@ -376,7 +385,7 @@ cdef class Kernels:
 
     @property
     def half(self):
-        """Whether a product can write, and attention in bfloat16 read, bfloat16."""
+        """Whether gemm can write bfloat16 and attention can read it."""
         return bool(self.isa.half)
 
     cdef _run(self, const Step *steps, int count, int size, size_t workspace_bytes):
@@ -394,14 +403,14 @@ cdef class Kernels:
             self._spare = workspace
 
     cdef _submit(self, Step *step, tuple keep):
-        """Run a step now. `keep`: what its pointers point into."""
+        """Run a step now. `keep` holds the objects that its pointers point into."""
         self._run(step, 1, step.size, step.workspace)
 
     def fff(
         self, const float[:, ::1] x, Trees trees, const float[::1] bias, const float[:, ::1] residual, float[:, ::1] out,
         int32_t[:, :, ::1] nodes, float[:, :, ::1] z, int threads,
     ):
-        """out (T, D) = fff(x (T, D)) + bias (D,) + residual (T, D); nodes and z (T, P, depth + 1) filled when given."""
+        """out (T, D) = fff(x (T, D)) + bias (D,) + residual (T, D); nodes and z (T, P, depth + 1) are filled where given."""
         cdef Step step
         cdef fi_fff_call *call = &step.call.fff
         cdef Py_ssize_t levels = trees.c.depth + 1
@@ -430,7 +439,7 @@ cdef class Kernels:
         self._submit(&step, (x, trees, bias, residual, out, nodes, z))
 
     def pack(self, rows, str stored, const float[::1] scale, str dtype, int threads):
-        """A Matrix for computing in `dtype` from rows (outputs, inputs) stored as `stored`, with scale (outputs,) of int8."""
+        """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,)."""
         cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
         cdef Matrix matrix = Matrix.__new__(Matrix)
         cdef Step step
@@ -454,7 +463,10 @@ cdef class Kernels:
         self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, out,
         int threads,
     ):
-        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M); out float32, or uint16 for bfloat16 where half."""
+        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M).
+
+        out is float32, or bfloat16 as uint16 where `half`.
+        """
         cdef Step step
         cdef fi_gemm_call *call = &step.call.gemm
         cdef uint16_t[:, ::1] halves
@@ -508,9 +520,9 @@ cdef class Kernels:
         const float[:, ::1] position_rows, const float[:, ::1] type_rows, const float[::1] weight, const float[::1] bias, float eps,
         float[:, ::1] out, int threads,
     ):
-        """out (T, D) = norm(words[ids] + position_rows[positions] + type_rows[types]); ids are the caller's to check.
+        """out (T, D) = norm(words[ids] + position_rows[positions] + type_rows[types]); the caller has checked ids.
 
-        words (V, D) as stored, scale (V,) of int8; types None: all 0; type_rows None: none; weight None: no norm.
+        words (V, D) of dtype `stored`, int8 words with scale (V,). types None: all 0; type_rows None: not added; weight None: no norm.
         """
         cdef const unsigned char[::1] raw = words.reshape(-1).view("u1")
         cdef Step step
@@ -548,9 +560,9 @@ cdef class Kernels:
         self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
     def attention(self, qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, str dtype, int threads):
-        """out (T, D) = multi-head attention inside each text over qkv (T, 3 D), float32, or uint16 for bfloat16 where half.
+        """out (T, D) = multi-head attention of qkv (T, 3 D), inside each text; D / heads must be a multiple of 8.
 
-        D / heads is a multiple of 8.
+        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16.
         """
         cdef Step step
         cdef fi_attention_call *call = &step.call.attention
@@ -588,7 +600,7 @@ cdef class Kernels:
         self._submit(&step, (qkv, cu_seqlens, out))
 
     def array(self, str function, const float[::1] x, float[::1] out):
-        """out = function(x) elementwise: gelu, tanh, erf or exp."""
+        """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""
         cdef array_kernel kernel
         if function == "gelu":
             kernel = self.isa.gelu
@@ -599,23 +611,23 @@ cdef class Kernels:
         elif function == "exp":
             kernel = self.isa.exp
         else:
-            raise ValueError(f"no function {function!r}")
+            raise ValueError(f"function is {function!r}, expected gelu, tanh, erf or exp")
         _long("out", out.shape[0], x.shape[0])
         if x.shape[0]:
             with nogil:
                 kernel(&x[0], &out[0], x.shape[0])
 
     def probe_fma(self, size_t rounds, int threads):
-        """Floating-point operations per second (an FMA is two) of a team doing nothing but vector FMAs."""
+        """Floating-point operations per second (an FMA counts as two) of a team that computes only vector FMAs."""
         cdef Probe probe = Probe(self.isa, NULL, rounds, 0)
         cdef double start = time.perf_counter()
         with nogil:
             fi_run(run_probe, &probe, threads)
-        return 2.0 * 8 * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
+        return 2.0 * FI_PROBE_CHAINS * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
 
     def probe_read(self, const float[::1] data, size_t times, int threads):
-        """Bytes per second of a team reading `data`, each thread its own part, in order, `times` over."""
-        cdef size_t part = data.shape[0] // threads // (8 * self.isa.lanes) * (8 * self.isa.lanes)
+        """Bytes per second that a team reads: each thread reads its own part of `data`, in order, `times` times."""
+        cdef size_t part = data.shape[0] // threads // (FI_PROBE_CHAINS * self.isa.lanes) * (FI_PROBE_CHAINS * self.isa.lanes)
         cdef Probe probe = Probe(self.isa, &data[0], times, part)
         cdef double start = time.perf_counter()
         with nogil:
@@ -625,7 +637,10 @@ cdef class Kernels:
     def ladder(
         self, str rung, const float[:, ::1] x, const float[:, ::1] w_in, const float[::1] b_in, const float[:, ::1] w_out, float[:, ::1] out
     ):
-        """The paper's levels through scipy's BLAS, a token at a time: dense1, dense2, fff1, fff2 (heap order, to the leaves)."""
+        """out = one rung of the comparison of ladder.h, through scipy's BLAS, a token at a time.
+
+        rung: dense1, dense2, fff1 or fff2; trees are full, in heap order, and every path goes to a leaf.
+        """
         from scipy.linalg import cython_blas
 
         cdef fi_ladder_call call
@@ -643,7 +658,7 @@ cdef class Kernels:
 
 @cython.final
 cdef class Program(Kernels):
-    """Ops collected as they are called, then run in order by one team: threads wake once and meet between ops."""
+    """Collects ops as they are called and runs them in order by one team: threads wake once, with a barrier between ops."""
 
     cdef Kernels _kernels
     cdef list _keep
@@ -672,12 +687,12 @@ cdef class Program(Kernels):
         self._bytes = max(self._bytes, step.workspace)
 
     def run(self):
-        """Run what was collected."""
+        """Run the collected ops in order."""
         if self._count:
             self._kernels._run(<const Step *> self._steps.data, self._count, self._size, self._bytes)
 
 
-# Probe.data NULL: FMAs
+# data: the floats to read; NULL: compute FMAs instead
 cdef struct Probe:
     const fi_isa *isa
     const float *data

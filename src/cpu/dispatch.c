@@ -1,4 +1,4 @@
-/* The ISAs that were compiled in. */
+/* The list of the ISAs that are compiled for this architecture, best first. */
 #include "kernels.h"
 
 extern const fi_isa fi_isa_portable;
@@ -14,5 +14,5 @@ const fi_isa *const fi_isas[] = {
 #elif defined(__aarch64__)
     &fi_isa_neon,
 #endif
-    &fi_isa_portable, NULL,
+    &fi_isa_portable,    NULL,
 };

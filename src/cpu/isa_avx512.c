@@ -1,4 +1,4 @@
-/* x86-64 with AVX-512 F, BW, DQ and VL. */
+/* The kernels for x86-64 with AVX-512 F, BW, DQ and VL. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -17,12 +17,7 @@ static int usable(void) {
 #endif
 #define ISA avx512
 #include "simd_avx512.h"
-#include "math.inc"
-#include "gemm.inc"
-#include "norm.inc"
-#include "attention.inc"
-#include "fff.inc"
-#include "probe.inc"
+#include "kernels.inc"
 
 #include "table.inc"
 #ifdef __clang__

@@ -1,4 +1,4 @@
-/* x86-64 with AVX-512 F, BW, DQ, VL, BF16 and VNNI. */
+/* The kernels for x86-64 with AVX-512 F, BW, DQ, VL, BF16 and VNNI. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -19,12 +19,7 @@ static int usable(void) {
 #define ISA avx512_bf16
 #define DOT_INSTRUCTIONS /* VDPBF16PS and VPDPBUSD */
 #include "simd_avx512.h"
-#include "math.inc"
-#include "gemm.inc"
-#include "norm.inc"
-#include "attention.inc"
-#include "fff.inc"
-#include "probe.inc"
+#include "kernels.inc"
 
 #include "table.inc"
 #ifdef __clang__

@@ -1,4 +1,4 @@
-/* AArch64, whose Advanced SIMD is always there. */
+/* The kernels for AArch64. Every such CPU has Advanced SIMD (NEON). */
 #if defined(__aarch64__)
 #include <string.h>
 
@@ -6,12 +6,7 @@
 
 #define ISA neon
 #include "simd_neon.h"
-#include "math.inc"
-#include "gemm.inc"
-#include "norm.inc"
-#include "attention.inc"
-#include "fff.inc"
-#include "probe.inc"
+#include "kernels.inc"
 
 static int usable(void) { return 1; }
 

@@ -1,16 +1,11 @@
-/* Any CPU that the compiler targets. */
+/* The kernels for every CPU that the compiler can target. */
 #include <string.h>
 
 #include "kernels.h"
 
 #define ISA portable
 #include "simd_portable.h"
-#include "math.inc"
-#include "gemm.inc"
-#include "norm.inc"
-#include "attention.inc"
-#include "fff.inc"
-#include "probe.inc"
+#include "kernels.inc"
 
 static int usable(void) { return 1; }
 

@@ -1,14 +1,13 @@
 /* What every ISA offers, and the order in which every kernel sums.
  *
- * Each isa_*.c defines its vector type (simd_*.h), includes the algorithms (*.inc) and exports one
- * table of them, fi_isa. dispatch.c lists the tables; the caller picks one and passes it along: no
- * process-wide switch.
+ * Each isa_*.c defines its vector type (simd_*.h), includes the algorithms (kernels.inc) and exports one table of them, fi_isa.
+ * dispatch.c lists the tables. The caller picks a table and passes it along, so there is no process-wide switch.
  *
- * Threads. Kernels open none. A kernel that takes (team) is called by every thread of a team with the
- * same arguments; it takes its share by team.rank and meets the others at fi_barrier(team). The caller brings
- * the team (fi_run; one run may hold many kernels). Kernels that meet need the whole region as their team. None waits for the
- * others before it returns: the barrier between kernels that share a buffer or a workspace is the caller's. A workspace must
- * be enough for every team up to the size it is asked for, since a run may get fewer threads.
+ * Threads. Kernels start no threads. A kernel that takes (team) is called by every thread of a team with the same arguments. It
+ * takes its share of the work by team.rank and waits for the others at fi_barrier(team). fi_run provides the team, and one run may
+ * call many kernels. A kernel with a barrier must be called by all threads of the run. No kernel waits for the other threads before it
+ * returns: the caller places a barrier between kernels that share a buffer or a workspace. A workspace must suffice for every team up
+ * to the size it was computed for, since a run may get fewer threads.
  *
  * Order of summation. Answers may not depend on the batch, its order, the number of threads or the
  * strategy, so each sum has one order per ISA and storage type:
@@ -32,54 +31,56 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { FI_MOST_DEPTH = 15 };  /* decisions of a path */
+enum { FI_PROBE_CHAINS = 8 }; /* independent sums of probe_fma and probe_read */
 enum fi_dtype { FI_F32 = 0, FI_BF16 = 1, FI_I8 = 2 };
 
 typedef struct {
     int rank, size;
 } fi_team;
 
-/* P trees of N nodes each, as they lie in the checkpoint: children == NULL means heap order,
-   2n + 1 to the left and 2n + 2 to the right, N = 2**(depth+1) - 1 or more. */
+/* P trees of N nodes each, as they lie in the checkpoint. Without `children` the nodes are in heap order, with children 2n + 1 (left) and
+   2n + 2 (right), and N is 2**(depth+1) - 1 or more. */
 typedef struct {
-    const void *nodes;       /* (P, N, 2, D) of dtype; [..., 0, :] decides, [..., 1, :] is added */
+    const void *nodes;       /* (P, N, 2, D) of dtype; [..., 0, :] is the in-row, which decides, [..., 1, :] the out-row, which is added */
     const float *scale;      /* (P, N, 2) when dtype is FI_I8, else NULL */
     const float *b_in;       /* (P, N) or NULL */
-    const int32_t *children; /* (P, N, 2) or NULL; -1 = stop */
+    const int32_t *children; /* (P, N, 2) or NULL; -1: the path stops here */
     int dtype, trees, count, hidden, depth;
 } fi_trees;
 
 typedef struct {
     const float *x;        /* (T, D) C order */
     const float *bias;     /* (D,) or NULL */
-    const float *residual; /* (T, D) or NULL; may be out itself */
-    float *out;            /* (T, D), overwritten; never x itself */
+    const float *residual; /* (T, D) or NULL; may be the same array as out */
+    float *out;            /* (T, D), overwritten; must not be x */
     int32_t *nodes;        /* (T, P, depth + 1) visited node ids, -1 after a stop; or NULL */
     float *z;              /* (T, P, depth + 1) their logits, 0 after a stop; or NULL */
     int tokens;
 } fi_fff_call;
 
-/* Rows of a matrix (N outputs, K inputs), C order, as stored; scale (N,) when dtype is FI_I8, else NULL. */
+/* A matrix as stored: N rows (outputs) of K values (inputs), C order; scale (N,) when dtype is FI_I8, else NULL. */
 typedef struct {
     const void *data;
     const float *scale;
     int dtype;
 } fi_rows;
 
-/* The same, packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32
-   (_cpu.pyx refuses more, and sizes for which the ints here are too small). */
+/* A matrix packed by this ISA for computing in dtype. outputs and inputs >= 1; inputs <= 131072 for FI_I8, whose sums are int32.
+   _cpu.pyx refuses more inputs, and sizes that do not fit the ints here. */
 typedef struct {
-    const void *packed; /* pack_bytes of them, 64-aligned */
+    const void *packed; /* pack_bytes() bytes, 64-aligned */
     int dtype, outputs, inputs;
 } fi_matrix;
 
 enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3 };
 
-/* out = activation(x W^T + bias) + residual. Strides: values from a row to the next. */
+/* out = activation(x W^T + bias) + residual. Strides count values from one row to the next. */
 typedef struct {
     const float *x;        /* (T, K) */
     const float *bias;     /* (N,) or NULL */
-    const float *residual; /* (T, N) or NULL; may be out itself */
-    void *out;             /* (T, N) float32, or bfloat16 (half), overwritten; apart from x */
+    const float *residual; /* (T, N) or NULL; may be the same array as out */
+    void *out;             /* (T, N) float32, or bfloat16 (half), overwritten; must not overlap x */
     ptrdiff_t x_stride, residual_stride, out_stride;
     int tokens, activation, half;
 } fi_gemm_call;
@@ -96,58 +97,59 @@ typedef struct {
     int tokens, hidden;
 } fi_norm_call;
 
-/* out = norm(words[ids] + position_rows[positions] + type_rows[types]); no gamma: no norm. Indices are the caller's to check. */
+/* out = norm(words[ids] + position_rows[positions] + type_rows[types]); gamma NULL: no norm. The caller has checked the indices. */
 typedef struct {
-    const int32_t *ids, *positions, *types; /* (T,); types NULL: 0; positions unused without position_rows */
+    const int32_t *ids, *positions, *types; /* (T,); types NULL: all 0; positions are unused without position_rows */
     fi_rows words;                          /* (V, D) as stored */
-    const float *position_rows, *type_rows; /* (., D) or NULL */
+    const float *position_rows, *type_rows; /* (any, D) or NULL */
     const float *gamma, *beta;              /* (D,) or NULL */
     float *out;                             /* (T, D) */
     float eps;
     int tokens, hidden;
 } fi_embed_call;
 
-/* Per text and head: out = softmax(scale * q k^T) v. */
+/* For each text and head: out = softmax(scale * q k^T) v. */
 typedef struct {
     const void *qkv;           /* (T, 3 heads * head_size) float32, or bfloat16 (half, with FI_BF16 alone): q of all heads, k, v */
-    float *out;                /* (T, heads * head_size), apart from qkv */
+    float *out;                /* (T, heads * head_size); must not overlap qkv */
     const int32_t *cu_seqlens; /* (texts + 1,) from 0 to T */
     ptrdiff_t qkv_stride, out_stride;
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */
     int half;
-    int dtype;                   /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
+    int dtype; /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
 } fi_attention_call;
 
 typedef struct fi_isa {
     const char *name;
-    int (*usable)(void); /* does this CPU (and OS) have it? */
-    int lanes; /* floats in a vector */
-    int half;  /* does it write and read bfloat16 q, k and v? That is what attention in bfloat16 rounds them to, in half the memory */
-    int (*fff_team)(const fi_trees *, int tokens, int most); /* how many threads of `most` are worth it */
+    int (*usable)(void); /* whether this CPU and its OS have the ISA */
+    int lanes;           /* floats in a vector */
+    /* whether gemm writes and attention reads bfloat16 q, k and v, in half the memory: attention in bfloat16 rounds them anyway */
+    int half;
+    int (*fff_team)(const fi_trees *, int tokens, int most);              /* the threads, up to `most`, that repay their wake-up */
     size_t (*fff_workspace)(const fi_trees *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
     void (*fff)(const fi_trees *, const fi_fff_call *, void *workspace, fi_team);
     size_t (*pack_bytes)(int dtype, int outputs, int inputs);
-    void (*pack)(const fi_rows *, const fi_matrix *, void *packed, fi_team); /* packed: what the matrix will point to */
-    size_t (*gemm_workspace)(const fi_matrix *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
-    int (*gemm_team)(const fi_matrix *, int tokens, int most);              /* how many threads of `most` are worth it */
+    void (*pack)(const fi_rows *, const fi_matrix *, void *packed, fi_team); /* packed: where the matrix will point */
+    size_t (*gemm_workspace)(const fi_matrix *, int tokens, int team_size);  /* bytes, 64-aligned by the caller */
+    int (*gemm_team)(const fi_matrix *, int tokens, int most);               /* the threads, up to `most`, that repay their wake-up */
     void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *workspace, fi_team);
     void (*norm)(const fi_norm_call *, fi_team);
     void (*embed)(const fi_embed_call *, fi_team);
     int (*attention_team)(const fi_attention_call *, int most);
     size_t (*attention_workspace)(const fi_attention_call *, int team_size); /* bytes, 64-aligned by the caller */
-    void (*attention)(const fi_attention_call *, void *workspace, fi_team);  /* meets the team once, at its start */
-    void (*gelu)(const float *x, float *out, size_t count); /* exact, by erf; out may be x, here and below */
+    void (*attention)(const fi_attention_call *, void *workspace, fi_team);  /* waits at one barrier, at its start */
+    void (*gelu)(const float *x, float *out, size_t count);                  /* exact, through erf; out may be x, here and below */
     void (*tanh)(const float *x, float *out, size_t count);
     void (*erf)(const float *x, float *out, size_t count);
     void (*exp)(const float *x, float *out, size_t count);
-    float (*probe_fma)(size_t rounds);                               /* probe.inc */
+    float (*probe_fma)(size_t rounds); /* probe.inc */
     float (*probe_read)(const float *, size_t count, size_t times);
 } fi_isa;
 
-extern const fi_isa *const fi_isas[]; /* best first, NULL at the end; the compiled ones, usable or not */
+extern const fi_isa *const fi_isas[]; /* the compiled ISAs, usable or not: best first, NULL at the end */
 
-/* team.c: run task(argument, team) on `size` threads, the caller's among them; all of them meet at fi_barrier(). */
+/* team.c: run task(argument, team) on up to `size` threads, including the caller's; all of them must call fi_barrier() equally often. */
 typedef void (*fi_task)(void *argument, fi_team);
 void fi_run(fi_task, void *argument, int size);
 void fi_barrier(fi_team);

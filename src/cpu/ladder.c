@@ -6,7 +6,7 @@ void fi_ladder(const fi_ladder_call *c, int rung, fi_gelu gelu, float *z) {
     int one = 1, D = c->hidden, W = c->neurons;
     float alpha = 1.0f, zero = 0.0f;
     for (int t = 0; t < c->tokens; t++) {
-        float *x = (float *)c->x + (size_t)t * D, *y = c->out + (size_t)t * D; /* BLAS reads x only */
+        float *x = (float *)c->x + (size_t)t * D, *y = c->out + (size_t)t * D; /* BLAS declares x without const, but only reads it */
         memset(y, 0, D * sizeof *y);
         if (rung == FI_DENSE_1) {
             for (int n = 0; n < W; n++) z[n] = c->dot(&D, x, &one, (float *)c->w_in + (size_t)n * D, &one) + c->b_in[n];

@@ -1,4 +1,4 @@
-/* Eight float lanes, AVX2 + FMA. Needs the target pragma of isa_avx2.c around it. */
+/* Eight float lanes, AVX2 + FMA. isa_avx2.c includes it inside its target pragma. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -7,7 +7,7 @@ typedef __m256 vf;
 
 static inline vf vf_set1(float s) { return _mm256_set1_ps(s); }
 static inline vf vf_zero(void) { return _mm256_setzero_ps(); }
-#define vf_keep(v) __asm__("" : "+x"(v)) /* it stays in a register */
+#define vf_keep(v) __asm__("" : "+x"(v)) /* makes gcc keep v in a register */
 static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
 static inline __m256i vf_mask_(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
@@ -54,9 +54,9 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     return vf_load_i8(t);
 }
 
-/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+/* For matrix products: 32-bit integer lanes, and one dot step per storage type (gemm.inc explains units and steps). */
 typedef __m256i vi;
-#define TILE_ROWS 6 /* 6 x 2 accumulators, 2 vectors of weights, 1 activation: 15 of 16 registers */
+#define TILE_ROWS 6 /* tokens of a tile: 6 x 2 accumulators, 2 vectors of weights, 1 token use 15 of 16 registers */
 #define BF16_STEPS 2
 #define I8_STEPS 2
 
@@ -69,7 +69,7 @@ static inline vf vi_to_vf(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vf vi_as_vf(vi a) { return _mm256_castsi256_ps(a); }
 static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 
-/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+/* Store lane u of the four rows at to[u * stride + 0..3]. */
 static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
     const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1)), b = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
     const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3)), d = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
@@ -81,7 +81,7 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     }
 }
 
-/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+/* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const __m256i a = _mm256_cvtps_epi32(vf_mul(vf_load(p), s)), b = _mm256_cvtps_epi32(vf_mul(vf_load(p + 8), s));
     const __m256i c = _mm256_cvtps_epi32(vf_mul(vf_load(p + 16), s)), d = _mm256_cvtps_epi32(vf_mul(vf_load(p + 24), s));
@@ -93,29 +93,30 @@ static inline vi vi_even_i8(vi a) { return _mm256_srai_epi16(_mm256_slli_epi16(a
 static inline vi vi_odd_i8(vi a) { return _mm256_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
 static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-    __asm__("" : "+x"(sum)); /* or gcc reassociates a tile's sums and spills */
+    __asm__("" : "+x"(sum)); /* else gcc reassociates the sums of a tile and spills registers */
     return sum;
 }
-static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm256_slli_epi32(vi_load(p), 16)); } /* the even ones of 2 VL bf16 */
-static inline vf vf_high_bf16(const void *p) { /* the odd; a mask would take a register */
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm256_slli_epi32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
+static inline vf vf_high_bf16(const void *p) { /* the odd values; a mask would need a register */
     return vi_as_vf(_mm256_blend_epi16(vi_load(p), _mm256_setzero_si256(), 0x55));
 }
-static inline vf vf_fma_in_turn(vf a, vf b, vf c) { /* kept where it stands, or gcc reorders a tile's and spills */
+static inline vf vf_fma_in_turn(vf a, vf b,
+                                vf c) { /* the assembly keeps the FMAs of a tile in order: gcc would reorder them and spill registers */
     c = vf_fma(a, b, c);
     __asm__("" : "+x"(c));
     return c;
 }
-static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+static inline vf vf_round_bf16(vf x) { /* rounded to the nearest bf16, ties to even; a nan stays a nan */
     const vi b = vf_bits(x), up = _mm256_add_epi32(vi_and(_mm256_srli_epi32(b, 16), vi_set1(1)), vi_set1(0x7fff));
     const vf r = vi_as_vf(vi_and(_mm256_add_epi32(b, up), vi_set1(-65536)));
     return _mm256_blendv_ps(r, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
-static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
+static inline void vf_sum_4(const vf *a, float *sum) { /* sum[k] = vf_sum(a[k]) for four vectors */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }
 static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
     *a = vf_load_bf16(p);
     *b = vf_load_bf16(p + VL);
 }
-static inline void vf_stream(float *p, vf a) { _mm256_stream_ps(p, a); } /* past the caches; p is a multiple of 32 bytes */
+static inline void vf_stream(float *p, vf a) { _mm256_stream_ps(p, a); } /* a store that bypasses the caches; p is 32-byte aligned */
 static inline void vf_stream_end(void) { _mm_sfence(); }

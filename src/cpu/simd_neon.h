@@ -1,4 +1,4 @@
-/* Four float lanes, AArch64 Advanced SIMD (always there on AArch64). */
+/* Four float lanes, AArch64 Advanced SIMD (which every AArch64 CPU has). */
 #include <arm_neon.h>
 #include <string.h>
 
@@ -7,7 +7,7 @@ typedef float32x4_t vf;
 
 static inline vf vf_set1(float s) { return vdupq_n_f32(s); }
 static inline vf vf_zero(void) { return vdupq_n_f32(0.0f); }
-#define vf_keep(v) __asm__("" : "+w"(v)) /* it stays in a register */
+#define vf_keep(v) __asm__("" : "+w"(v)) /* makes gcc keep v in a register */
 static inline vf vf_load(const float *p) { return vld1q_f32(p); }
 static inline void vf_store(float *p, vf a) { vst1q_f32(p, a); }
 static inline vf vf_load_n(const float *p, int n) {
@@ -58,9 +58,9 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     return vf_load_i8(t);
 }
 
-/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+/* For matrix products: 32-bit integer lanes, and one dot step per storage type (gemm.inc explains units and steps). */
 typedef int32x4_t vi;
-#define TILE_ROWS 12 /* 12 x 2 accumulators, 2 vectors of weights, 1 activation: 27 of 32 registers */
+#define TILE_ROWS 12 /* tokens of a tile: 12 x 2 accumulators, 2 vectors of weights, 1 token use 27 of 32 registers */
 #define BF16_STEPS 2
 #define I8_STEPS 2
 
@@ -73,7 +73,7 @@ static inline vf vi_to_vf(vi a) { return vcvtq_f32_s32(a); }
 static inline vf vi_as_vf(vi a) { return vreinterpretq_f32_s32(a); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 
-/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+/* Store lane u of the four rows at to[u * stride + 0..3]. */
 static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
     const float32x4x2_t a = vtrnq_f32(r0, r1), b = vtrnq_f32(r2, r3);
     vst1q_f32(to, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
@@ -82,7 +82,7 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     vst1q_f32(to + 3 * stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
 }
 
-/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+/* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const int16x4_t a = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p), s))), b = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 4), s)));
     const int16x4_t c = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 8), s))), d = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 12), s)));
@@ -97,20 +97,20 @@ static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
 }
-static inline vf vf_low_bf16(const void *p) { return vi_as_vf(vshlq_n_s32(vi_load(p), 16)); } /* the even ones of 2 VL bf16 */
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf(vshlq_n_s32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
 static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }
-static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+static inline vf vf_round_bf16(vf x) { /* rounded to the nearest bf16, ties to even; a nan stays a nan */
     const uint32x4_t b = vreinterpretq_u32_f32(x), up = vaddq_u32(vandq_u32(vshrq_n_u32(b, 16), vdupq_n_u32(1)), vdupq_n_u32(0x7fff));
     const vf r = vreinterpretq_f32_u32(vandq_u32(vaddq_u32(b, up), vdupq_n_u32(0xffff0000u)));
     return vbslq_f32(vceqq_f32(x, x), r, vdupq_n_f32(__builtin_nanf("")));
 }
-static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
+static inline void vf_sum_4(const vf *a, float *sum) { /* sum[k] = vf_sum(a[k]) for four vectors */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }
 static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
     *a = vf_load_bf16(p);
     *b = vf_load_bf16(p + VL);
 }
-static inline void vf_stream(float *p, vf a) { vf_store(p, a); } /* past the caches, where an ISA can */
+static inline void vf_stream(float *p, vf a) { vf_store(p, a); } /* a store that bypasses the caches on ISAs that can */
 static inline void vf_stream_end(void) {}

@@ -1,4 +1,4 @@
-/* Four float lanes through GCC/Clang vector extensions: the baseline of every target, no FMA. */
+/* Four float lanes through GCC/Clang vector extensions: the baseline for every target, without FMA. */
 #include <string.h>
 
 #define VL 4
@@ -27,7 +27,7 @@ static inline vf vf_select_lt(vf a, vf b, vf yes, vf no) { /* a < b ? yes : no *
     vi_ m = (vi_)(a < b);
     return vf_bits_((m & (vi_)yes) | (~m & (vi_)no));
 }
-static inline vf vf_max(vf a, vf b) { return vf_select_lt(b, a, a, b); } /* b where either is nan, as on x86 */
+static inline vf vf_max(vf a, vf b) { return vf_select_lt(b, a, a, b); } /* b where a or b is nan, as on x86 */
 static inline vf vf_min(vf a, vf b) { return vf_select_lt(a, b, a, b); }
 static inline vf vf_abs(vf a) { return vf_bits_((vi_)a & 0x7fffffff); }
 static inline vf vf_copysign(vf mag, vf sgn) { return vf_bits_(((vi_)mag & 0x7fffffff) | ((vi_)sgn & ~0x7fffffff)); }
@@ -60,9 +60,9 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     return vf_load_i8(t);
 }
 
-/* What matrix products need: 32-bit integer lanes, and a dot step per storage type (gemm.inc says of what). */
+/* For matrix products: 32-bit integer lanes, and one dot step per storage type (gemm.inc explains units and steps). */
 typedef vi_ vi;
-#define TILE_ROWS 4 /* 4 x 2 accumulators leave room for products that have no FMA, in 16 registers */
+#define TILE_ROWS 4 /* tokens of a tile: 4 x 2 accumulators leave some of 16 registers for products, since there is no FMA */
 #define BF16_STEPS 2
 #define I8_STEPS 2
 
@@ -79,14 +79,14 @@ static inline vf vi_to_vf(vi a) { return __builtin_convertvector(a, vf); }
 static inline vf vi_as_vf(vi a) { return (vf)a; }
 static inline vi vi_and(vi a, vi b) { return a & b; }
 
-/* Lane u of the four rows goes to to[u * stride + 0..3]. */
+/* Store lane u of the four rows at to[u * stride + 0..3]. */
 static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
     for (int u = 0; u < VL; u++) vf_store(to + u * stride, (vf){r0[u], r1[u], r2[u], r3[u]});
 }
 
-/* 4 VL floats times s, rounded to nearest even integers in [-128, 127], four to a lane. */
+/* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
-    const vf magic = vf_set1(12582912.0f); /* 1.5 * 2**23: the integer ends up in the low bits */
+    const vf magic = vf_set1(12582912.0f); /* 1.5 * 2**23: adding it leaves the integer in the low bits */
     int8_t q[4 * VL];
     for (int i = 0; i < 4; i++) {
         const vi r = vf_bits(vf_fma(vf_load(p + i * VL), s, magic));
@@ -95,27 +95,27 @@ static inline vi vi_quantise(const float *p, vf s) {
     return vi_load(q);
 }
 
-static inline vi vi_even_i8(vi a) { /* bytes 0 and 2 of a lane, as int16; a lane is a number here, so on any byte order */
+static inline vi vi_even_i8(vi a) { /* bytes 0 and 2 of a lane, as int16; computed on numbers, so any byte order works */
     return (((vi)((vu_)a << 24) >> 24) & 0xffff) | (((vi)((vu_)a << 8) >> 24) << 16);
 }
 static inline vi vi_odd_i8(vi a) { return vi_even_i8((vi)((vu_)a >> 8)); } /* bytes 1 and 3 */
 static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     return sum + ((vi)((vu_)a << 16) >> 16) * ((vi)((vu_)b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
-static inline vf vf_low_bf16(const void *p) { return vi_as_vf((vi)((vu_)vi_load(p) << 16)); } /* the even ones of 2 VL bf16 */
+static inline vf vf_low_bf16(const void *p) { return vi_as_vf((vi)((vu_)vi_load(p) << 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_load(p) & -65536); }
 static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }
-static inline vf vf_round_bf16(vf x) { /* to nearest even bf16; a nan stays one */
+static inline vf vf_round_bf16(vf x) { /* rounded to the nearest bf16, ties to even; a nan stays a nan */
     const vu_ b = (vu_)x;
     const vi r = (vi)((b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u), ok = (vi)(x == x);
     return vf_bits_((r & ok) | (vf_bits(vf_set1(__builtin_nanf(""))) & ~ok));
 }
-static inline void vf_sum_4(const vf *a, float *sum) { /* vf_sum of each of four */
+static inline void vf_sum_4(const vf *a, float *sum) { /* sum[k] = vf_sum(a[k]) for four vectors */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }
 static inline void vf_load2_bf16(const uint16_t *p, vf *a, vf *b) {
     *a = vf_load_bf16(p);
     *b = vf_load_bf16(p + VL);
 }
-static inline void vf_stream(float *p, vf a) { vf_store(p, a); } /* past the caches, where an ISA can */
+static inline void vf_stream(float *p, vf a) { vf_store(p, a); } /* a store that bypasses the caches on ISAs that can */
 static inline void vf_stream_end(void) {}

@@ -1,11 +1,11 @@
 /* The threads that kernels run on.
  *
- * Not OpenMP: libgomp's threads spin for milliseconds after each call (a burden on everything else in the process), a
- * barrier among them costs a scheduler tick of 4 ms whenever two land on one CPU, its settings can only be made in the
- * environment before the process starts, and a forked child that meets a barrier hangs. Here waiting threads spin for
+ * This is not OpenMP, for four reasons. libgomp's threads spin for milliseconds after each call, which slows everything else in
+ * the process. A barrier among them costs a scheduler tick of 4 ms whenever two threads share one CPU. Its settings can only be
+ * made in the environment before the process starts. A forked child that meets a barrier hangs. Here waiting threads spin for
  * about 50 us, then let others run, then sleep; a child of fork() starts a pool of its own.
  *
- * One pool per process, grown on demand. A caller that finds it busy runs alone: results do not depend on the team.
+ * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -25,13 +25,15 @@
 
 enum {
     MOST_THREADS = 256,
-    SPINS = 2000, /* of RELAX: about 50 us. Shorter loses the next call of a busy caller, longer burns what others could use. */
-    YIELDS = 10000, /* of the CPU to threads that can run: 5 ms and more. Then naps, since one that is yielded to may not be the one */
-    NAP_NS = 50000, /* that is waited for: a thread of a higher, real-time priority would yield to itself for ever. */
+    SPINS = 2000, /* executions of RELAX, about 50 us: fewer miss the next call of a busy caller, more burn CPU time of other threads */
+    /* calls of sched_yield, 5 ms and more. A wait then sleeps in short naps: the thread that runs instead may not be the one waited for.
+       A waiting thread of a higher, real-time priority would otherwise yield to itself for ever. */
+    YIELDS = 10000,
+    NAP_NS = 50000, /* ns of a nap */
 };
 
 typedef struct {
-    _Alignas(64) atomic_uint call; /* the last call this worker was given */
+    _Alignas(64) atomic_uint call; /* number of the last call given to this worker */
     atomic_int asleep;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -40,16 +42,16 @@ typedef struct {
 static struct {
     pthread_mutex_t busy; /* held by the caller whose team is running */
     worker workers[MOST_THREADS];
-    int started; /* workers with rank 1 .. started exist */
+    int started; /* workers of ranks 1 to `started` exist */
     int size;
     fi_task task;
     void *argument;
     _Alignas(64) atomic_int running; /* workers that have not finished */
-    _Alignas(64) atomic_uint round;  /* of the barrier */
+    _Alignas(64) atomic_uint round;  /* number of barriers passed */
     atomic_int arrived;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER};
 
-/* Round i of a wait: spin, then let others run, then sleep. */
+/* Step i of a wait: spin, then let other threads run, then sleep. */
 static void wait_a_little(int i) {
     if (i < SPINS) RELAX();
     else if (i < SPINS + YIELDS) sched_yield();
@@ -88,14 +90,14 @@ static void *work(void *argument) {
     return NULL;
 }
 
-/* The child of a fork has none of these threads, and a lock that one held would stay locked. */
+/* Empty the pool in the child of a fork: it has none of these threads, and a lock held by one of them would stay locked. */
 static void forget(void) {
     pool.started = 0;
     atomic_store(&pool.arrived, 0);
     pthread_mutex_init(&pool.busy, NULL);
 }
 
-/* Start workers up to rank size - 1; returns the size of the team that there are threads for. */
+/* Start the workers up to rank size - 1. Returns the size of the team, which is smaller where the system refuses threads. */
 static int grow(int size) {
     static int registered;
     if (!registered) registered = pthread_atfork(NULL, NULL, forget) == 0;

@@ -1,4 +1,4 @@
-// Matrix products of few rows; this text follows kernels.cu in the same program.
+// Matrix products of few rows.
 //
 //   product_R_N(x (rows, inputs), weight (outputs, inputs), bias (outputs), residual, out (rows, outputs), rows, outputs, inputs, kind)
 //       out = activation(x weight^T + bias) + residual; bias and residual may be null, residual may be out; kind as in activated()
@@ -8,8 +8,8 @@
 // what it will multiply: until the warps' sums are added up, no thread waits for another.
 //
 // Launched as (ceil(outputs / 8 N), ceil(rows / 16 R)) blocks of 32 PRODUCT_WARPS threads, with 512 PRODUCT_WARPS (N max(R, steps) + 12) bytes of
-// dynamic memory; steps = ceil(inputs / (32 PRODUCT_WARPS)). outputs and inputs are multiples of 8. PRODUCT_WARPS, and PRODUCTS, which R and N
-// there are, are defined in front of kernels.cu.
+// dynamic memory; steps = ceil(inputs / (32 PRODUCT_WARPS)). outputs and inputs are multiples of 8. The host's code says PRODUCT_WARPS and
+// PRODUCTS, which R and N there are.
 
 #if !defined(ACT_FLOAT) && __CUDA_ARCH__ >= 800
 

@@ -1,11 +1,13 @@
-/* Every kernel of every ISA here on shapes and values that bytes decide, for the sanitizers and for libFuzzer.
+/* Runs every kernel of every usable ISA on shapes and values that input bytes decide, for the sanitizers and for libFuzzer.
  *
- * Each array is a heap block of exactly the size that kernels.h asks for, at any alignment that C allows its type, so that the address
- * sanitizer sees the first byte read or written beside it. A call by a team, once or several times in one run, and a call for some of the
- * rows or texts must give the bits of a call by one thread; a difference ends the process, as a sanitizer does.
+ * Each array is a heap block of exactly the size that kernels.h asks for, at any alignment that C allows its type. So the address
+ * sanitizer sees the first byte that is read or written outside it. Two further calls must give the bits of a call by one thread: a call
+ * by a team, once or several times in one run, and a call for some of the rows or texts. A difference ends the process, as a sanitizer
+ * does.
  *
- *   clang -DLIBFUZZER -fsanitize=fuzzer,address,undefined ...: libFuzzer's flags and corpus folders
- *   any compiler: kernels SECONDS MOST_TEAM [FILE ...]: the files, then random bytes for so long; wrong bytes stay in crash-kernels
+ *   built with clang -DLIBFUZZER -fsanitize=fuzzer,address,undefined: takes libFuzzer's flags and corpus folders
+ *   built with any other compiler: kernels SECONDS MOST_TEAM [FILE ...] runs the files, then random bytes for SECONDS;
+ *     bytes that fail stay in the file crash-kernels
  *
  * tools/sanitize.sh builds and runs both.
  */
@@ -24,7 +26,7 @@ enum { MOST_BLOCKS = 64, FILL = 0xd5 };
 
 static int most_team = 3;
 
-/* --- bytes to numbers --- */
+/* --- numbers from the input bytes --- */
 
 static const uint8_t *at, *end;
 static uint64_t seed;
@@ -35,7 +37,7 @@ static int number(int low, int high) {
     const int two = byte();
     return low + (two | byte() << 8) % (high - low + 1);
 }
-/* 1 to `usual`, or one time in 16 to `most`. */
+/* A number from 1 to `usual`, or one time in 16 from 1 to `most`. */
 static int sometimes(int usual, int most) { return number(1, byte() < 240 ? usual : most); }
 static uint32_t any(void) {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
@@ -58,7 +60,7 @@ static void *keep(void *block) {
 static void forget(void) {
     while (block_count) free(blocks[--block_count]);
 }
-/* `bytes` that end where a heap block ends, off from its start by a few of their type. */
+/* A block of `bytes` that ends where its heap block ends and begins a few elements after its start, so its alignment varies. */
 static void *room(size_t bytes, size_t type) {
     const size_t off = type * (size_t)(byte() % 17);
     char *p = (char *)keep(malloc(bytes + off ? bytes + off : 1)) + off;
@@ -124,9 +126,9 @@ static void run_embed(const job *j, fi_team team) { j->isa->embed(j->call, team)
 static void run_attention(const job *j, fi_team team) { j->isa->attention(j->call, j->workspace, team); }
 static void run_pack(const job *j, fi_team team) { j->isa->pack(j->call, j->weights, j->workspace, team); }
 
-/* A team of 1 first, then one of `size`: which of the two this is. */
+/* How a kernel is run the second time: by a team of `size`, `repeats` times in one run. */
 typedef struct {
-    int size, asked, repeats; /* asked: what the workspace is for, which may be more than the team has */
+    int size, asked, repeats; /* asked: the team that the workspace is made for, perhaps larger than the team */
 } plan;
 static plan team_plan(int repeatable) {
     plan p = {.size = 1 + byte() % most_team, .repeats = repeatable ? 1 + byte() % 3 : 1};
@@ -142,7 +144,7 @@ static void same_bytes(const char *what, const fi_isa *isa, const void *a, const
     for (size_t i = 0; i < bytes; i++)
         if (((const char *)a)[i] != ((const char *)b)[i]) wrong(what, isa, i);
 }
-/* The same bits, or both not a number: which nan comes of two is the compiler's choice. */
+/* The same bits, or both nan: the compiler chooses which nan results from two. */
 static void same(const char *what, const fi_isa *isa, const float *a, const float *b, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (memcmp(a + i, b + i, sizeof *a) && !(isnan(a[i]) && isnan(b[i]))) wrong(what, isa, i);
@@ -169,7 +171,7 @@ static void try_fff(const fi_isa *isa) {
     const int table = byte() % 4 == 0;
     if (table) t.count = number(1, t.count);
     while ((size_t)t.trees * t.count * t.hidden > 1 << 13 && t.hidden > 1) t.hidden /= 2;
-    /* Blocks are of 1,024 tokens, of 16,384 with one tree. */
+    /* Some calls exceed one block of tokens: 1,024 of several trees, 16,384 of one tree. */
     int tokens = number(0, size < 200 ? 12 : 70);
     if (size >= 250) tokens = number(1000, 2200), t.hidden = t.hidden % 4 + 1;
     if (size >= 255 && t.trees == 1) tokens = number(16300, 33000);
@@ -186,7 +188,7 @@ static void try_fff(const fi_isa *isa) {
         t.children = children;
     }
     fi_fff_call c = {.x = floats(values), .bias = perhaps(t.hidden), .tokens = tokens};
-    const int inside = byte() % 4 == 0, routes = byte() % 2; /* inside: the residual is out itself */
+    const int inside = byte() % 4 == 0, routes = byte() % 2; /* inside: the residual is the same array as out */
     const float *residual = perhaps(values);
     const plan p = team_plan(!inside);
     float *out[3], *z[3] = {0};
@@ -219,7 +221,8 @@ static void try_fff(const fi_isa *isa) {
 static void try_gemm(const fi_isa *isa) {
     const int tokens = sometimes(16, 200) - 1, from = byte() % 3;
     fi_matrix m = {.dtype = byte() % 3, .outputs = sometimes(70, 200), .inputs = sometimes(40, 400)};
-    const fi_rows rows = {.data = stored(from, (size_t)m.outputs * m.inputs), .scale = from == FI_I8 ? scales(m.outputs) : NULL, .dtype = from};
+    const fi_rows rows = {
+        .data = stored(from, (size_t)m.outputs * m.inputs), .scale = from == FI_I8 ? scales(m.outputs) : NULL, .dtype = from};
     const plan p = team_plan(1);
     const size_t packed_bytes = isa->pack_bytes(m.dtype, m.outputs, m.inputs);
     void *packed[2];
@@ -233,7 +236,8 @@ static void try_gemm(const fi_isa *isa) {
 
     fi_gemm_call c = {.tokens = tokens, .activation = byte() % 4, .half = isa->half && byte() % 4 == 0};
     c.x_stride = m.inputs + byte() % 5, c.out_stride = m.outputs + byte() % 5, c.residual_stride = m.outputs + byte() % 5;
-    const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
+    const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0,
+                 y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
     c.x = floats(x);
     c.bias = perhaps(m.outputs);
     const int inside = !c.half && byte() % 4 == 0;
@@ -253,7 +257,7 @@ static void try_gemm(const fi_isa *isa) {
         void *workspace = aligned(isa->gemm_workspace(&m, mine_tokens, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
         job j = {isa, run_gemm, &m, &mine, workspace, i == 1 && !(residual && inside) ? p.repeats : 1};
         fi_run(task, &j, i == 1 ? p.size : 1);
-        /* What lies between the rows of out is nobody's; it stays as it was. */
+        /* No kernel may write between the rows of out, so these bytes are compared, too. */
         if (c.half) same_halves("gemm in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, y - begin);
         else same("gemm", isa, (float *)out[i], (float *)out[0] + begin, y - begin);
     }
@@ -324,7 +328,8 @@ static void try_attention(const fi_isa *isa) {
     /* Rows of bfloat16 are read as words, so their stride is even. */
     c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
     const int tokens = cu[c.texts];
-    const size_t in = tokens ? (size_t)(tokens - 1) * c.qkv_stride + 3 * width : 0, y = tokens ? (size_t)(tokens - 1) * c.out_stride + width : 0;
+    const size_t in = tokens ? (size_t)(tokens - 1) * c.qkv_stride + 3 * width : 0,
+                 y = tokens ? (size_t)(tokens - 1) * c.out_stride + width : 0;
     const char *qkv = c.half ? room(in * 2, 4) : (char *)floats(in);
     if (c.half) {
         const uint16_t *from = stored(FI_BF16, in);
@@ -355,7 +360,7 @@ static void try_attention(const fi_isa *isa) {
     team_of(isa->attention_team(&c, p.asked), p.asked, "attention_team", isa);
 }
 
-/* A value's result is that of the value alone. */
+/* The result of a value in an array is that of the value alone. */
 static void try_arrays(const fi_isa *isa) {
     void (*const functions[])(const float *, float *, size_t) = {isa->gelu, isa->tanh, isa->erf, isa->exp};
     const int which = byte() % 4;
@@ -408,7 +413,7 @@ int main(int count, char **arguments) {
     uint64_t state = ((uint64_t)start << 22 ^ (uint64_t)getpid()) * 2654435761u + 1;
     long runs = 0;
     enum { SIZE = 96 };
-    /* Mapped, so that the bytes are in the file whatever ends the process. */
+    /* The file is mapped, so it holds the bytes whatever ends the process. */
     const int file = open("crash-kernels", O_RDWR | O_CREAT | O_TRUNC, 0666);
     uint8_t *bytes = file < 0 || ftruncate(file, SIZE) ? MAP_FAILED : mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (bytes == MAP_FAILED) {

@@ -58,7 +58,8 @@ with atheris.instrument_imports(include=["fastinfer", "convert", "torch_file"]) 
     import fastinfer
     from fastinfer import checkpoint
     from fastinfer.checkpoint import Tensor, layouts
-    from fastinfer.config import Config, parse_json
+    from fastinfer.config import Config
+    from fastinfer.strict_json import parse_json
     from fastinfer.tokenizer import Tokenizer
 
 HANG = 5  # seconds

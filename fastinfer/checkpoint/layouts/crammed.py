@@ -64,7 +64,7 @@ def crammed(s: Source) -> tuple[Config, dict[str, Tensor]]:
     return config, made
 
 
-def _check(s: Source, c: dict) -> None:
+def _check(s: Source, c: dict[str, Any]) -> None:
     """Raise ConfigError listing every setting that asks for an op of its own."""
     embedding, attention = c["embedding"], c["attention"]
     expected: list[tuple[str, Any, Any]] = [
@@ -110,7 +110,7 @@ def _layer(s: Source, i: int, feedforward: Dense | FFF, hidden: int, heads: int)
     return made
 
 
-def _crammed_classifier(s: Source, made: dict[str, Tensor], head: dict) -> Classify:
+def _crammed_classifier(s: Source, made: dict[str, Tensor], head: dict[str, Any]) -> Classify:
     poolers: dict[str, Pooling] = {"zero_index": "cls", "avg": "mean", "max": "max", "lse": "lse"}
     if head["pooler"] not in poolers:
         raise refuse(s, "arch.classification_head.pooler", head["pooler"], ", ".join(poolers))

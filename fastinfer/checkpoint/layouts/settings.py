@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import MAX_JSON_BYTES, Pooling, read_json, vocabulary_bytes
+from ...config import Pooling
 from ...errors import CheckpointError, ConfigError, listed, short
 from ...files import read_file
+from ...strict_json import MAX_JSON_BYTES, read_json, vocabulary_bytes
 
 __all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "sentence_transformers", "special_tokens"]
 
@@ -77,14 +78,14 @@ def read_vocabulary(path: Path, most: int) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
-def read_options(path: Path) -> dict:
+def read_options(path: Path) -> dict[str, Any]:
     """A JSON object of settings; empty where there is no such file."""
     return read_object(path, dict) if path.exists() else {}
 
 
-def read_object(path: Path, kind: type, limit: int = MAX_JSON_BYTES) -> Any:
+def read_object(path: Path, kind: type[dict[str, Any]] | type[list[Any]], limit: int = MAX_JSON_BYTES) -> Any:
     """A JSON file that holds an object, or a list of objects."""
-    value = read_json(path, limit)
+    value: Any = read_json(path, limit)
     if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
         raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")
     return value

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag, vocabulary_bytes
+from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
 from ...errors import CheckpointError, ConfigError, listed, short
+from ...strict_json import vocabulary_bytes
 from ..tensor import Tensor
 from .settings import read_object, read_vocabulary, special_tokens
 
@@ -19,7 +20,7 @@ __all__ = ["Source", "classify", "linear", "norm", "refuse", "special_ids", "sta
 class Source:
     """A foreign checkpoint being read: its config, and its tensors, each taken once; what lacks or is left is told at the end."""
 
-    def __init__(self, data: dict, stored: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(self, data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> None:
         self.data, self.folder = data, folder
         self.stored = {_modern(name): tensor for name, tensor in stored.items()}
         self.taken: set[str] = set()
@@ -112,7 +113,7 @@ def stored_dtypes(made: dict[str, Tensor]) -> Stored:
     }
     special = {n for names in families.values() for n in names}
     families["matrices"] = [n for n, t in made.items() if n not in special and t.data.ndim == 2 and n.endswith(".weight")]
-    dtypes = {}
+    dtypes: dict[str, Any] = {}
     for family, names in families.items():
         kinds = {made[n].dtype for n in names}
         dtypes[family] = kinds.pop() if len(kinds) == 1 else "float32"

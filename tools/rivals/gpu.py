@@ -1,5 +1,5 @@
-"""What tools/bench.py sets beside the GPU backend: PyTorch's dense layers and whole BERT, compiled and in CUDA graphs; the paper's own
-FFF layers (arXiv 2311.10770: batched products, and kernels of one thread a token); sentence-transformers.
+"""Engines of others on a GPU: PyTorch's dense layers and whole BERT, compiled and in CUDA graphs; the paper's own FFF layers (arXiv
+2311.10770: batched products, and kernels of one thread a token); sentence-transformers.
 
 All run in the process and on the stream of the benchmark.
 """
@@ -12,13 +12,17 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastinfer import checkpoint
-from fastinfer.bench_cuda import Call, Rival, Rivals, Work
-from fastinfer.bench_model import Encode, Engine
+from fastinfer.bench.engines import EmbedTexts, Encode, Engine
+from fastinfer.bench.gpu_layers import Make, Rival
+from fastinfer.bench.gpu_models import Encoder
+from fastinfer.bench.gpu_timing import SETS, Call, Replay, Work, replay
+from fastinfer.bench.oracle import TOLERANCE
+from fastinfer.bench.rivals import Rivals
 
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 SENTENCE_BATCHES = (32, 1024)  # its default; what suits this size of GPU
@@ -125,7 +129,7 @@ def batched_fff(x: Any, w_in: Any, b_in: Any, w_out: Any) -> Any:
     return torch.bmm(by[:, None], w_out[torch.stack(nodes, 1)])[:, 0]
 
 
-def torch_layer(layer: Callable[..., Any]) -> Callable[..., Callable[[int], Work]]:
+def torch_layer(layer: Callable[..., Any]) -> Make:
     """A layer of float32 tensors; of trees, the one that there is."""
 
     def make(stream: Any, inputs: Sequence[Any], *arrays: np.ndarray) -> Callable[[int], Work]:
@@ -163,7 +167,7 @@ extern "C" __global__ void naive(const float* x, const float* w_in, const float*
 """
 
 
-def naive(tree: bool) -> Callable[..., Callable[[int], Work]]:
+def naive(tree: bool) -> Make:
     """One thread a token, of a tree or of a dense layer; dense weights are (W, D), (W,), (D, W)."""
 
     def make(stream: Any, inputs: Sequence[Any], w_in: np.ndarray, b_in: np.ndarray, w_out: np.ndarray) -> Callable[[int], Work]:
@@ -195,31 +199,39 @@ def naive(tree: bool) -> Callable[..., Callable[[int], Work]]:
 # --- whole models ----------------------------------------------------------------------------------
 
 
-def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
-    """BERT of a folder in the Hugging Face layout: q, k and v in one product, SDPA, exact GELU; each layer compiled as one function."""
-    import cupy
-    import torch
-    from safetensors.torch import load_file
+class Bert(NamedTuple):
+    """Weights of BERT as PyTorch has them: three embedding tables, (weight, bias) of their norm, (attention, feedforward) per layer."""
+
+    tables: list[Any]
+    norm: list[Any]
+    layers: list[tuple[list[Any], list[Any]]]
+
+    @classmethod
+    def read(cls, folder: Path, layers: int, dtype: str, device: str = "cuda") -> Bert:
+        """The weights of a folder in the Hugging Face layout, on a device."""
+        import torch
+        from safetensors.torch import load_file
+
+        stored = {
+            name.removeprefix("bert."): w.to(device).to(torch_dtype(dtype)) for name, w in load_file(folder / "model.safetensors").items()
+        }
+
+        def both(name: str) -> list[Any]:
+            return [stored[f"{name}.weight"], stored[f"{name}.bias"]]
+
+        def layer(at: str) -> tuple[list[Any], list[Any]]:
+            parts = ("query", "key", "value")
+            qkv = [torch.cat([stored[f"{at}.attention.self.{n}.{kind}"] for n in parts]) for kind in ("weight", "bias")]
+            attention = [*qkv, *both(f"{at}.attention.output.dense"), *both(f"{at}.attention.output.LayerNorm")]
+            return attention, [*both(f"{at}.intermediate.dense"), *both(f"{at}.output.dense"), *both(f"{at}.output.LayerNorm")]
+
+        tables = [stored[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
+        return cls(tables, both("embeddings.LayerNorm"), [layer(f"encoder.layer.{i}") for i in range(layers)])
+
+
+def bert_functions(hidden: int, heads: int, eps: float) -> dict[str, Callable[..., Any]]:
+    """{"embed", "layer", "split"}: BERT's functions of tensors. q, k and v come from one product, which split parts; exact GELU."""
     from torch.nn import functional
-
-    from fastinfer import bench_cuda, bench_model
-
-    config = json.loads((Path(path) / "config.json").read_text())
-    hidden, heads, eps = config["hidden_size"], config["num_attention_heads"], config["layer_norm_eps"]
-    stored = {
-        name.removeprefix("bert."): w.cuda().to(torch_dtype(dtype)) for name, w in load_file(Path(path) / "model.safetensors").items()
-    }
-    tables = [stored[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
-
-    def both(name: str) -> list[Any]:
-        return [stored[f"{name}.weight"], stored[f"{name}.bias"]]
-
-    first_norm, layers = both("embeddings.LayerNorm"), []
-    for i in range(config["num_hidden_layers"]):
-        at = f"encoder.layer.{i}"
-        qkv = [torch.cat([stored[f"{at}.attention.self.{n}.{kind}"] for n in ("query", "key", "value")]) for kind in ("weight", "bias")]
-        attention = [*qkv, *both(f"{at}.attention.output.dense"), *both(f"{at}.attention.output.LayerNorm")]
-        layers.append((attention, [*both(f"{at}.intermediate.dense"), *both(f"{at}.output.dense"), *both(f"{at}.output.LayerNorm")]))
 
     def norm(x: Any, weight: Any, bias: Any) -> Any:
         return functional.layer_norm(x, (hidden,), weight, bias, eps)
@@ -241,57 +253,84 @@ def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
     def layer(x: Any, attention: Any, ffn: Any) -> Any:
         return feed(attend(x, *attention), *ffn)
 
-    eager = {function.__name__: function for function in (embed, layer)}
+    return {"embed": embed, "layer": layer, "split": split}
 
-    def forward(functions: dict[str, Any], ids: Any) -> Any:
-        x = functions["embed"](ids, *tables, *first_norm)
-        for weights in layers:
+
+class TorchBert:
+    """BERT in PyTorch with SDPA, an Encode whose `encoder` gives graphs; compiled: each layer as one function."""
+
+    def __init__(self, weights: Bert, functions: dict[str, Callable[..., Any]], hidden: int, dtype: str, compiled: bool) -> None:
+        self._weights, self._hidden, self._dtype, self._compiled = weights, hidden, dtype, compiled
+        self._split = functions["split"]
+        self._eager = {name: functions[name] for name in ("embed", "layer")}
+
+    def forward(self, functions: dict[str, Callable[..., Any]], ids: Any) -> Any:
+        """Hidden states (B, S, D) of ids (B, S)."""
+        x = functions["embed"](ids, *self._weights.tables, *self._weights.norm)
+        for weights in self._weights.layers:
             x = functions["layer"](x, *weights)
         return x
 
-    def encode(ids, mask=None):  # type: ignore[no-untyped-def]
+    def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        import cupy
+        import torch
+
         if mask is not None:
             raise ValueError("padded batches are not for this engine")
-        with settings(cupy.cuda.get_current_stream(), dtype):
-            return forward(eager, torch.from_numpy(ids).cuda()).float().cpu().numpy()
+        with settings(cupy.cuda.get_current_stream(), self._dtype):
+            return self.forward(self._eager, torch.from_numpy(ids).cuda()).float().cpu().numpy()
 
-    def encoder(batches: Sequence[np.ndarray]) -> bench_cuda.Encoder:
-        functions = eager
-        if compiled:
+    def encoder(self, batches: Sequence[np.ndarray]) -> Encoder:
+        """The graphs of this model for batches (texts, tokens) of one size. Raises RuntimeError where they differ from eager PyTorch."""
+        import cupy
+        import torch
+
+        functions = self._eager
+        if self._compiled:
             torch._dynamo.reset()  # it would stop compiling after the eighth shape
-            functions = {name: torch.compile(function, dynamic=False) for name, function in eager.items()}
+            functions = {name: torch.compile(function, dynamic=False) for name, function in self._eager.items()}
         stream = cupy.cuda.Stream(non_blocking=True)
         hosts = [torch.from_numpy(ids).pin_memory() for ids in batches]
         ids = hosts[0].cuda()
         torch.cuda.synchronize()
-        work = torch_work(stream, dtype, [functools.partial(forward, functions, ids)])
+        work = torch_work(stream, self._dtype, [functools.partial(self.forward, functions, ids)])
         work.calls[0]()
         graph = work.capture(work.calls[0])
         graph()
-        with settings(stream, dtype):  # encode, which the reference was compared with, is eager
-            error = float(np.abs(work.result() - forward(eager, ids).float().cpu().numpy()).mean())
-        if not error < bench_model.TOLERANCE[dtype]:
+        with settings(stream, self._dtype):  # __call__, which the reference was compared with, is eager
+            error = float(np.abs(work.result() - self.forward(self._eager, ids).float().cpu().numpy()).mean())
+        if not error < TOLERANCE[self._dtype]:
             raise RuntimeError(f"the graph differs from eager PyTorch by {error:g}")
 
         def call(which: int) -> None:
-            with settings(stream, dtype):
+            with settings(stream, self._dtype):
                 ids.copy_(hosts[which], non_blocking=True)
-                if compiled:
+                if self._compiled:
                     graph()
                 else:
-                    forward(functions, ids)
+                    self.forward(functions, ids)
             stream.synchronize()
 
-        with settings(stream, dtype):
-            x = forward(functions, ids)
-            qkv = [torch.randn(*ids.shape, 3 * hidden, device="cuda").to(x.dtype) for _ in range(bench_cuda.SETS)]
-        torch.cuda.synchronize()
-        attention = [functools.partial(functional.scaled_dot_product_attention, *split(q)) for q in qkv]
-        parts = {"attention": bench_cuda.replay(torch_work(stream, dtype, attention))}
-        return bench_cuda.Encoder(bench_cuda.Replay(stream, graph, 1, keep=work), call, parts)
+        return Encoder(Replay(stream, graph, 1, keep=work), call, {"attention": self._attention(stream, functions, ids)})
 
-    encode.encoder = encoder  # type: ignore[attr-defined]
-    return encode
+    def _attention(self, stream: Any, functions: dict[str, Callable[..., Any]], ids: Any) -> Replay:
+        """The replay of SDPA on random projections for ids."""
+        import torch
+
+        with settings(stream, self._dtype):
+            x = self.forward(functions, ids)
+            qkv = [torch.randn(*ids.shape, 3 * self._hidden, device="cuda").to(x.dtype) for _ in range(SETS)]
+        torch.cuda.synchronize()
+        calls = [functools.partial(torch.nn.functional.scaled_dot_product_attention, *self._split(q)) for q in qkv]
+        return replay(torch_work(stream, self._dtype, calls))
+
+
+def load_torch(path: str, dtype: str, compiled: bool) -> Encode:
+    """BERT of a folder in the Hugging Face layout."""
+    config = json.loads((Path(path) / "config.json").read_text())
+    hidden = config["hidden_size"]
+    functions = bert_functions(hidden, config["num_attention_heads"], config["layer_norm_eps"])
+    return TorchBert(Bert.read(Path(path), config["num_hidden_layers"], dtype), functions, hidden, dtype, compiled)
 
 
 def load_sentence_transformers(path: str, limit: int) -> Encode:
@@ -311,23 +350,25 @@ def load_sentence_transformers(path: str, limit: int) -> Encode:
     return encode
 
 
-def embed_sentences(batch: int, encode: Encode, tokenizer: object) -> Callable[[list[str]], np.ndarray]:
+def embed_sentences(batch: int, encode: Encode, tokenizer: object) -> EmbedTexts:
     """sentence-transformers' own encode: it sorts the texts by length, and pads batches."""
     return lambda texts: encode.whole.encode(texts, batch_size=batch, normalize_embeddings=False)  # type: ignore[attr-defined]
 
 
-def models(folder: Path, cache: Path, threads: int | None, wanted: Callable[[str], bool], left_out: dict[str, str]) -> Iterator[Engine]:
-    """The rivals that can run the dense model in `folder` (Hugging Face layout) on this GPU."""
-    left_out |= LEFT_OUT
+def models(
+    missing: dict[str, str], folder: Path, cache: Path, threads: int | None, wanted: Callable[[str], bool], left_out: dict[str, str]
+) -> Iterator[Engine]:
+    """The rivals that can run the dense model in `folder` (Hugging Face layout) on this GPU; missing: what cannot be imported."""
+    left_out |= missing
     if json.loads((folder / "config.json").read_text()).get("model_type") is None:
         left_out["all rivals"] = f"{folder} is in fastinfer's own layout; they read the Hugging Face one"
         return
     warnings.filterwarnings("ignore")
-    for dtype in DTYPES if "torch" not in LEFT_OUT else ():
+    for dtype in DTYPES if "torch" not in missing else ():
         for name, compiled in (("torch", False), ("torch compiled", True)):
             if wanted(f"{name} dense {dtype}"):
                 yield Engine(name, "dense", dtype, load_torch, (str(folder), dtype, compiled), ("torch",))
-    if (folder / "tokenizer.json").exists() and "sentence-transformers" not in LEFT_OUT:
+    if (folder / "tokenizer.json").exists() and "sentence-transformers" not in missing:
         for batch in SENTENCE_BATCHES:
             name = f"sentence-tr., batch {batch}"
             if wanted(f"{name} dense float16"):
@@ -336,11 +377,9 @@ def models(folder: Path, cache: Path, threads: int | None, wanted: Callable[[str
                 yield Engine(name, "dense", "float16", load_sentence_transformers, arguments, ("sentence-transformers",), embed)
 
 
-LEFT_OUT: dict[str, str] = {}
-
-
 def installed() -> Rivals:
-    """The rivals that can be imported here; LEFT_OUT says which cannot, and why."""
+    """The rivals that can be imported here."""
+    left_out: dict[str, str] = {}
     dense_layers: dict[str, Rival] = {}
     ladder: dict[str, Any] = {"dense naive": naive(tree=False), "fff naive": naive(tree=True)}
     try:
@@ -353,16 +392,16 @@ def installed() -> Rivals:
             dense_layers[f"torch compiled {dtype}"] = torch_dense(dtype, compiled=True)
         ladder |= {"dense batched": torch_layer(dense), "fff batched": torch_layer(batched_fff)}
     except ImportError as error:
-        LEFT_OUT["torch"] = str(error)
+        left_out["torch"] = str(error)
     try:
         import sentence_transformers  # noqa: F401
     except ImportError as error:
-        LEFT_OUT["sentence-transformers"] = str(error)
+        left_out["sentence-transformers"] = str(error)
     try:
         import onnxruntime
 
         why = "it is not measured here" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "it has no CUDA provider"
-        LEFT_OUT["onnxruntime"] = f"{onnxruntime.__version__}: {why}"
+        left_out["onnxruntime"] = f"{onnxruntime.__version__}: {why}"
     except ImportError as error:
-        LEFT_OUT["onnxruntime"] = str(error)
-    return Rivals(dense_layers, ladder, models)
+        left_out["onnxruntime"] = str(error)
+    return Rivals(dense=dense_layers, ladder=ladder, models=functools.partial(models, left_out), left_out=left_out)

@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import BackendError
-from ..files import replacing
+from ...errors import BackendError
+from ...files import replacing
 
 __all__ = ["cached"]
 

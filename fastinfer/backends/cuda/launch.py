@@ -1,4 +1,4 @@
-"""Kernels launched by the driver's cuLaunchKernelEx, called through ctypes: CuPy's own launches have no attributes.
+"""One launch of a kernel by the driver's cuLaunchKernelEx, called through ctypes: CuPy's own launches have no attributes.
 
 Constants are those of cuda.h, CUDA 12 and 13 alike.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError
+from ...errors import BackendError
 
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
@@ -40,6 +40,20 @@ EARLY = ctypes.pointer(Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1))
 @functools.cache
 def library() -> Any:
     return ctypes.CDLL("libcuda.so.1")
+
+
+def address(array: Any) -> int:
+    """Where a CuPy array lies, 0 for None."""
+    return 0 if array is None else array.data.ptr
+
+
+def by_value(argument: Any) -> Any:
+    """A kernel's argument as its bytes: an array's address, an int of 32 bits, a float of 32, or what has its size already."""
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int32(argument)
+    return argument if isinstance(argument, (np.ndarray, ctypes.c_int64)) else ctypes.c_void_p(address(argument))
 
 
 def launch(function: int, blocks: tuple[int, ...], threads: int, shared: int, stream: int, arguments: Iterable[Any], early: bool) -> None:

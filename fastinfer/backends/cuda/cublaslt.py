@@ -9,7 +9,7 @@ import ctypes
 import functools
 from typing import Any
 
-from ..errors import BackendError
+from ...errors import BackendError
 
 COMPUTE_32F, R_32F = 68, 0
 TYPES = {"float32": R_32F, "float16": 2, "bfloat16": 14}

@@ -1,17 +1,22 @@
-"""Layers and tokens with random weights, for the tests and the benchmark alike."""
+"""Layers and tokens with random weights, for tests and benchmarks."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .config import tree_nodes
+from ..config import tree_nodes
 
 # trees x depth: every row of the paper's table (arXiv 2311.10770), about 4,095 neurons each
 PAPER_SHAPES = (
     (3072, 0), (1536, 1), (512, 2), (256, 3), (128, 4), (64, 5), (32, 6), (16, 7), (8, 8), (4, 9), (2, 10), (1, 11),
 )  # fmt: skip
+
+Paths: TypeAlias = Literal["balanced", "skewed", "left", "right", "ties"]
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray]  # of trees: w_in (P, N, D), b_in (P, N), w_out (P, N, D)
+DenseArrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a dense layer: w1 (W, D), b1 (W,), w2 (D, W)
+DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
 
 
 class FFFCase(NamedTuple):
@@ -26,7 +31,7 @@ class FFFCase(NamedTuple):
     depth: int
     hidden: int
     tokens: int
-    paths: Literal["balanced", "skewed", "left", "right", "ties"] = "balanced"
+    paths: Paths = "balanced"
     bias: bool = True
 
     def __str__(self) -> str:
@@ -46,3 +51,11 @@ class FFFCase(NamedTuple):
             if b_in is not None:
                 b_in[:, ::3] = 0
         return x, w_in, b_in, w_out
+
+
+def dense_weights(hidden: int, width: int = DENSE_WIDTH) -> DenseArrays:
+    """w1 (W, D), b1 (W,), w2 (D, W) of a random dense layer."""
+    rng = np.random.default_rng(1)
+    w1 = rng.standard_normal((width, hidden), np.float32) / np.float32(hidden**0.5)
+    w2 = rng.standard_normal((hidden, width), np.float32) / np.float32(width**0.5)
+    return w1, rng.standard_normal(width, np.float32) * np.float32(0.1), w2

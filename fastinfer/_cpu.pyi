@@ -1,0 +1,101 @@
+"""What the compiled module offers; tests/test_compiled.py compares this file with it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def dtypes() -> dict[str, int]: ...
+def activations() -> dict[str | None, int]: ...
+def isas() -> list[tuple[str, bool]]: ...
+
+class Memory:
+    def __init__(self, size: int) -> None: ...
+
+class Trees:
+    def __init__(
+        self,
+        nodes: NDArray[Any],
+        dtype: str,
+        scale: NDArray[np.float32] | None,
+        b_in: NDArray[np.float32] | None,
+        children: NDArray[np.int32] | None,
+        depth: int,
+    ) -> None: ...
+    @property
+    def depth(self) -> int: ...
+
+class Matrix:
+    @property
+    def outputs(self) -> int: ...
+
+class Kernels:
+    def __init__(self, name: str) -> None: ...
+    @property
+    def half(self) -> bool: ...
+    def fff(
+        self,
+        x: NDArray[np.float32],
+        trees: Trees,
+        bias: NDArray[np.float32] | None,
+        residual: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        nodes: NDArray[np.int32] | None,
+        z: NDArray[np.float32] | None,
+        threads: int,
+    ) -> None: ...
+    def pack(self, rows: NDArray[Any], stored: str, scale: NDArray[np.float32] | None, dtype: str, threads: int) -> Matrix: ...
+    def gemm(
+        self,
+        x: NDArray[np.float32],
+        matrix: Matrix,
+        bias: NDArray[np.float32] | None,
+        activation: str | None,
+        residual: NDArray[np.float32] | None,
+        out: NDArray[Any],
+        threads: int,
+    ) -> None: ...
+    def norm(
+        self,
+        x: NDArray[np.float32],
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        eps: float,
+        out: NDArray[np.float32],
+        threads: int,
+    ) -> None: ...
+    def embed(
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        types: NDArray[np.int32] | None,
+        words: NDArray[Any],
+        stored: str,
+        scale: NDArray[np.float32] | None,
+        position_rows: NDArray[np.float32],
+        type_rows: NDArray[np.float32] | None,
+        weight: NDArray[np.float32] | None,
+        bias: NDArray[np.float32] | None,
+        eps: float,
+        out: NDArray[np.float32],
+        threads: int,
+    ) -> None: ...
+    def attention(
+        self, qkv: NDArray[Any], cu_seqlens: NDArray[np.int32], heads: int, out: NDArray[np.float32], dtype: str, threads: int
+    ) -> None: ...
+    def array(self, function: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
+    def probe_fma(self, rounds: int, threads: int) -> float: ...
+    def probe_read(self, data: NDArray[np.float32], times: int, threads: int) -> float: ...
+    def ladder(
+        self,
+        rung: str,
+        x: NDArray[np.float32],
+        w_in: NDArray[np.float32],
+        b_in: NDArray[np.float32],
+        w_out: NDArray[np.float32],
+        out: NDArray[np.float32],
+    ) -> None: ...
+
+class Program(Kernels):
+    def __init__(self, kernels: Kernels) -> None: ...
+    def run(self) -> None: ...

@@ -1,0 +1,76 @@
+"""Which GPUs there are, why none can be used, and what one can do."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+from ...errors import BackendError
+
+
+def why_not() -> str | None:
+    """None where a GPU can be used here, else the reason. CuPy is not imported before there is a driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
+    try:
+        cupy.cuda.runtime.getDeviceCount()  # no GPU is an error, too
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        version = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        return f"CuPy finds no GPU to use: {error} (is the driver too old for CUDA {version}, or does CUDA_VISIBLE_DEVICES hide all GPUs?)"
+    return None
+
+
+def names() -> list[str]:
+    """Each GPU: name, compute capability, memory."""
+    import cupy
+
+    found = [cupy.cuda.runtime.getDeviceProperties(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
+    return [f"{p['name'].decode()}, sm_{p['major']}{p['minor']}, {p['totalGlobalMem'] / 2**30:.0f} GiB" for p in found]
+
+
+def device_number(name: str) -> int:
+    """N of "cuda:N"; 0 of "cuda". Raises BackendError where there is no such GPU."""
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    number = name.partition(":")[2] or "0"
+    if not number.isdecimal() or int(number) >= count:
+        raise BackendError(
+            f"device {name!r} was asked for, but this machine has {count} GPU{'s' * (count > 1)}: cuda:0 to cuda:{count - 1}"
+        )
+    return int(number)
+
+
+class Limits(NamedTuple):
+    """What one GPU can do.
+
+    capability     the compute capability, 90 for 9.0
+    processors     multiprocessors
+    shared_memory  bytes of shared memory that a block may ask for
+    starts_early   a kernel may be launched while the one before it still runs
+    """
+
+    capability: int
+    processors: int
+    shared_memory: int
+    starts_early: bool
+
+    @property
+    def architecture(self) -> str:
+        """What NVRTC calls this GPU: "sm_80", "sm_90a"."""
+        return f"sm_{self.capability}" + ("a" if self.capability == 90 else "")
+
+
+def limits(cupy: Any, number: int) -> Limits:
+    """The limits of GPU `number`."""
+    device = cupy.cuda.Device(number)
+    capability, attributes = int(device.compute_capability), device.attributes
+    # Kernels that start early are captured as such from CUDA 12.3 on.
+    early = capability >= 90 and cupy.cuda.runtime.driverGetVersion() >= 12030
+    return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], early)

@@ -1,0 +1,62 @@
+"""Arrays on one GPU: room for them, copies from the host and to it, and the error where room runs out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...errors import BackendError
+
+
+class Memory:
+    """The memory of GPU `number`; batch_tokens: what a user who gives none gets, for the error's advice."""
+
+    def __init__(self, cupy: Any, number: int, batch_tokens: int) -> None:
+        self.cupy, self.number, self._batch_tokens = cupy, number, batch_tokens
+
+    def allocate(self, what: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array. Raises BackendError that says what there was no room for."""
+        try:
+            return self.cupy.empty(shape, dtype)
+        except self.cupy.cuda.memory.OutOfMemoryError:
+            size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
+            raise self.no_room(f"{what}: {np.dtype(dtype)} {shape}, {size:.0f} MB") from None
+
+    def no_room(self, what: str) -> BackendError:
+        """The error where memory runs out."""
+        with self.cupy.cuda.Device(self.number):
+            free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
+        return BackendError(
+            f"cuda:{self.number} has no room for {what}; {free:.0f} of {total:.0f} MB are free.\n"
+            f"  Give a smaller batch_tokens ({self._batch_tokens} where you give none), a smaller dtype (float16, int8) or another "
+            "device; model.release() gives back what finished calls hold."
+        )
+
+    def send(self, what: str, values: np.ndarray) -> Any:
+        """A host array on the GPU."""
+        array = self.allocate(what, values.shape, values.dtype)
+        array.set(np.ascontiguousarray(values))
+        return array
+
+    def bring(self, array: Any) -> Callable[[], np.ndarray]:
+        """Start to copy a contiguous array to the host, on the current stream; what is returned waits for it and gives it."""
+        runtime = self.cupy.cuda.runtime
+        memory = self.cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
+        stream, done = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
+        runtime.memcpyAsync(memory.ptr, array.data.ptr, array.nbytes, runtime.memcpyDeviceToHost, stream.ptr)
+        done.record(stream)
+
+        def finish() -> np.ndarray:
+            done.synchronize()
+            return np.frombuffer(memory, array.dtype, array.size).reshape(array.shape).copy()
+
+        return finish
+
+    def free(self) -> None:
+        """Give back what CuPy's pools hold and nobody uses."""
+        with self.cupy.cuda.Device(self.number):
+            self.cupy.get_default_memory_pool().free_all_blocks()
+            self.cupy.get_default_pinned_memory_pool().free_all_blocks()

@@ -1,0 +1,441 @@
+"""The ops of the contract on a GPU: what the reference says, by the kernels of src/cuda and by cuBLASLt.
+
+Activations and dense weights are of one dtype, the model's compute dtype; rows of trees are of that dtype or int8.
+A forward pass is a CUDA graph, captured once per size of batch: its host work is one copy in and one launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ... import feedforward
+from ...batch import PackedBatch
+from ...checkpoint.tensor import Tensor
+from ...config import Config
+from ...errors import BackendError, DtypeError, ShapeError
+from ...weights import Embedding, FeedForward, Layer, Norm, Weights
+from ..reference import Reference, check_layer_arrays
+from .device import Limits, limits
+from .fff import fff_argument
+from .kernels import Kernels, Walk
+from .memory import Memory
+from .plan import STRATEGIES, bucket, few_rows, many_trees_costs, one_tree_strategy, parts
+from .session import Placed, Session, Sessions
+from .shared import ACTIVATIONS, MACROS, MAX_HIDDEN, POOLINGS, PRODUCT_WARPS, WARPS
+from .weights import Matrix, Packing, Trees
+
+
+class CUDA(Reference):
+    """One GPU and the dtype asked for: fitted() gives the ops."""
+
+    name = "cuda"
+    dtypes = ("float32", "float16", "bfloat16", "int8")
+    batch_tokens = 16384  # weights are read once per batch, and a launch is long against the work of the host
+    asynchronous = True
+
+    def __init__(self, number: int = 0, dtype: str | None = None) -> None:
+        import cupy
+
+        self.cupy, self.number, self.dtype = cupy, number, dtype
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.number}"
+
+    def to_host(self, array: Any) -> Any:
+        return self.cupy.asnumpy(array) if hasattr(array, "__cuda_array_interface__") else array
+
+    def fitted(self, hidden: int, heads: int, stored: str) -> CUDA:
+        return FittedCUDA(self.number, self.dtype, hidden, heads, stored)
+
+
+class FittedCUDA(CUDA):
+    """One GPU, with kernels compiled for a hidden size, a number of heads and a compute dtype.
+
+    act  the dtype of activations and dense weights; storage: NumPy's dtype of its bits
+    """
+
+    def __init__(self, number: int, dtype: str | None, hidden: int, heads: int, stored: str) -> None:
+        super().__init__(number, dtype)
+        wanted = dtype or stored
+        self.act = "float16" if wanted == "int8" else wanted
+        self.int8_rows = wanted == "int8"
+        self.limits = limits(self.cupy, number)
+        check_sizes(hidden, heads, self.act, self.limits, self.device)
+        self.memory = Memory(self.cupy, number, self.batch_tokens)
+        self.packing = Packing(self.memory, self.act, self.int8_rows, hidden)
+        self.sessions = Sessions(self.memory, self.act)
+        self.storage = self.sessions.storage
+        options: tuple[str, ...] = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.packing.width}")
+        if heads:
+            options += (f"-DHEADS={heads}",)
+        self.kernels = Kernels(self.cupy, number, self.limits, options, self.int8_rows)
+        self._has_few_rows = self.act != "float32" and self.limits.capability >= 80
+        if heads:
+            self._attention_launch = self.kernels.constants(None, "attention_launch", 3)
+        self._trees_few_threads = 0  # what the kernels say when trees are prepared
+
+    # --- memory ---
+
+    def workspace(self) -> Session:
+        return self.sessions.take()
+
+    def release(self) -> None:
+        self.sessions.clear()
+        self.memory.free()
+
+    def empty(self, *shape: int, dtype: Any = None) -> Any:
+        return self.memory.allocate("a result", shape, self.storage if dtype is None else dtype)
+
+    def bring(self, array: Any) -> Callable[[], np.ndarray]:
+        array = self.cupy.ascontiguousarray(array)
+        if array.dtype == self.storage and array.dtype != np.float32 and array.size:
+            bits, array = array, self.empty(*array.shape, dtype=np.float32)
+            self.kernels.launch("to_float32", min(4096, -(-array.size // 2048)), 256, bits, array, ctypes.c_int64(array.size))
+        return self.memory.bring(array)
+
+    def rows(self, x: Any, which: np.ndarray) -> Any:
+        return x[self.memory.send("indices", which)]
+
+    # --- preparing weights ---
+
+    def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
+        with self.cupy.cuda.Device(self.number) as device:
+            weights = super().prepare(config, stored, max_depth)
+            device.synchronize()  # the streams of sessions do not wait for copies of this one
+        return weights
+
+    def vector(self, values: Tensor) -> Any:
+        return self.packing.vector(values.float32())
+
+    def table(self, rows: Tensor) -> Any:
+        return self.packing.vector(rows.float32())
+
+    def matrix(self, weight: Tensor) -> Matrix:
+        return self.packing.matrix(weight.float32())
+
+    def outputs(self, weight: Matrix) -> int:
+        return weight.outputs
+
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
+        # Their kernels are compiled here, and not at the first call.
+        self._trees_few_threads = self.kernels.constants(Walk(depth, children is not None), "trees_few_threads", 1)[0]
+        return self.packing.trees(nodes, b_in, children, depth)
+
+    # --- primitives ---
+
+    def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
+        if isinstance(batch, PackedBatch):
+            batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
+        norm = embedding.norm
+        self.kernels.launch(
+            "embed",
+            -(-len(out) // WARPS),
+            WARPS * 32,
+            batch.input,
+            batch.with_types,
+            embedding.word,
+            embedding.position,
+            embedding.token_type,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            float(embedding.eps),
+            batch.cu_seqlens,
+            out,
+            len(out),
+        )
+
+    def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
+        outputs, inputs = weight.data.shape
+        if x.dtype != self.storage:  # pooled vectors
+            x = self.as_act(x)
+        x = self._widened(x, inputs)
+        few = None
+        if self._has_few_rows and out.shape[1] == outputs:
+            few = few_rows(len(x), outputs, inputs, self.limits.processors, self.limits.shared_memory)
+        if few is None:
+            self._linear_by_cublas(x, weight, bias, activation, residual, out)
+            return
+        name, blocks, shared = few
+        sizes = len(x), outputs, inputs, ACTIVATIONS.index(activation)
+        self.kernels.launch(name, blocks, PRODUCT_WARPS * 32, x, weight.data, bias, residual, out, *sizes, shared=shared)
+
+    def _linear_by_cublas(self, x: Any, weight: Matrix, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
+        session, outputs = self.sessions.current(), len(weight.data)
+        aside = out.shape[1] != outputs or (activation is not None and residual is not None)
+        y = self.empty(len(x), outputs) if aside else out
+        before = residual if activation is None and y is out else None  # added by the product itself
+        product = session.product(len(x), weight, bias is not None, before is not None)
+        product(x, weight.data, bias, before, y, session.workspace(), session.stream.ptr)
+        after = None if before is not None else residual
+        if after is not None and y is not out:
+            after = self._widened(after, outputs)
+        if activation is not None or after is not None:
+            kind = ACTIVATIONS.index(activation)
+            self.kernels.launch("activate", min(4096, -(-y.size // 2048)), 256, y, after, kind, ctypes.c_int64(y.size))
+        if y is not out:
+            out[...] = y[:, : out.shape[1]]
+
+    def _widened(self, x: Any, width: int) -> Any:
+        """x with zeros in columns up to `width`; x itself where it is as wide."""
+        if x.shape[1] == width:
+            return self.cupy.ascontiguousarray(x)
+        wide = self.empty(len(x), width)
+        wide[:, x.shape[1] :] = 0
+        wide[:, : x.shape[1]] = x
+        return wide
+
+    def norm(self, x: Any, norm: Norm, eps: float, *, out: Any) -> None:
+        self.kernels.launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, x, norm.weight, norm.bias, float(eps), out, len(x))
+
+    def qkv_dtype(self, head_size: int) -> Any:
+        return self.storage
+
+    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, out: Any) -> None:
+        """cu_seqlens: the reference's, or what `embed` filled: the rows of each token's text."""
+        if cu_seqlens.ndim == 1:
+            lengths = np.diff(cu_seqlens)
+            bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1)
+            cu_seqlens = self.memory.send("bounds of texts", bounds)
+        size = out.shape[1] // heads
+        queries, threads, shared = self._attention_launch
+        arguments = qkv, cu_seqlens, len(out), out, size**-0.5
+        self.kernels.launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
+
+    def fff(self, x: Any, trees: Trees, *, bias: Any = None, residual: Any = None, out: Any, nodes: Any = None, z: Any = None) -> None:
+        self.fff_between_norms(x, trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+    def fff_between_norms(
+        self,
+        x: Any,
+        trees: Trees,
+        *,
+        bias: Any = None,
+        residual: Any = None,
+        out: Any,
+        nodes: Any = None,
+        z: Any = None,
+        norm: Norm | None = None,
+        add_input: bool = False,
+        out_norm: Norm | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """The reference's fff, with what stands around it in a layer.
+
+        norm       h = LayerNorm(x) goes down the trees instead of x
+        add_input  h is added, too
+        out_norm   out = LayerNorm of the sum
+
+        out may be x here.
+        """
+        if not len(x):
+            return
+        strategy = self.plan(len(x), trees)
+        if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
+            strategy = "fff_trees"
+        if strategy != "products":
+            tokens, threads = STRATEGIES[strategy]
+            arguments = fff_argument(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
+            self.kernels.launch(strategy, -(-len(x) // tokens), threads or self._trees_few_threads, arguments, walk=trees.walk)
+            return
+        if norm is not None:
+            h = self.sessions.current().take("normed", *x.shape)
+            self.norm(x, norm, eps, out=h)
+            x = h
+        before = x if add_input else residual
+        assert trees.products is not None
+        for part in self.parts(len(x), trees.products.first):
+            path, logits = (None, None) if nodes is None else (nodes[part], z[part])
+            self._fff_by_products(x[part], trees, bias, None if before is None else before[part], out[part], path, logits)
+        if add_input and residual is not None:
+            out += residual
+        if out_norm is not None:
+            self.norm(out, out_norm, eps, out=out)
+
+    def _fff_by_products(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
+        """Every neuron computed by products, those off the paths set to zero: cheaper than rows of many trees."""
+        products = trees.products
+        assert products is not None
+        width = len(products.first.data)
+        logits = self.sessions.current().take("logits", len(x), width)
+        if trees.depth:
+            self.linear(x, products.first, out=logits)
+            self.kernels.launch("fff_mask", len(x), 256, logits, products.bias, width, nodes, z, walk=trees.walk)
+        else:
+            self.linear(x, products.first, bias=products.bias, activation="gelu", out=logits)
+        self.linear(logits, products.second, bias=bias, residual=residual, out=out)
+
+    def parts(self, tokens: int, first: Matrix) -> Iterator[slice]:
+        """Tokens cut so that the outputs of `first` stay in L2 until they are read."""
+        return parts(tokens, len(first.data) * self.storage.itemsize)
+
+    def plan(self, tokens: int, trees: Trees) -> str:
+        """The strategy for so many tokens."""
+        count = len(trees.nodes)
+        if count == 1 and trees.children is None:
+            return one_tree_strategy(tokens, self.act, self.limits.processors)
+        slots = 0 if trees.products is None else len(trees.products.first.data)
+        rows = "int8" if self.int8_rows else self.act
+        costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, rows, self.limits.processors)
+        return min(costs, key=lambda strategy: costs[strategy])
+
+    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
+        """out is float32."""
+        placed = self.sessions.current().starts
+        if placed is not None and placed[0] is cu_seqlens:
+            _, array, begin = placed
+            starts = array[begin : begin + len(cu_seqlens)]
+        else:
+            starts = self.memory.send("bounds of texts", cu_seqlens)
+        self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
+
+    # --- the forward pass ---
+
+    def encode(
+        self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
+    ) -> Any:
+        """The forward pass of model.py as one graph; op by op where something is watched."""
+        with_types = weights.embedding.token_type is not None and batch.token_types is not None
+        size = bucket(len(batch.ids))
+        placed: Any = work.place(batch, size, with_types)
+        if taps or routes:
+            x = self._encode_watched(weights, placed, work, len(batch.ids), taps, routes)
+        else:
+            run = functools.partial(super().encode, weights, placed, work)
+            if (size, with_types) not in work.graphs:
+                x = run()
+                work.graphs[size, with_types] = work.capture(run), x
+            graph, x = work.graphs[size, with_types]
+            graph.launch(work.stream)
+        return x[: len(batch.ids)]
+
+    def _encode_watched(
+        self, weights: Weights, placed: Any, work: Any, tokens: int, taps: dict[int, Any] | None, routes: list[Any] | None
+    ) -> Any:
+        """The same ops on the same sizes; taps and routes are filled on the GPU and brought to the caller's arrays."""
+        size = len(placed.ids)
+        taps_here = {i: self.empty(size, weights.hidden) for i in taps or ()}
+        routes_here = [r and tuple(self.empty(size, *a.shape[1:], dtype=a.dtype) for a in r) for r in routes or ()]
+        x = super().encode(weights, placed, work, taps=taps_here, routes=routes_here)
+        for i, tap in (taps or {}).items():
+            tap[...] = self.bring(taps_here[i][:tokens])()
+        for theirs, ours in zip(routes or (), routes_here, strict=True):
+            for to, array in zip(theirs or (), ours or (), strict=True):
+                to[...] = self.bring(array[:tokens])()
+        return x
+
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
+        """As in model.py, but the norm behind it is left to ffn_block, whose kernel it is a part of."""
+        attention = layer.attention
+        h = work.take("h", *x.shape)
+        qkv = work.take("qkv", len(x), 3 * x.shape[1])
+        if weights.pre_norm:
+            self.norm(x, attention.norm, weights.eps, out=h)
+        self.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+        self.attention(qkv, cu_seqlens, weights.heads, out=h)
+        self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
+
+    def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
+        """x = x + ffn(norm(x)), or norm(h + ffn(h)) with h = norm(x) where norms come after; trees alone are one kernel."""
+        ffn = layer.ffn
+        norm, out_norm = (ffn.norm, None) if weights.pre_norm else (layer.attention.norm, ffn.norm)
+        assert norm is not None
+        nodes, z = routes or (None, None)
+        around: dict[str, Any] = {"bias": ffn.b_out, "nodes": nodes, "z": z, "out_norm": out_norm, "eps": weights.eps}
+        if ffn.dense_in is None or ffn.dense_out is None:
+            assert ffn.trees is not None
+            residual = x if weights.pre_norm else None
+            self.fff_between_norms(x, ffn.trees, residual=residual, add_input=residual is None, out=x, norm=norm, **around)
+            return
+        h = work.take("h", *x.shape)
+        self.norm(x, norm, weights.eps, out=h)
+        last = ffn.b_out if ffn.trees is None else None
+        for part in self.parts(len(x), ffn.dense_in.weight):
+            middle = work.take("middle", part.stop - part.start, len(ffn.dense_in.weight.data))
+            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
+            residual = x if weights.pre_norm else h
+            self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
+        if ffn.trees is not None:
+            self.fff_between_norms(h, ffn.trees, residual=x, out=x, **around)
+        elif out_norm is not None:
+            self.norm(x, out_norm, weights.eps, out=x)
+
+    # --- a layer alone ---
+
+    def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
+        """For an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that CuPy can share:
+        __cuda_array_interface__, __dlpack__), on the caller's current stream.
+        """
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self.sessions.current():
+            given, inner = self._taken(x, out, hidden)
+            y = self.empty(*inner.shape)
+            if len(inner):
+                feedforward.forward(self, inner, layer, residual=None, out=y, work=self.sessions.current())
+            y = y[:, :hidden]
+            y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
+            if out is None:
+                return y
+            out[...] = y
+            return out
+
+    def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
+        assert layer.trees is not None
+        at_host = is_of_host(x)
+        with self.cupy.cuda.Device(self.number), self.sessions.current():
+            _, inner = self._taken(x, None, hidden)
+            y = self.empty(*inner.shape)
+            shape = len(inner), trees, layer.trees.depth + 1
+            nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
+            self.fff(inner, layer.trees, out=y, nodes=nodes, z=z)
+            return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
+
+    def _taken(self, x: Any, out: Any, hidden: int) -> tuple[Any, Any]:
+        """(x on this GPU, the same in the compute dtype and as wide as the kernels' rows). Raises ShapeError, DtypeError, InputError."""
+        cupy = self.cupy
+        if is_of_host(x):
+            check_layer_arrays(x, out, hidden)
+            given = self.memory.send("x", x)
+        else:
+            given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
+            if given.ndim != 2 or given.shape[1] != hidden:
+                raise ShapeError(f"x is {given.shape}, expected (T, {hidden})\n  hidden={hidden} comes from w_in")
+            if given.dtype not in (np.float32, np.float16, self.storage):
+                raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {self.act}")
+        return given, self._widened(self.as_act(given), self.packing.width)
+
+    def as_act(self, x: Any) -> Any:
+        """float32 or float16 values as the compute dtype's bits."""
+        if x.dtype == self.storage or self.act != "bfloat16":
+            return x.astype(self.storage, copy=False)
+        bits = self.cupy.ascontiguousarray(x, np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # of the NaN that GPUs give, all ones, this would make -0
+        return self.cupy.where(self.cupy.isnan(x), 0x7FC0, rounded).astype(np.uint16)
+
+    def _as_floats(self, y: Any, dtype: Any) -> Any:
+        if self.act != "bfloat16" or dtype == self.storage:
+            return self.cupy.ascontiguousarray(y, dtype)
+        return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+
+
+def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) -> None:
+    """Raise BackendError for sizes that the kernels do not take, and for a dtype that the GPU does not compute."""
+    if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
+        raise BackendError(
+            f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
+            "up to 128: use device 'cpu'"
+        )
+    if hidden > MAX_HIDDEN:
+        raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
+    if act == "bfloat16" and able.capability < 80:
+        raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {device} has {able.capability}: use float16 or float32")
+
+
+def is_of_host(x: Any) -> bool:
+    """Whether x is not an array of a GPU, nor one that CuPy can share."""
+    return isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))

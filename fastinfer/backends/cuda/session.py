@@ -1,0 +1,201 @@
+"""Sessions: the stream, the buffers, the graphs and the planned products of one forward pass at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...batch import PackedBatch
+from ...errors import BackendError
+from ...workspace import Workspace
+from .cublaslt import WORKSPACE, Product
+from .memory import Memory
+from .shared import STORAGE
+from .tuning import fastest
+from .weights import Matrix
+
+
+class Placed(NamedTuple):
+    """A batch on the GPU. ids (tokens,) has its length only; input is what the kernel `embed` reads; cu_seqlens, the rows of each
+    token's text (tokens, 2), is filled by it and is what `attention` takes.
+    """
+
+    ids: Any
+    input: Any
+    with_types: bool
+    cu_seqlens: Any
+
+
+class Session(Workspace):
+    """What one forward pass at a time needs. A call takes one of `pool` and gives it back."""
+
+    def __init__(self, pool: Sessions, stream: Any) -> None:
+        super().__init__()
+        self._pool, self.stream = pool, stream
+        self.graphs: dict[Any, tuple[Any, Any]] = {}  # by size of batch: the graph of the forward pass, and where its result is
+        self._placed: dict[Any, Placed] = {}
+        self._products: dict[Any, Product] = {}
+        self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
+        self._outer: list[Any] = []
+        self.starts: Any = None  # the last batch's cu_seqlens: on the host, the device array that has them, from where on
+
+    def __enter__(self) -> Session:
+        cupy = self._pool.memory.cupy
+        device, session = cupy.cuda.runtime.getDevice(), self._pool.entered
+        cupy.cuda.runtime.setDevice(self._pool.memory.number)
+        self._outer.append((device, session, cupy.cuda.get_current_stream()))
+        self.stream.use()
+        self._pool.entered = self
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        memory, error = self._pool.memory, raised[1]
+        device, session, stream = self._outer.pop()
+        stream.use()
+        memory.cupy.cuda.runtime.setDevice(device)
+        self._pool.entered = session
+        if isinstance(error, memory.cupy.cuda.memory.OutOfMemoryError):  # in an operation of CuPy's own
+            raise memory.no_room(f"a copy ({error})") from None
+
+    def close(self) -> None:
+        """Ready for the next call."""
+        self._pool.idle.append(self)
+
+    def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
+        """As of any workspace. A buffer that grows takes the graphs with it."""
+        dtype = np.dtype(self._pool.storage if dtype is None else dtype)
+        buffer = self._buffers.get(name)
+        size = math.prod(shape)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            self.graphs.clear()  # they hold the old address, as these do
+            self._placed.clear()
+            self._buffers[name] = buffer = None
+            self._buffers[name] = buffer = self._pool.memory.allocate(f"the buffer {name!r}", (size,), dtype)
+            buffer.fill(0)
+        return buffer[:size].reshape(shape)
+
+    def product(self, rows: int, weight: Matrix, bias: bool, residual: bool) -> Product:
+        """The planned product of this shape; at first sight its algorithms are timed, and the fastest is kept for all sessions."""
+        key = rows, *weight.data.shape, bias, residual
+        if key not in self._products:
+            pool = self._pool
+            self._products[key] = product = Product(pool.memory.number, pool.act, *key)
+            if key not in pool.algorithms:
+                with pool.new() as aside:  # on a stream of its own: a caller's may be one that cannot be captured
+                    pool.algorithms[key] = fastest(product, weight.data, rows, bias, residual, pool.memory, aside)
+            product.algorithm = pool.algorithms[key]
+        return self._products[key]
+
+    def workspace(self) -> Any:
+        """Scratch memory for cuBLASLt."""
+        if "workspace" not in self._buffers:
+            self._buffers["workspace"] = self._pool.memory.allocate("the workspace of products", (WORKSPACE,), np.uint8)
+        return self._buffers["workspace"]
+
+    def place(self, batch: PackedBatch, size: int, with_types: bool) -> Placed:
+        """Send a batch to the GPU, filled up to `size` tokens: one copy from pinned memory, which nobody waits for."""
+        tokens, texts = len(batch.ids), len(batch)
+        words, starts, types = 2 + 3 * size, 1 + size, 2 + 2 * size
+        placed = self._placed.get((size, with_types))
+        if placed is None:
+            device, bounds = self.take("input", words, dtype=np.int32), self.take("bounds", size, 2, dtype=np.int32)
+            placed = self._placed[size, with_types] = Placed(device[1:starts], device, with_types, bounds)
+        if not self._blocks or len(self._blocks[0][0]) < words:
+            self._blocks = [self._pinned(words) for _ in range(2)]
+        host, source, left = self._blocks[0]
+        self._blocks.reverse()
+        left.synchronize()
+        host[0] = texts
+        host[1 : 1 + tokens] = batch.ids
+        host[1 + tokens : starts] = 0
+        host[starts : starts + texts + 1] = batch.cu_seqlens
+        if with_types:
+            host[types : types + tokens] = batch.token_types
+            host[types + tokens : words] = 0
+        used = words if with_types else starts + texts + 1
+        runtime = self._pool.memory.cupy.cuda.runtime
+        runtime.memcpyAsync(placed.input.data.ptr, source, 4 * used, runtime.memcpyHostToDevice, self.stream.ptr)
+        left.record(self.stream)
+        self.starts = batch.cu_seqlens, placed.input, starts
+        return placed
+
+    def _pinned(self, words: int) -> tuple[np.ndarray, int, Any]:
+        """Pinned memory, its address, and an event that is past when it may be written again."""
+        for *_, left in self._blocks:
+            left.synchronize()
+        cupy = self._pool.memory.cupy
+        memory = cupy.cuda.alloc_pinned_memory(4 * words)
+        return np.frombuffer(memory, np.int32, words), memory.ptr, cupy.cuda.Event(disable_timing=True)
+
+    def capture(self, run: Callable[[], Any]) -> Any:
+        """The graph of what `run` launches. It has run before: nothing is allocated, loaded or timed during capture."""
+        self.stream.begin_capture()
+        try:
+            run()
+        finally:
+            graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return graph
+
+
+class Sessions:
+    """The sessions of one model on one GPU. act: the compute dtype.
+
+    idle        those that no call has
+    algorithms  of cuBLASLt, by shape of product
+    """
+
+    def __init__(self, memory: Memory, act: str) -> None:
+        self.memory, self.act, self.storage, self.process = memory, act, np.dtype(STORAGE[act]), os.getpid()
+        self.idle: list[Session] = []
+        self.algorithms: dict[Any, bytes] = {}
+        self._local = threading.local()
+
+    @property
+    def entered(self) -> Session | None:
+        """The session of the call that this thread is in."""
+        found: Session | None = self._local.__dict__.get("session")
+        return found
+
+    @entered.setter
+    def entered(self, session: Session | None) -> None:
+        self._local.session = session
+
+    def take(self) -> Session:
+        """A session for one call, to be closed when it ends. Raises BackendError in a forked process."""
+        if os.getpid() != self.process:
+            device = f"cuda:{self.memory.number}"
+            raise BackendError(
+                f"{device} was set up by process {self.process}, of which this one is a fork: CUDA does not work there\n"
+                "  Start processes by spawn or forkserver, or use no GPU before the fork."
+            )
+        try:
+            return self.idle.pop()
+        except IndexError:  # asking first would leave room for another thread
+            return self.new()
+
+    def new(self) -> Session:
+        """A session on a stream of its own."""
+        cupy = self.memory.cupy
+        with cupy.cuda.Device(self.memory.number):
+            return Session(self, cupy.cuda.Stream(non_blocking=True))
+
+    def current(self) -> Session:
+        """The session of the call that this thread is in, else one for the caller's own stream."""
+        session = self.entered
+        if session is None:
+            stream, sessions = self.memory.cupy.cuda.get_current_stream(), self._local.__dict__.setdefault("streams", {})
+            session = sessions.get(stream.ptr)
+            if session is None:
+                session = sessions[stream.ptr] = Session(self, stream)
+        return session
+
+    def clear(self) -> None:
+        """Forget the sessions that no call has."""
+        self.idle.clear()
+        self._local = threading.local()

@@ -1,0 +1,1 @@
+"""The benchmarks of `fastinfer bench`, which alone imports them."""

@@ -1,0 +1,254 @@
+"""Benchmarks of this machine. Results are checked before anything is timed.
+
+Each row shows a median with its spread, the rivals beside it and the limits of the machine. The layer and its rivals take turns on the
+same random tokens, with the same number of threads. tools/bench.py adds rivals that are not dependencies, such as PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import backends, checkpoint
+from ..config import Config, Dense
+from ..errors import InputError
+from . import gpu_layers, gpu_models, layers, models, report
+from .engines import Engine, FindEngines, bert_base, own_engines, stored_as
+from .machine import describe_cpu, describe_gpu
+from .oracle import Oracle
+from .plot import plot_cmm, plot_models
+from .report import Output, Row
+from .rivals import Rivals, installed_dense
+from .start import bench_start
+from .timing import reexecute
+
+# --- options ---------------------------------------------------------------------------------------
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    trees, depth = map(int, text.split("x"))
+    return trees, depth
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The description and options of `fastinfer bench` and tools/bench.py."""
+    parser.description = __doc__
+    parser.add_argument(
+        "what",
+        choices=["cmm", "gemm", "ladder", "model"],
+        help="fast feedforward layers; packed matrix products; the paper's BLAS levels; whole models",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=_listed(_shape),
+        metavar="PxD,...",
+        help="cmm: trees x depth (default 1x11,16x7,64x5,128x4,512x2)",
+    )
+    parser.add_argument("--tokens", type=_listed(int), metavar="T,...", help="tokens per call")
+    parser.add_argument("--dtypes", type=_listed(str), metavar="DTYPE,...", help="float32, float16 (GPU), bfloat16, int8 (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu, cpu:ISA, cuda or cuda:N (cmm, ladder, model)")
+    parser.add_argument("--threads", type=int, help="threads of every engine (default: the CPUs this process may use)")
+    parser.add_argument("--paths", default="balanced", choices=["balanced", "skewed"], help="cmm: how tokens spread over a tree")
+    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call (on a GPU it is always measured, too)")
+    parser.add_argument("--seconds", type=float, help="time per engine and row (default 1, on a GPU 0.05)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--plot", metavar="FILE", help="cmm, model: draw the speeds (.svg or .png; needs matplotlib)")
+    parser.add_argument("-m", "--model", metavar="FOLDER", help="model: a checkpoint folder (default: BERT-base with random weights)")
+    parser.add_argument(
+        "--sizes",
+        type=_listed(_shape),
+        metavar="BxS,...",
+        help="model: texts x tokens (default 1x16, 1x128 ... 8x512 or, on a GPU, 64x512)",
+    )
+    parser.add_argument("--engines", metavar="WORD,...", help="model: only engines whose name, model or dtype holds one of these words")
+    parser.add_argument("--cache", metavar="FOLDER", help="model: where prepared models are kept (default: a temporary folder)")
+    parser.add_argument("--start", action="store_true", help="model: load time, first answer, memory of fresh processes instead of speed")
+    parser.add_argument("--texts", metavar="FILE", help="model: real texts, one per line, instead of random tokens")
+    parser.add_argument("--tokenizer", metavar="FILE", help="model: tokenizer.json for --texts, where weights are random")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `fastinfer bench` in an argument list, for run()."""
+    parser = argparse.ArgumentParser(prog="fastinfer bench", formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, rivals: Rivals | None = None) -> None:
+    """Run the benchmark that parsed options ask for, and print it; rivals: the engines of others for its device."""
+    ops = backends.get(options.device, threads=options.threads)
+    rivals = rivals or Rivals()
+    if ops.name == "cuda":
+        run_gpu(options, ops, rivals)
+    elif ops.name == "cpu":
+        run_cpu(options, ops, rivals)
+    else:
+        raise InputError(f"device is {options.device!r}, expected cpu, cpu:ISA, cuda or cuda:N: the NumPy reference has no benchmark")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values of those options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def run_cpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
+    """The benchmarks of the CPU backend `ops`."""
+    seconds = 1.0 if options.seconds is None else options.seconds
+    reexecute(ops.threads)
+    output = Output(describe_cpu(ops), options.json)
+    if options.what == "model":
+        run_models(options, ops, output, ops.threads, rivals.models, seconds)
+    elif options.what == "ladder":
+        shown = output.table(report.LADDER_HEADER, report.ladder_line)
+        for count in options.tokens or [128]:
+            layers.bench_ladder(ops, tokens=count, seconds=seconds, report=shown)
+    elif options.what == "gemm":
+        shown = output.table(report.GEMM_HEADER, report.gemm_line)
+        layers.bench_gemm(ops, **_given(options, "tokens", "dtypes"), seconds=seconds, others=rivals.products, report=shown)
+    else:
+        shown = output.table(report.CMM_HEADER, report.cmm_line)
+        given = _given(options, "tokens", "dtypes", "shapes")
+        dense = installed_dense(ops) | rivals.dense
+        rows = layers.bench_cmm(ops, **given, paths=options.paths, cold=options.cold, seconds=seconds, dense=dense, report=shown)
+        if options.plot:
+            plot_cmm(rows, options.plot, lambda r: r["speedup"]["numpy"], "numpy's two float32 products (3072 wide)")
+
+
+def run_gpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
+    """The benchmarks of the GPU backend `ops`."""
+    if options.what == "gemm":
+        raise InputError(f"gemm measures the CPU's matrix products; with device {options.device!r} there are cmm, ladder and model")
+    seconds = 0.05 if options.seconds is None else options.seconds
+    output = Output(describe_gpu(ops), options.json)
+    with ops.cupy.cuda.Device(ops.number):
+        if options.what == "model":
+            others = None if options.start else rivals.models  # theirs do not load in a process of their own
+            run_models(options, ops, output, None, others, seconds)
+        elif options.what == "ladder":
+            shown = output.table(report.LADDER_HEADER, report.ladder_line)
+            for count in options.tokens or [128, 16384]:
+                gpu_layers.bench_ladder(ops.device, tokens=count, seconds=seconds, others=rivals.ladder, report=shown)
+        else:
+            shown = output.table(report.GPU_CMM_HEADER, report.gpu_cmm_line)
+            given = _given(options, "tokens", "dtypes", "shapes")
+            rows = gpu_layers.bench_cmm(ops.device, **given, paths=options.paths, seconds=seconds, dense=rivals.dense, report=shown)
+            if options.plot:
+                against = "the best dense layer (3072 wide) of the same dtype"
+                plot_cmm(rows, options.plot, lambda r: r["speedup"][r["best_dense"]], against)
+
+
+# --- whole models ----------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """The model to measure.
+
+    folder  its checkpoint
+    cache   the folder where other forms of it are kept
+    config  its sizes
+    base    its name in tables: "dense", or the form of its feedforward
+    """
+
+    folder: Path
+    cache: Path
+    config: Config
+    base: str
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, cache: Path) -> Source:
+        """The model that options name, or BERT-base with random weights, which is made in the cache."""
+        folder = Path(options.model) if options.model else bert_base(cache / "bert-base")
+        config, _ = checkpoint.load(folder, validate=False)
+        base = "dense" if all(isinstance(f, Dense) for f in config.ffn) else str(config.ffn[0])
+        if options.model:
+            cache = cache / re.sub(r"\W+", "-", str(folder.resolve())).strip("-")
+        if options.tokenizer:
+            if options.model:
+                raise InputError("--tokenizer goes with random weights: a checkpoint folder has its own")
+            (folder / "tokenizer.json").write_bytes(Path(options.tokenizer).read_bytes())
+        return cls(folder, cache, config, base)
+
+    def folder_of(self, model: str) -> Path:
+        """The folder of a model in float32: this one, or a shape PxD."""
+        if model == self.base:
+            return self.folder
+        return stored_as(self.folder, self.cache / f"fastinfer-{model}-float32", "float32", _shape(model))
+
+
+def chosen(
+    options: argparse.Namespace, ops: Any, source: Source, threads: int | None, find: FindEngines | None
+) -> tuple[list[Engine], dict[str, str]]:
+    """(the engines that options ask for, {name: why it is left out}). Raises InputError where no engine is left."""
+    words = options.engines.split(",") if options.engines else [""]
+    left_out: dict[str, str] = {}
+
+    def wanted(name: str) -> bool:
+        return any(word in name for word in words) and (not options.dtypes or name.split()[-1] in options.dtypes)
+
+    shapes = (options.shapes or [(1, 11)]) if not options.model else []
+    engines = list(own_engines(source.folder, source.base, source.cache, threads, ops.device, shapes, ops.dtypes, wanted))
+    if find is not None and source.base == "dense":
+        engines += find(source.folder, source.cache, threads, wanted, left_out)
+    if not engines:
+        raise InputError(f"no engine matches --engines {','.join(words)} and --dtypes {','.join(options.dtypes or ops.dtypes)}")
+    return engines, left_out
+
+
+def run_models(
+    options: argparse.Namespace, ops: Any, output: Output, threads: int | None, find: FindEngines | None, seconds: float
+) -> None:
+    """Whole models: their speed, or with --start fresh processes, or with --texts real texts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Source.of(options, Path(options.cache or scratch))
+        engines, left_out = chosen(options, ops, source, threads, find)
+        output.say(output.machine)
+        what, config = options.model or "BERT-base size, random weights (seed 0)", source.config
+        output.say(f"model: {what}; {config.layers} layers, hidden {config.hidden}, {config.heads} heads, vocabulary {config.vocabulary}")
+        for name, why in left_out.items():
+            output.say(f"left out: {name} ({why})")
+        if options.start:
+            output.say(report.header("start"))
+            for engine in engines:
+                output.row(bench_start(engine), report.line)
+            return
+        tokenizer = source.folder / "tokenizer.json"
+        if options.texts and not tokenizer.exists():
+            raise InputError(f"--texts needs {tokenizer}" + ("" if options.model else ": give one with --tokenizer"))
+        loaded = {str(engine): (engine, engine.load(*engine.arguments)) for engine in engines}
+        if options.texts:
+            texts = [t for t in Path(options.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
+            output.say(report.header("texts"))
+            for row in models.bench_texts(loaded, texts, tokenizer, config.max_tokens, seconds=seconds):
+                output.row(row, report.line)
+            return
+        given = loaded, Oracle(source.folder_of), config.vocabulary
+        if ops.name == "cuda":
+            measured = gpu_models.bench_sizes(*given, sizes=options.sizes or gpu_models.SIZES, seconds=seconds)
+        else:
+            measured = models.bench_sizes(*given, sizes=options.sizes or models.SIZES, threads=ops.threads, seconds=seconds)
+        rows = show_sizes(output, measured)
+        if options.plot:
+            plot_models(rows, options.plot)
+
+
+def show_sizes(output: Output, measured: Iterator[list[Row]]) -> list[Row]:
+    """Print a table per size as it is measured, then one of all sizes; the rows."""
+    rows: list[Row] = []
+    for done in measured:
+        output.say("\n{texts} texts x {tokens} tokens\n".format(**done[0]) + report.header(done[0]["op"]))
+        for row in done:
+            output.row(row, report.line)
+        rows += done
+    output.say("\n" + report.table(rows))
+    return rows

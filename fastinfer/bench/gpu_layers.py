@@ -1,0 +1,345 @@
+"""Benchmarks of the GPU's layers: fast feedforward layers beside dense ones, and the paper's layers.
+
+A layer and its rivals take turns on one stream. The sets of few tokens stay in the L2 cache between replays, so those are timed a
+second time with the cache flushed before every call. A result is compared with float64 before it is timed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backends
+from ..checkpoint import Tensor
+from ..errors import BackendError, InputError
+from .cases import DENSE_WIDTH, Arrays, DenseArrays, FFFCase, Paths, dense_weights
+from .gpu_timing import SETS, Call, Replay, Work, copy_rate, elapsed, flusher, interleaved, own_work, replay
+from .oracle import dense64, walk64
+from .report import Report, Row, ladder_rows, silent
+from .timing import Spread
+
+DTYPES = ("float16", "float32", "bfloat16", "int8")
+CHECKED = 256  # tokens whose output is compared, fewer where a token visits many nodes
+CHECKED_NODES = 8192
+# Largest error, relative to the largest value, of sums in float32 and of one rounding to the dtype.
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+DENSE_TOLERANCE = 0.03  # the same of a dense layer in any dtype
+# Where a deciding |z| is below, a tree may take another path than in float64: logits are of order 1, and some strategies round them.
+MARGIN = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2}
+COLD_TOKENS = 1024  # up to here a cold cache is measured, too: more tokens pass through it anyway
+
+Make = Callable[..., Callable[[int], Work]]
+
+
+class Rival(NamedTuple):
+    """A dense layer of others. make(stream, inputs (T, D) float32 on the device per set, w1 (W, D), b1 (W,), w2 (D, W)) -> work(tokens)"""
+
+    dtype: str
+    make: Make
+
+
+# --- arithmetic ------------------------------------------------------------------------------------
+
+
+def rows_once(trees: int, depth: int, tokens: int) -> int:
+    """The most nodes that so many tokens can visit: of each level all of them, or one a token."""
+    return trees * sum(min(1 << level, tokens) for level in range(depth + 1))
+
+
+def floor_bytes(case: FFFCase, dtype: str) -> int:
+    """Bytes that must pass through memory once: x in, y out, and both rows of each node that may be visited (int8 ones with scales)."""
+    act = 4 if dtype == "float32" else 2
+    row = case.hidden + 4 if dtype == "int8" else act * case.hidden
+    return 2 * case.tokens * case.hidden * act + 2 * row * rows_once(case.trees, case.depth, case.tokens)
+
+
+def cmm_row(
+    case: FFFCase,
+    dtype: str,
+    key: str,
+    spreads: Mapping[str, Spread],
+    cold: Mapping[str, Spread],
+    dense: Mapping[str, Rival | None],
+    rate: float,
+) -> Row:
+    """The arithmetic of a row. spreads, cold: us per call by name; dense: names of dense layers; rate: bytes per us of a copy."""
+    mine, floor = spreads[key].median, floor_bytes(case, dtype) / rate
+    us = {name: spreads[name].median for name in dense}
+    exact = [name for name, rival in dense.items() if rival is None or rival.dtype != "tf32"]
+    best = min(exact, key=lambda name: us[name])
+    chilled = cold[key].median if cold else None
+    return {
+        "op": "fff",
+        "shape": f"{case.trees}x{case.depth}",
+        "tokens": case.tokens,
+        "hidden": case.hidden,
+        "dtype": dtype,
+        "us": mine,
+        "p10": spreads[key].low,
+        "p90": spreads[key].high,
+        "ns_per_token": 1e3 * mine / case.tokens,
+        "dense_us": us,
+        "best_dense": best,
+        "speedup": {name: value / mine for name, value in us.items()},
+        "tf32": min((us[n] / mine for n in dense if n not in exact), default=None),
+        "cold_us": chilled,
+        "cold_speedup": min(cold[n].median for n in exact) / chilled if chilled else None,
+        "floor_us": floor,
+        "share_of_floor": floor / mine,
+        "copy_tb_per_s": rate / 1e6,
+        "limit": DENSE_WIDTH / (case.trees * (case.depth + 1)),
+    }
+
+
+# --- correctness -----------------------------------------------------------------------------------
+
+
+def check_dense(works: Mapping[str, Work], x: np.ndarray, weights: DenseArrays) -> None:
+    """Compare dense layers with float64 on the first tokens. Raises BackendError."""
+    want = dense64(x, *weights, gelu=True)
+    for name, work in works.items():
+        work.calls[0]()
+        error = float(np.abs(work.result()[: len(x)] - want).max() / np.abs(want).max())
+        if not error < DENSE_TOLERANCE:
+            raise BackendError(f"the dense layer {name!r} is wrong: it differs from float64 by {error:g}; nothing is timed")
+
+
+def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype: str) -> tuple[float, float]:
+    """(largest error relative to the largest value, share of tokens rerouted) of a layer's output y for the tokens x on the device.
+
+    Both are compared with float64 on the weights as stored and x as rounded: a tree's route may differ, and with it the token's output,
+    only where a deciding |z| is within MARGIN. Rerouted tokens are those whose route differs from that of the float32 weights.
+    Raises BackendError.
+    """
+    w_in, b_in, w_out = arrays
+    depth = trees.depth
+    weights = np.stack([w_in, w_out], 2)
+    host = ops.bring(x)()
+    want, visited, margin = walk64(host, Tensor(weights, "float32").to(dtype).float32(), b_in, depth)
+    near = margin < MARGIN[ops.act]
+    nodes = ops.empty(len(host), len(w_in), depth + 1, dtype=np.int32)
+    ops.fff(x, trees, out=ops.empty(*x.shape), nodes=nodes, z=ops.empty(*nodes.shape, dtype=np.float32))
+    wrong = (ops.bring(nodes)() != visited).any(2) & ~near
+    error = np.abs(y - want).max(1) / np.abs(want).max()
+    error[near.any(1) & (error > TOLERANCE[ops.act])] = 0
+    if wrong.any() or not error.max() < TOLERANCE[ops.act]:
+        raise BackendError(
+            f"the layer is wrong: {wrong.sum()} of {wrong.size} routes differ where no |z| is near 0, the output by {error.max():g}; "
+            "nothing is timed"
+        )
+    return float(error.max()), float((visited != walk64(host, weights, b_in, depth)[1]).any((1, 2)).mean())
+
+
+def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Arrays, dtype: str) -> tuple[float, float]:
+    """check_fff of some tokens of what the first call writes into `out`. Raises BackendError also where a token is not written."""
+    out.view(np.uint8).fill(0xFF)  # not a number in any dtype
+    work.calls[0]()
+    y = work.result()
+    if not np.isfinite(y).all():
+        raise BackendError(f"{(~np.isfinite(y)).any(1).sum()} of {len(y)} tokens are unwritten or not finite; nothing is timed")
+    checked = min(CHECKED, max(8, CHECKED_NODES // (len(arrays[0]) * (trees.depth + 1))))
+    some = np.random.default_rng().permutation(len(y))[:checked]
+    return check_fff(ops, ops.rows(x, some), trees, arrays, y[some], dtype)
+
+
+# --- conditional matrix multiplication -------------------------------------------------------------
+
+
+def copied(weights: Any) -> Any:
+    """Prepared weights at other addresses: arrays and named tuples of them."""
+    if isinstance(weights, tuple):
+        return type(weights)(*map(copied, weights))
+    return weights.copy() if hasattr(weights, "data") else weights
+
+
+def prepared(ops: Any, arrays: Arrays, depth: int, sets: int) -> list[Any]:
+    """The trees of a layer, and copies of them."""
+    w_in, b_in, w_out = arrays
+    first = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth)
+    return [first, *(copied(first) for _ in range(sets - 1))]
+
+
+def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1: np.ndarray, w2: np.ndarray) -> Callable[[int], Work]:
+    """This project's dense layer as a model runs it: two products of cuBLASLt, a GELU kernel between them."""
+    first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(Tensor(b1, "float32")), ops.matrix(Tensor(w2, "float32"))
+    weights = [(first, bias, second), *([copied(w) for w in (first, bias, second)] for _ in inputs[1:])]
+
+    def work(tokens: int) -> Work:
+        out = ops.empty(tokens, len(w2))
+
+        def call(x: Any, first: Any, bias: Any, second: Any) -> None:
+            for part in ops.parts(tokens, first):
+                middle = session.take("middle", part.stop - part.start, len(w1))
+                ops.linear(x[part], first, bias=bias, activation="gelu", out=middle)
+                ops.linear(middle, second, out=out[part])
+
+        calls = [functools.partial(call, x, *w) for x, w in zip(inputs, weights, strict=True)]
+        return own_work(ops, session, calls, out)
+
+    return work
+
+
+class Inputs(NamedTuple):
+    """What does not depend on the dtype: tokens per set, float32 on the device; bytes per us of a copy; what flushes the L2 cache."""
+
+    floats: list[Any]
+    rate: float
+    flush: Call
+
+    @classmethod
+    def make(cls, ops: Any, session: Any, hidden: int, most: int) -> Inputs:
+        """Sets of `most` tokens, as many as fit the GPU's memory."""
+        rate, flush = copy_rate(session.stream), flusher(ops.number)
+        free = ops.cupy.cuda.runtime.memGetInfo()[0]
+        sets = int(min(SETS, max(2, free // 2 // (16 * hidden * most))))  # 16 bytes a value: both dtypes, out, a rival's
+        return cls([ops.cupy.asarray(FFFCase(1, 0, hidden, most).build(seed)[0]) for seed in range(1, 1 + sets)], rate, flush)
+
+
+class Layers:
+    """The layers of one dtype, one per shape, each with a copy of its weights per set of inputs."""
+
+    def __init__(self, ops: Any, session: Any, dtype: str, arrays: Mapping[tuple[int, int], Arrays], floats: Sequence[Any]) -> None:
+        self.ops, self.session, self.dtype, self.arrays = ops, session, dtype, arrays
+        self.inputs = [ops.as_act(x) for x in floats]
+        self.outs = [ops.empty(*x.shape) for x in self.inputs]
+        self.trees = {shape: prepared(ops, arrays[shape], shape[1], len(floats)) for shape in arrays}
+
+    def work(self, shape: tuple[int, int], count: int) -> Work:
+        """The layer of a shape on the first tokens of each set."""
+        calls = [
+            functools.partial(self.ops.fff, x[:count], t, out=y[:count])
+            for x, t, y in zip(self.inputs, self.trees[shape], self.outs, strict=True)
+        ]
+        return own_work(self.ops, self.session, calls, self.outs[0][:count])
+
+    def check(self, shape: tuple[int, int], work: Work, count: int) -> tuple[float, float]:
+        """check_work of the layer of a shape."""
+        x, trees = self.inputs[0][:count], self.trees[shape][0]
+        return check_work(self.ops, work, x, self.outs[0], trees, self.arrays[shape], self.dtype)
+
+    def first(self, count: int) -> np.ndarray:
+        """The first tokens of the first set, on the host."""
+        return np.asarray(self.ops.bring(self.inputs[0][:CHECKED])()[:count])
+
+
+def bench_cmm(
+    device: str,
+    *,
+    shapes: Sequence[tuple[int, int]] = ((1, 11), (16, 7), (64, 5), (128, 4), (512, 2)),
+    tokens: Sequence[int] = (1, 32, 128, 1024, 4096, 16384, 65536),
+    dtypes: Sequence[str] = DTYPES,
+    hidden: int = 768,
+    paths: Paths = "balanced",
+    seconds: float = 0.05,
+    dense: Mapping[str, Rival] | None = None,
+    report: Report = silent,
+) -> list[Row]:
+    """A row per (dtype, tokens, shape). dense: the dense layers of others.
+
+    Raises BackendError where a result is wrong: nothing wrong is timed.
+    """
+    if any(d not in DTYPES for d in dtypes):
+        raise InputError(f"dtypes is {dtypes!r}, expected some of {', '.join(DTYPES)}")
+    arrays = {shape: FFFCase(*shape, hidden, 1, paths).build(0)[1:] for shape in shapes}
+    weights = dense_weights(hidden)
+    given: Inputs | None = None
+    rows = []
+    for dtype in dtypes:
+        ops = backends.get(device, dtype=dtype)
+        ops = ops.fitted(hidden, 0, dtype)
+        with ops.workspace() as session:
+            given = given or Inputs.make(ops, session, hidden, max(tokens))
+            layers = Layers(ops, session, dtype, arrays, given.floats)
+            comparable = ("float32", "tf32") if ops.act == "float32" else (ops.act,)
+            fitting = {name: rival for name, rival in (dense or {}).items() if rival.dtype in comparable}
+            makes = {"own": own_dense(ops, session, layers.inputs, *weights)}
+            makes |= {name: rival.make(session.stream, given.floats, *weights) for name, rival in fitting.items()}
+            for count in tokens:
+                works = {name: make(count) for name, make in makes.items()}
+                check_dense(works, layers.first(count), weights)
+                checks = {}
+                for shape in shapes:
+                    works[str(shape)] = layers.work(shape, count)
+                    checks[shape] = layers.check(shape, works[str(shape)], count)
+                spreads, cold = warm_and_cold(works, given.flush if count <= COLD_TOKENS else None, seconds)
+                for shape in shapes:
+                    case = FFFCase(*shape, hidden, count, paths)
+                    plan = ops.plan(count, layers.trees[shape][0])
+                    row = cmm_row(case, dtype, str(shape), spreads, cold, {"own": None, **fitting}, given.rate)
+                    row |= {"device": ops.device, "paths": paths, "sets": len(given.floats), "strategy": plan}
+                    row |= {"max_error": checks[shape][0], "rerouted": checks[shape][1]}
+                    rows.append(row)
+                    report(row)
+    return rows
+
+
+def warm_and_cold(works: Mapping[str, Work], flush: Call | None, seconds: float) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """(us per call, us per call with the cache flushed before; {} without `flush`), by name."""
+    warm = interleaved({name: replay(work) for name, work in works.items()}, seconds=seconds)
+    if flush is None:
+        return warm, {}
+    return warm, interleaved({name: replay(work, flush) for name, work in works.items()}, seconds=seconds)
+
+
+# --- the paper's layers ----------------------------------------------------------------------------
+
+
+def bench_ladder(
+    device: str,
+    *,
+    tokens: int,
+    hidden: int = 768,
+    seconds: float = 0.05,
+    others: Mapping[str, Make] | None = None,
+    report: Report = silent,
+) -> list[Row]:
+    """A row per layer, dense 3072 and FFF 1x11 in float32: this project's, and `others` whose names begin with "dense" or "fff"."""
+    ops = backends.get(device, dtype="float32")
+    ops = ops.fitted(hidden, 0, "float32")
+    dense, fff = dense_weights(hidden), FFFCase(1, 11, hidden, 1).build(0)[1:]
+    with ops.workspace() as session:
+        hosts = [FFFCase(1, 0, hidden, tokens).build(seed)[0] for seed in range(1, 1 + SETS)]
+        inputs = [ops.cupy.asarray(x) for x in hosts]
+        outs = [ops.empty(*x.shape) for x in inputs]
+        trees = prepared(ops, fff, 11, SETS)
+        calls = [functools.partial(ops.fff, x, t, out=y) for x, t, y in zip(inputs, trees, outs, strict=True)]
+        works = {"dense own": own_dense(ops, session, inputs, *dense)(tokens), "fff own": own_work(ops, session, calls, outs[0])}
+        for name, make in (others or {}).items():
+            works[name] = make(session.stream, inputs, *(fff if name.startswith("fff") else dense))(tokens)
+        spreads = ladder_spreads(works, session.stream, ladder_wants(dense, fff, hosts[0][:CHECKED]), seconds)
+    rows = ladder_rows(spreads, tokens)
+    for row in rows:
+        report(row)
+    return rows
+
+
+def ladder_wants(dense: DenseArrays, fff: Arrays, x: np.ndarray) -> dict[str, tuple[np.ndarray, Any]]:
+    """{"dense" or "fff": (its output in float64, the tokens to compare: those of a tree that decides clearly)}."""
+    w_in, b_in, w_out = fff
+    y, _, margin = walk64(x, np.stack([w_in, w_out], 2), b_in, 11)
+    sure = margin[:, 0] > MARGIN["float32"]
+    return {"dense": (dense64(x, *dense, gelu=True), slice(None)), "fff": (y[sure], sure)}
+
+
+def ladder_spreads(
+    works: Mapping[str, Work], stream: Any, wants: Mapping[str, tuple[np.ndarray, Any]], seconds: float
+) -> dict[str, Spread]:
+    """Microseconds per call of layers, after each was compared with what is wanted of its kind. Raises BackendError."""
+    replays: dict[str, Replay] = {}
+    long: dict[str, Spread] = {}
+    for name, work in works.items():
+        once = elapsed(stream, work.calls[0])
+        want, which = wants[name.split()[0]]
+        compared = len(wants["dense"][0])
+        error = float(np.abs(work.result()[:compared][which] - want).max() / np.abs(want).max())
+        if not error < 1e-4:
+            raise BackendError(f"{name} is wrong: it differs from float64 by {error:g}; nothing is timed")
+        if once > 1e6:  # seconds: no second time
+            long[name] = Spread(once, once, once)
+        else:
+            replays[name] = replay(work)
+    spreads = long | interleaved(replays, seconds=seconds)
+    return {name: spreads[name] for name in works}

@@ -1,0 +1,99 @@
+"""Dense layers that need nothing beyond the dependencies, and the place where tools/bench.py adds the engines of others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import backends
+from ..checkpoint import Tensor
+from .engines import FindEngines
+from .timing import Run
+
+# (w1 (W, D), b1 (W,), w2 (D, W), threads) -> run(x (T, D)): a dense layer on the CPU
+Dense = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Run]
+# (weight (N, K), threads) -> run(x (T, K)): a matrix product on the CPU
+Product = Callable[[np.ndarray, int], Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rivals:
+    """The engines of others for one device, by name, and those that cannot run.
+
+    dense      dense layers: each a Dense, or on a GPU a gpu_layers.Rival
+    products   CPU: single matrix products
+    ladder     GPU: layers of the paper, make(stream, inputs, arrays) -> work(tokens); names begin with "dense" or "fff"
+    models     finds engines of whole models
+    left_out   {name: why it cannot run here}
+    """
+
+    dense: dict[str, Any] = dataclasses.field(default_factory=dict)
+    products: dict[str, Product] = dataclasses.field(default_factory=dict)
+    ladder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    models: FindEngines | None = None
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def numpy_matmuls(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
+    """The dense layer's two matrix products through numpy's BLAS, without bias and GELU."""
+    w1, w2 = np.ascontiguousarray(w1.T), np.ascontiguousarray(w2.T)
+    buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def run(x: np.ndarray) -> np.ndarray:
+        middle, out = buffers.setdefault(len(x), (np.empty((len(x), w1.shape[1]), np.float32), np.empty((len(x), w2.shape[1]), np.float32)))
+        np.matmul(x, w1, out=middle)
+        return np.matmul(middle, w2, out=out)
+
+    return run
+
+
+def numpy_with_gelu(kernels: Any) -> Dense:
+    """A whole dense layer: numpy's two products, bias and this project's vectorised exact GELU between them."""
+
+    def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
+        w1, w2 = np.ascontiguousarray(w1.T), np.ascontiguousarray(w2.T)
+
+        def run(x: np.ndarray) -> np.ndarray:
+            middle: np.ndarray = x @ w1
+            middle += b1
+            flat = middle.reshape(-1)
+            kernels.array("gelu", flat, flat)
+            out: np.ndarray = middle @ w2
+            return out
+
+        return run
+
+    return make
+
+
+def own_dense(isa: str, dtype: str) -> Dense:
+    """This project's 3072x0: two packed matrix products, bias and GELU in the first one's epilogue."""
+
+    def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
+        ops = backends.get(f"cpu:{isa}", dtype=dtype, threads=threads)
+        first, second = ops.matrix(Tensor(w1, "float32")), ops.matrix(Tensor(w2, "float32"))
+        buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+        def run(x: np.ndarray) -> np.ndarray:
+            middle, out = buffers.setdefault(len(x), (np.empty((len(x), len(w1)), np.float32), np.empty((len(x), len(w2)), np.float32)))
+            ops.linear(x, first, bias=b1, activation="gelu", out=middle)
+            ops.linear(middle, second, out=out)
+            return out
+
+        return run
+
+    return make
+
+
+def installed_dense(ops: Any) -> dict[str, Dense]:
+    """The dense layers that run wherever fastinfer does."""
+    return {
+        "numpy": numpy_matmuls,
+        "numpy+gelu": numpy_with_gelu(ops.kernels),
+        "own f32": own_dense(ops.isa, "float32"),
+        "own bf16": own_dense(ops.isa, "bfloat16"),
+        "own int8": own_dense(ops.isa, "int8"),
+    }

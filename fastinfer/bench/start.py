@@ -1,0 +1,90 @@
+"""Fresh processes: their load time, first answer and memory, and the size of what must be installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError
+from .engines import Engine
+
+PACKAGE = Path(__file__).parents[1]  # fastinfer
+
+PROBE = """
+import json, re, time
+import numpy as np
+{source}
+def kilobytes(file, key): return int(re.search(key + r":\\s+(\\d+)", open(file).read())[1])
+start = time.perf_counter()
+encode = {name}(*json.loads({arguments!r}))
+loaded = time.perf_counter()
+encode(np.arange(1, 17)[None])
+print("answered", flush=True)
+shared = kilobytes("/proc/self/smaps_rollup", "Pss")
+if {large}: encode(np.arange(4096).reshape(32, 128) % 1000)
+print(json.dumps(dict(load_s=loaded - start, pss_mb=shared / 1e3, peak_mb=kilobytes("/proc/self/status", "VmHWM") / 1e3)))
+"""
+
+
+def bench_start(engine: Engine, repeats: int = 3) -> dict[str, Any]:
+    """A row of medians over fresh processes, files in the page cache: load time, first answer (16 tokens), memory; and installed bytes."""
+    runs = [fresh_process(engine, large=i == repeats - 1) for i in range(repeats)]
+    row = {key: float(np.median([r[key] for r in runs])) for key in runs[0]} | {"peak_mb": runs[-1]["peak_mb"]}
+    stored = sum(f.stat().st_size for f in Path(engine.arguments[0]).rglob("*.safetensors")) / 1e6 if engine.own else None
+    own = sum(f.stat().st_size for f in PACKAGE.rglob("*") if f.is_file()) / 1e6 if engine.own else 0.0
+    return {
+        "op": "start", "engine": engine.name, "model": engine.model, "dtype": engine.dtype, **row, "stored_mb": stored,
+        "installed_mb": own + installed_mb(engine.packages),
+    }  # fmt: skip
+
+
+def fresh_process(engine: Engine, *, large: bool) -> dict[str, float]:
+    """{load_s, first_answer_s, pss_mb, peak_mb} of one process; large: its peak includes a batch of 32x128. Raises BackendError."""
+    source = inspect.getsource(engine.load).replace("-> Encode", "")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))}
+    code = PROBE.format(source=source, name=engine.load.__name__, arguments=json.dumps(engine.arguments), large=large)
+    start = time.perf_counter()
+    with (
+        tempfile.TemporaryFile("w+") as complaint,
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=complaint, text=True) as child,
+    ):
+        assert child.stdout is not None
+        while (said := child.stdout.readline()) not in ("answered\n", ""):
+            pass
+        first = time.perf_counter() - start
+        rest = child.stdout.read()
+        if child.wait() or not said:
+            complaint.seek(0)
+            raise BackendError(f"{engine} fails in a fresh process: {(complaint.read().strip().splitlines() or ['no message'])[-1]}")
+    return {**json.loads(rest.splitlines()[-1]), "first_answer_s": first}
+
+
+def installed_mb(packages: Sequence[str]) -> float:
+    """Megabytes of files that these packages and all their dependencies have in site-packages."""
+    found: dict[str, float] = {}
+    waiting = list(packages)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = 0.0  # a dependency of other platforms, or one that was left out
+            continue
+        paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
+        found[name] = sum(p.stat().st_size for p in paths if p.is_file()) / 1e6
+        waiting += [re.split(r"[^\w.-]", r, maxsplit=1)[0] for r in distribution.requires or () if "extra ==" not in r]
+    return sum(found.values())

@@ -1,0 +1,86 @@
+"""Timing of functions on the CPU: they take turns, and each gets a median with its spread."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+INPUTS = 8  # different random inputs that take turns
+TURN_SECONDS = 0.05
+LONG_SECONDS = 0.5  # calls that take longer get no untimed ones before them
+PAUSE_SECONDS = 0.05  # OpenBLAS threads spin for about 20 ms after a call
+EVICT_BYTES = 128 << 20  # read before each cold run: beyond any cache
+MASKED_ENV = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; they halve numpy's speed
+
+Run = Callable[[Any], Any]
+
+
+class Spread(NamedTuple):
+    """Microseconds per call: median, 10th and 90th percentile."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Spread:
+        """The spread of microseconds that were measured."""
+        return cls(*np.percentile(times, [50, 10, 90]).tolist())
+
+
+def reexecute(threads: int) -> None:
+    """Start this process again with BLAS at `threads` threads and without settings that slow it, unless that is so already."""
+    wanted = {f"{lib}_NUM_THREADS": str(threads) for lib in ("OPENBLAS", "MKL", "OMP")}
+    if all(os.environ.get(k) == v for k, v in wanted.items()) and not any(k in os.environ for k in MASKED_ENV):
+        return
+    environment = {k: v for k, v in os.environ.items() if k not in MASKED_ENV} | wanted
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def interleaved(
+    runs: Mapping[str, Run],
+    inputs: Sequence[Any],
+    *,
+    seconds: float,
+    cold: bool = False,
+    least: int = 7,
+    pause: float = PAUSE_SECONDS,
+) -> dict[str, Spread]:
+    """The spread of each run's times. The runs take turns, for about `seconds` each in all and at least `least` calls; the inputs rotate.
+
+    A turn is a pause, two calls untimed (none before calls that were long), then calls for TURN_SECONDS. The pause is there because
+    thread pools of BLAS libraries spin for a while after their last call, and would slow the next run. cold: caches are evicted
+    before each timed call.
+    """
+    evict = np.ones(EVICT_BYTES // 4, np.float32) if cold else None
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    spent, last = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
+    waiting = list(runs)
+    call = 0
+    while waiting:
+        for name in waiting:
+            run, turn = runs[name], 0.0
+            time.sleep(pause)
+            for x in (inputs[0], inputs[-1]):
+                if last[name] < LONG_SECONDS:
+                    start = time.perf_counter()
+                    run(x)
+                    last[name] = time.perf_counter() - start
+            while turn < TURN_SECONDS:
+                x = inputs[call % len(inputs)]
+                call += 1
+                if evict is not None:
+                    evict.max()
+                start = time.perf_counter()
+                run(x)
+                last[name] = took = time.perf_counter() - start
+                times[name].append(took * 1e6)
+                turn += took
+            spent[name] += turn
+        waiting = [n for n in waiting if len(times[n]) < least or spent[n] < seconds]
+    return {name: Spread.of(t) for name, t in times.items()}

@@ -1,0 +1,107 @@
+// Kernels that take each token or value by itself: embedding, norm, activation, pooling, conversion.
+
+// The text that holds token t: the last b with starts[b] <= t, found 32 candidates at a time.
+__device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
+    int low = 0, high = texts;  // low holds; high does not
+    while (high - low > 1) {
+        int step = (high - low + 31) / 32, probe = low + step * (lane_id() + 1);
+        int after = __popc(__ballot_sync(FULL, probe < high && __ldg(starts + probe) <= t));
+        low += step * after;
+        high = min(high, low + step);
+    }
+    return low;
+}
+
+// out (tokens, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm; bounds (tokens): the rows
+// of each token's text, 0 and 0 for those behind the last text, which fill the batch up to the size of its graph.
+// input: texts, then ids (tokens), then starts (tokens + 1, texts + 1 of them used), then types (tokens)
+extern "C" __global__ void __launch_bounds__(WARPS * 32) embed(const int* input, int with_types, const act* word, const act* position,
+                                                               const act* token_type, const act* weight, const act* bias, float eps,
+                                                               int2* bounds, act* out, int tokens) {
+    await_previous();
+    const int t = own_token();
+    if (t >= tokens) return;
+    const int texts = __ldg(input), *ids = input + 1, *starts = ids + tokens, *types = starts + tokens + 1;
+    int2 text = make_int2(0, 0);
+    if (t < __ldg(starts + texts)) {
+        int b = find_text(starts, texts, t);
+        text = make_int2(__ldg(starts + b), __ldg(starts + b + 1));
+    }
+    if (lane_id() == 0) bounds[t] = text;
+    float x[VALUES];
+    load_token(x, word + (size_t)__ldg(ids + t) * HIDDEN);
+    add_token(x, position + (size_t)(text.y ? t - text.x : 0) * HIDDEN);
+    if (token_type) add_token(x, token_type + (size_t)(with_types ? __ldg(types + t) : 0) * HIDDEN);
+    if (weight) normalise(x, weight, bias, eps);
+    store_token(x, out + (size_t)t * HIDDEN);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) layer_norm(const act* x, const act* weight, const act* bias, float eps, act* out,
+                                                              int tokens) {
+    prefetch(weight, HIDDEN * (int)sizeof(act), threadIdx.x, WARPS * 32);
+    prefetch(bias, HIDDEN * (int)sizeof(act), threadIdx.x, WARPS * 32);
+    await_previous();
+    const int t = own_token();
+    if (t >= tokens) return;
+    float row[VALUES];
+    load_token(row, x + (size_t)t * HIDDEN);
+    normalise(row, weight, bias, eps);
+    store_token(row, out + (size_t)t * HIDDEN);
+}
+
+// x = activation(x) (+ residual), `count` values, a multiple of VECTOR. kind as in activated()
+extern "C" __global__ void __launch_bounds__(256) activate(act* x, const act* residual, int kind, long long count) {
+    await_previous();
+    for (long long i = (blockIdx.x * 256ll + threadIdx.x) * VECTOR; i < count; i += gridDim.x * 256ll * VECTOR) {
+        float f[VECTOR];
+        unpack(*reinterpret_cast<const uint4*>(x + i), f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) f[j] = activated(f[j], kind);
+        if (residual) {
+            float r[VECTOR];
+            unpack(*reinterpret_cast<const uint4*>(residual + i), r);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) f[j] += r[j];
+        }
+        *reinterpret_cast<uint4*>(x + i) = pack(f);
+    }
+}
+
+// out (texts, D) float32: a block a text, a thread a column. kind: POOL_CLS (the first token), POOL_MEAN, POOL_MAX, POOL_LSE (log of the sum
+// of exp)
+extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* starts, int kind, float* out) {
+    await_previous();
+    const int begin = __ldg(starts + blockIdx.x), end = __ldg(starts + blockIdx.x + 1);
+    for (int c = threadIdx.x; c < HIDDEN; c += 128) {
+        float first = to_float(x[(size_t)begin * HIDDEN + c]), top = first, sum = 0.f;
+        if (kind != POOL_CLS)
+            for (int t = begin; t < end; t++) {
+                float value = to_float(x[(size_t)t * HIDDEN + c]);
+                sum += value, top = value > top || value != value ? value : top;
+            }
+        float pooled = kind == POOL_CLS ? first : kind == POOL_MEAN ? sum / (end - begin) : top;
+        if (kind == POOL_LSE) {
+            sum = 0.f;
+            for (int t = begin; t < end; t++) sum += expf(to_float(x[(size_t)t * HIDDEN + c]) - top);
+            pooled = top + logf(sum);
+        }
+        out[(size_t)blockIdx.x * HIDDEN + c] = pooled;
+    }
+}
+
+#ifndef ACT_FLOAT
+// out = x, `count` values
+extern "C" __global__ void __launch_bounds__(256) to_float32(const act* x, float* out, long long count) {
+    await_previous();
+    for (long long i = (blockIdx.x * 256ll + threadIdx.x) * VECTOR; i < count; i += gridDim.x * 256ll * VECTOR) {
+        if (i + VECTOR > count) {
+            for (long long j = i; j < count; j++) out[j] = to_float(x[j]);
+            break;
+        }
+        float f[VECTOR];
+        unpack(load_once(x + i), f);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j += 4) *reinterpret_cast<float4*>(out + i + j) = make_float4(f[j], f[j + 1], f[j + 2], f[j + 3]);
+    }
+}
+#endif

@@ -1,0 +1,1 @@
+"""What tools/bench.py sets beside fastinfer: engines that are not among its dependencies."""
