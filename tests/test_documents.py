@@ -1,6 +1,6 @@
 """The documents: examples print what is shown, commands parse, links lead somewhere, figures are up to date, README keeps its limits.
 
-A ```python block is run, all blocks of a document in one namespace; lines that begin with #> show what it prints. A ```text block
+A ```python block is run, all blocks of a document in one namespace; lines that begin with "# > " show what it prints. A ```text block
 after a ```sh block of one fastinfer command shows what that prints. Numbers may differ by what another ISA or a GPU changes. A line
 <!-- not run: why --> before a block leaves it out.
 """
@@ -23,6 +23,7 @@ import pytest
 
 import fastinfer
 from fastinfer import cli
+from fastinfer.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("fastinfer/models/*/*.md")])
@@ -98,7 +99,7 @@ def test_python_examples(page, example_models, monkeypatch):
         where = f"{page.relative_to(ROOT)}:{block.line}"
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.code, where, "exec"), namespace)
-        shown = "\n".join(line.strip()[3:] for line in block.code.splitlines() if line.strip().startswith("#> "))
+        shown = "\n".join(line.strip()[4:] for line in block.code.splitlines() if line.strip().startswith("# > "))
         assert_same(out.getvalue(), shown, where)
 
 
@@ -113,7 +114,7 @@ def test_commands(page, example_models, monkeypatch, capsys):
         given = commands(block.code)
         for arguments in given:
             if "--help" not in arguments:
-                cli._parse(arguments)
+                parse(arguments)
         shows = below is not None and below.language == "text" and below.line == block.line + block.code.count("\n") + 3
         if shows and len(given) == 1:
             assert cli.main(given[0]) == 0
