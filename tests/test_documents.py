@@ -128,6 +128,14 @@ def test_scripts_exist(page):
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_are_named_exist(page):
+    """Paths in `code` are there; NAME and * stand for any name."""
+    named = re.findall(r"`((?:fastinfer|src|tools|tests|docs)/[\w/.*-]+)`", page.read_text())
+    made = {"tests/fuzz/findings"}  # by the programs that the documents describe
+    assert [path for path in sorted(set(named) - made) if not any(ROOT.glob(path.replace("NAME", "*").rstrip("/")))] == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
