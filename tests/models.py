@@ -10,7 +10,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def load_tool(name):
-    """tools/NAME.py as a module; the folder is no package."""
+    """The module `name` of tools/, such as "convert" or "training.loop", imported as a command of that folder imports it."""
     sys.path.insert(0, str(TOOLS))
     try:
         return importlib.import_module(name)

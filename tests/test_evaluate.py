@@ -13,8 +13,7 @@ from models import load_tool
 import fastinfer
 from fastinfer.config import Classify, Embed, FillMask, Tag, Tasks
 
-pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
-evaluate, tasks = load_tool("evaluate"), load_tool("tasks")
+evaluate, tasks = load_tool("evaluate"), load_tool("evaluation.tasks")
 
 
 def write(path, text):

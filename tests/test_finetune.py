@@ -1,4 +1,4 @@
-"""tools/finetune.py: tiny models learn what can be learned, and what they write scores the same in the engine."""
+"""train.py finetune: tiny models learn what can be learned, and what they write scores the same in the engine."""
 
 import json
 import random
@@ -13,7 +13,8 @@ from fastinfer.errors import CheckpointError, InputError
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
 pytest.importorskip("tqdm", reason="fine-tuning needs tqdm")
-evaluate, finetune, tasks = (load_tool(name) for name in ("evaluate", "finetune", "tasks"))
+evaluate, finetune, study, metrics = (load_tool(n) for n in ("evaluate", "training.finetune", "training.study", "evaluation.metrics"))
+labelled, comparison = load_tool("training.labelled"), load_tool("training.comparison")
 
 PLAIN = [word for word in WORDS if word.isalpha()]
 FAST = {"batch": 16, "lr": 3e-3, "lr_rest": 3e-3, "dropout": 0.0, "max_steps": 120, "epochs": 100.0}
@@ -40,7 +41,7 @@ def toy(tmp_path, random_model):
         }
         given = {"models": (random_model,), "out": str(tmp_path / "out"), "kind": kind, **files} | FAST | changes
         settings = finetune.Finetune(**given)
-        return settings, finetune.results(settings), next(iter(finetune.tasks_of(settings).values()))
+        return settings, study.results(settings), next(iter(finetune.tasks_of(settings).values()))
 
     return toy
 
@@ -120,11 +121,11 @@ def test_pairs_that_belong_together(toy, random_model):
 
 def test_an_epoch_holds_each_row_once_and_neighbours_of_like_length():
     lengths = np.random.default_rng(0).integers(1, 120, 5003)
-    made = list(finetune.batches(lengths, 16, np.random.default_rng(1)))
+    made = list(labelled.batches(lengths, 16, np.random.default_rng(1)))
     assert np.array_equal(np.sort(np.concatenate([rows for rows, _ in made])), np.arange(5003))
     assert all(len(rows) <= 16 and lengths[rows].max() <= length < lengths[rows].max() + 8 for rows, length in made)
     assert sum(len(rows) * length for rows, length in made) < 1.15 * lengths.sum()
-    again = [list(finetune.batches(lengths, 16, np.random.default_rng(seed))) for seed in (1, 2)]
+    again = [list(labelled.batches(lengths, 16, np.random.default_rng(seed))) for seed in (1, 2)]
     assert np.array_equal(again[0][0][0], made[0][0])
     assert not np.array_equal(again[1][0][0], made[0][0])
 
@@ -172,7 +173,7 @@ def test_the_command(glue, tmp_path, random_model, capsys):
     assert train.main(arguments) == 0
     out, _ = capsys.readouterr()
     assert out.startswith("| model | SST-2 |")
-    assert "<!-- SST-2 -->" in (tmp_path / "out" / finetune.PLOT).read_text()
+    assert "<!-- SST-2 -->" in (tmp_path / "out" / study.PLOT).read_text()
     model = fastinfer.load(tmp_path / "out")
     assert (model.tasks, model.config.stored.trees) == (("classify",), "int8")
     assert {label for label, _ in model.classify("ada")[0]} == {"negative", "positive"}
@@ -189,14 +190,14 @@ def test_a_study_goes_on_where_it_stopped_and_by_several_workers(glue, tmp_path,
     pytest.importorskip("sklearn", reason="CoLA's metric is of scikit-learn")
     monkeypatch.syspath_prepend(TOOLS)  # which the workers get
     settings = finetune.Finetune(models=(random_model,), out=str(tmp_path / "out"), **glue)
-    whole = finetune.results(settings)
+    whole = study.results(settings)
     assert [(line["task"], line["seed"]) for line in whole] == [("SST-2", 0), ("SST-2", 1), ("CoLA", 0), ("CoLA", 1)]
-    path = tmp_path / "out" / finetune.RESULTS
+    path = tmp_path / "out" / study.RESULTS
     with pytest.raises(InputError, match="holds results already: go on with them by --resume"):
-        finetune.results(settings)
+        study.results(settings)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     parallel = finetune.Finetune(models=(random_model,), out=str(tmp_path / "out"), **glue, workers=2)
-    assert without_time(finetune.results(parallel, resume=True)) == without_time(whole)
+    assert without_time(study.results(parallel, resume=True)) == without_time(whole)
     assert len(path.read_text().splitlines()) == 4
     assert not list(tmp_path.glob("out/**/config.json"))
 
@@ -214,10 +215,10 @@ def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
                 said = next(line["predictions"] for line in lines if (line["task"], line["seed"]) == (name, seed))
             else:
                 said = np.where(rng.random(len(true)) < wrong, 1 - true, true).tolist()
-            metrics = tasks.score(task, said, true)
-            scores.setdefault((model, name), []).append(*metrics.values())
-            lines.append({"model": model, "task": name, "seed": seed, "metrics": metrics, "predictions": said})
-    text = finetune.table(settings, lines)
+            found = metrics.score(task, said, true)
+            scores.setdefault((model, name), []).append(*found.values())
+            lines.append({"model": model, "task": name, "seed": seed, "metrics": found, "predictions": said})
+    text = comparison.table(settings, lines)
     rows = {cells[1]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|"))}
     assert rows["model"][2:8] == ["SST-2", "CoLA", "average", "without CoLA", "retention, average", "retention, without CoLA"]
     middle = {key: sorted(values)[1] for key, values in scores.items()}
@@ -231,7 +232,7 @@ def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
     assert low < value < high < 100
     assert "MNLI and QQP could not be had" in text
     pytest.importorskip("matplotlib", reason="which draws")
-    finetune.plot(settings, lines, tmp_path / "plot.svg")
+    comparison.plot(settings, lines, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(f"<!-- {name} -->" in drawn for name in ("SST-2", "CoLA", "good", "same", "bad"))
 
@@ -258,7 +259,7 @@ def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
 def test_settings_that_do_not_fit(changes, message, tmp_path, random_model):
     settings = finetune.Finetune(models=(random_model,), out=str(tmp_path / "out"), **{"data": str(tmp_path)} | changes)
     with pytest.raises(InputError, match=message):
-        finetune.results(settings)
+        study.results(settings)
 
 
 def test_labels_of_the_scored_split_that_were_never_trained(toy):

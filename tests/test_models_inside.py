@@ -51,9 +51,9 @@ def test_it_ranks_by_meaning(model):
 def test_training_and_engine_agree(model):
     """PyTorch's forward pass of the stored weights, text by text, along its own routes; almost no token is a near-tie."""
     torch = pytest.importorskip("torch", reason="the trainable encoder needs PyTorch")
-    fff_torch = load_tool("fff_torch")
+    encoders = load_tool("training.encoder")
     folder = catalog.MODELS / fastinfer.info()["models"][0]
-    encoder = fff_torch.load(folder).eval()
+    encoder = encoders.load(folder).eval()
     engine = fastinfer.load(folder, device="numpy", dtype="float32")
     with torch.inference_mode():
         for text, vector in zip(TEXTS, engine.embed(TEXTS), strict=True):
@@ -69,6 +69,6 @@ def test_its_quality(task, metric, goal, dtype):
         pytest.importorskip(module, reason=f"tools/ needs {module}")
     if not DATA.is_dir():
         pytest.skip("the data sets are not beside the repository, at ../shared/data")
-    evaluate, tasks = load_tool("evaluate"), load_tool("tasks")
+    evaluate, tasks = load_tool("evaluate"), load_tool("evaluation.tasks")
     result = evaluate.evaluate(fastinfer.load(dtype=dtype), tasks.TASKS[task], DATA, "inside", dtype)
     assert result.metrics[metric] >= goal

@@ -1,4 +1,4 @@
-"""tools/tasks.py: each loader on tiny files, each metric against its definition, what is refused."""
+"""tools/evaluation: each loader on tiny files, each metric against its definition, what is refused."""
 
 import json
 import lzma
@@ -12,8 +12,7 @@ from models import load_tool
 
 from fastinfer.errors import InputError
 
-pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
-tasks = load_tool("tasks")
+tasks, metrics, table = (load_tool(f"evaluation.{name}") for name in ("tasks", "metrics", "table"))
 
 
 def write(path, text, encoding="utf-8"):
@@ -136,7 +135,7 @@ def test_articles_kept_out_of_training(tmp_path):
     ],
 )
 def test_short_names_of_folders(folders, names):
-    assert list(tasks.short_names(folders).values()) == names
+    assert list(table.short_names(folders).values()) == names
 
 
 # --- what is refused ---
@@ -234,13 +233,13 @@ def test_metrics_of_classes(binary):
     needs("sklearn")
     predictions, targets = binary
     tp, tn, fp, fn = (int(((predictions == p) & (targets == t)).sum()) for p, t in ((1, 1), (0, 0), (1, 0), (0, 1)))
-    assert tasks.score(tasks.TASKS["MRPC"], predictions, targets) == pytest.approx(
+    assert metrics.score(tasks.TASKS["MRPC"], predictions, targets) == pytest.approx(
         {"accuracy": 100 * (tp + tn) / 300, "f1": 200 * tp / (2 * tp + fp + fn)}
     )
     matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert tasks.score(tasks.TASKS["CoLA"], predictions, targets) == pytest.approx({"matthews": 100 * matthews})
-    assert tasks.score(tasks.TASKS["CoLA"], np.ones(300, int), targets) == {"matthews": 0}
-    assert tasks.score(tasks.TASKS["MRPC"], np.zeros(3, int), np.ones(3, int)) == {"accuracy": 0, "f1": 0}
+    assert metrics.score(tasks.TASKS["CoLA"], predictions, targets) == pytest.approx({"matthews": 100 * matthews})
+    assert metrics.score(tasks.TASKS["CoLA"], np.ones(300, int), targets) == {"matthews": 0}
+    assert metrics.score(tasks.TASKS["MRPC"], np.zeros(3, int), np.ones(3, int)) == {"accuracy": 0, "f1": 0}
 
 
 def test_metrics_of_scores():
@@ -248,10 +247,10 @@ def test_metrics_of_scores():
     targets = rng.integers(6, size=200).astype(float)
     predictions = targets**2 + rng.normal(size=200) * 4
     ranks = [[(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values] for values in (predictions, targets)]
-    found = tasks.score(tasks.TASKS["STS-B"], predictions.tolist(), targets.tolist())
+    found = metrics.score(tasks.TASKS["STS-B"], predictions.tolist(), targets.tolist())
     assert found["pearson"] == pytest.approx(100 * np.corrcoef(predictions, targets)[0, 1])
     assert found["spearman"] == pytest.approx(100 * np.corrcoef(*ranks)[0, 1])
-    assert tasks.score(tasks.TASKS["STS-B"], np.ones(200), targets) == {"pearson": 0, "spearman": 0}
+    assert metrics.score(tasks.TASKS["STS-B"], np.ones(200), targets) == {"pearson": 0, "spearman": 0}
 
 
 def test_f1_of_spans_is_seqevals():
@@ -260,24 +259,24 @@ def test_f1_of_spans_is_seqevals():
     gold = [["B-a", "I-a", "O", "B-b"], ["O", "O"], ["I-a", "I-b"]]
     said = [["B-a", "O", "O", "B-b"], ["B-a", "O"], ["B-a", "B-b"]]
     # right: b of the first sentence, both of the third, whose I- begins a span; 5 predicted, 4 true
-    assert tasks.score(task, said, gold) == pytest.approx({"span_f1": 100 * 2 * 3 / (5 + 4)})
+    assert metrics.score(task, said, gold) == pytest.approx({"span_f1": 100 * 2 * 3 / (5 + 4)})
     rng = np.random.default_rng(2)
     labels = np.array(["O", "B-a", "I-a", "B-b", "I-b"])
     gold, said = ([labels[rng.integers(5, size=rng.integers(1, 9))].tolist() for _ in range(200)] for _ in range(2))
     said = [[*s, *["O"] * 9][: len(g)] for s, g in zip(said, gold, strict=True)]
-    assert 5 < tasks.score(task, said, gold)["span_f1"] == pytest.approx(100 * seqeval.f1_score(gold, said))
-    assert tasks.score(task, [["O"]], [["O"]]) == {"span_f1": 0}
+    assert 5 < metrics.score(task, said, gold)["span_f1"] == pytest.approx(100 * seqeval.f1_score(gold, said))
+    assert metrics.score(task, [["O"]], [["O"]]) == {"span_f1": 0}
 
 
 def test_metrics_of_masks():
     counts = [(1, 2 * math.log(4), 2), (2, math.log(2), 3)]
-    found = tasks.score(tasks.TASKS["fill-mask"], counts, [])
+    found = metrics.score(tasks.TASKS["fill-mask"], counts, [])
     assert found == pytest.approx({"mask_accuracy": 60, "pseudo_perplexity": 2.0})  # 4 * 4 * 2 = 2**5, over 5 tokens
 
 
 def test_predictions_and_targets_of_different_lengths():
     with pytest.raises(InputError, match="SST-2: 2 predictions for 3 targets"):
-        tasks.score(tasks.TASKS["SST-2"], [1, 0], [1, 0, 1])
+        metrics.score(tasks.TASKS["SST-2"], [1, 0], [1, 0, 1])
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -285,7 +284,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     task, rng, hits, widths = tasks.TASKS["SST-2"], np.random.default_rng(3), 0, []
     for _ in range(200):
         right = (rng.random(150) < 0.8).astype(int)
-        low, high = tasks.interval(tasks.resampled(task, right, np.ones(150, int), resamples=200)["accuracy"])
+        low, high = metrics.interval(metrics.resampled(task, right, np.ones(150, int), resamples=200)["accuracy"])
         hits += low <= 80 <= high
         widths.append(high - low)
     assert 180 <= hits <= 199
@@ -296,12 +295,12 @@ def test_sets_are_drawn_alike_for_all_predictions(binary):
     """So that a model which errs on one more example never seems better on any set."""
     predictions, targets = binary
     task = tasks.TASKS["SST-2"]
-    first, again, other = (tasks.resampled(task, *binary, seed=seed)["accuracy"] for seed in (0, 0, 1))
+    first, again, other = (metrics.resampled(task, *binary, seed=seed)["accuracy"] for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     worse = predictions.copy()
     worse[np.flatnonzero(predictions == targets)[0]] ^= 1
-    less = tasks.resampled(task, worse, targets)["accuracy"] - first
+    less = metrics.resampled(task, worse, targets)["accuracy"] - first
     assert less.max() == 0
     assert less.mean() == pytest.approx(-100 / 300, rel=0.1)
-    assert tasks.interval(np.arange(1001) / 10) == pytest.approx([2.5, 97.5])
+    assert metrics.interval(np.arange(1001) / 10) == pytest.approx([2.5, 97.5])

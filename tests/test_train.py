@@ -24,7 +24,11 @@ from fastinfer.errors import CheckpointError, InputError
 torch = pytest.importorskip("torch", reason="tools/train.py needs PyTorch")
 for name in ("tqdm", "matplotlib", "sklearn"):
     pytest.importorskip(name, reason=f"tools/train.py needs {name}")
-train, loop, fff_torch, text, recipe = (load_tool(name) for name in ("train", "loop", "fff_torch", "text", "recipe"))
+train, plot_runs = load_tool("train"), load_tool("plot_runs")
+text, distill, encoders, finetune, objectives, pretrain, recipe, report, runs, workers = (
+    load_tool(f"training.{name}")
+    for name in ("corpus", "distill", "encoder", "finetune", "objectives", "pretrain", "recipe", "report", "runs", "workers")
+)
 
 SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
 MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16", "--shape", "2x3 + 4"]
@@ -56,11 +60,11 @@ def run(*arguments):
 
 
 def metrics(folder):
-    return loop.read_metrics(folder / loop.METRICS)
+    return report.read_metrics(folder / report.METRICS)
 
 
 def weights_of(folder):
-    return loop.load_state(folder)["encoder"]
+    return runs.load_state(folder)["encoder"]
 
 
 # --- from end to end -------------------------------------------------------------------------------
@@ -86,7 +90,7 @@ def test_distillation_gives_an_embedder_that_the_engine_loads(tmp_path, corpus, 
     assert lines[-1]["validation_hidden"] > 0
     assert len(lines[-1]["effective_leaves"]) == len(lines[-1]["dead_leaves"]) == 2
     assert (out / "plot.svg").read_text().count("<path") > 2
-    assert load_tool("plot_runs").main([str(tmp_path / "both.svg"), str(out / "metrics.jsonl"), str(fresh / "metrics.jsonl")]) == 0
+    assert plot_runs.main([str(tmp_path / "both.svg"), str(out / "metrics.jsonl"), str(fresh / "metrics.jsonl")]) == 0
     assert "both.svg" in os.listdir(tmp_path)
 
 
@@ -102,7 +106,7 @@ def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_pat
     assert lines[-1]["validation_balance"] < 0.25
 
     # what was trained is what the engine computes
-    encoder = loop.trained(out).eval()
+    encoder = runs.trained(out).eval()
     batch = fastinfer.PackedBatch.from_ids([[2, 7, 9, 4, 3], [2, 4, 3]])
     with torch.no_grad():
         for row, found in zip(([2, 7, 9, 4, 3], [2, 4, 3]), model.logits(batch, positions="all"), strict=True):
@@ -121,7 +125,7 @@ def test_export_stores_a_run_in_any_dtype(tmp_path, corpus, teacher):
 
 def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):
     clock = itertools.count()  # seconds, one a look
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     run("distill", "--teacher", teacher, "--text", corpus, "--out", tmp_path / "run", "--shape", "2x2", "--seconds", "40", *SMALL)
     rates = [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line]
     assert 5 < len(rates) < 40
@@ -137,7 +141,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, co
     flags = [command, "--text", corpus, "--steps", "6", "--save-every", "0", *of_command, *SMALL]
     run(*flags, "--out", tmp_path / "whole")
 
-    objective = train.MaskedLanguageModel if command == "pretrain" else train.Distillation
+    objective = objectives.MaskedLanguageModel if command == "pretrain" else objectives.Distillation
     forward, calls = objective.forward, []
 
     def breaks(self, *batch, **options):
@@ -150,7 +154,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, co
         patch.setattr(objective, "forward", breaks)
         with pytest.raises(KeyboardInterrupt):
             train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")])
-    assert loop.load_state(tmp_path / "parts")["step"] == 3
+    assert runs.load_state(tmp_path / "parts")["step"] == 3
     run(*flags, "--out", tmp_path / "parts", "--resume")
 
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
@@ -200,7 +204,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, corpus, teacher, monkeypat
     assert not list(out.glob(".*"))
     monkeypatch.setattr(torch, "save", save)
     run(*flags, "--steps", "4", "--resume")
-    assert loop.load_state(out)["step"] == 4
+    assert runs.load_state(out)["step"] == 4
 
 
 # --- batches and students --------------------------------------------------------------------------
@@ -210,9 +214,9 @@ def test_batches_to_guess_from(tmp_path, corpus):
     tokenizer = make_tokenizer()
     corpora = text.read([corpus], text.read_tokenizer(save(tokenizer, tmp_path)))
     rows = tuple(c.rows(16, (2, 3)) for c in corpora)
-    settings = train.Pretrain(out="", steps=1, max_tokens=16, batch_tokens=64 * 16, masked=0.2)
-    ids = train.special_ids(tokenizer, tmp_path)
-    data = train.Rows(rows, settings, ids, len(WORDS), loop.Workers(0, 1, torch.device("cpu")))
+    settings = pretrain.Pretrain(out="", steps=1, max_tokens=16, batch_tokens=64 * 16, masked=0.2)
+    ids = pretrain.special_ids(tokenizer, tmp_path)
+    data = pretrain.Rows(rows, settings, ids, len(WORDS), workers.Workers(0, 1, torch.device("cpu")))
     shown, mask, places, labels = data.batch(5)
     assert mask is None
     assert places.shape == labels.shape == (64, 3)
@@ -226,7 +230,7 @@ def test_batches_to_guess_from(tmp_path, corpus):
     assert 0.05 < (hidden == labels).float().mean() < 0.25
     assert all(torch.equal(a, b) for a, b in zip(data.batch(5)[2:], (places, labels), strict=True))
     assert not torch.equal(data.batch(6)[3], labels)
-    parts = [train.Rows(rows, settings, ids, len(WORDS), loop.Workers(r, 2, torch.device("cpu"))).batch(5) for r in (0, 1)]
+    parts = [pretrain.Rows(rows, settings, ids, len(WORDS), workers.Workers(r, 2, torch.device("cpu"))).batch(5) for r in (0, 1)]
     assert all(torch.equal(torch.cat([a, b]), c) for a, b, c in zip(parts[0][2:], parts[1][2:], (places, labels), strict=True))
 
 
@@ -237,8 +241,8 @@ def save(tokenizer, folder):
 
 def test_batches_of_pieces_are_framed_and_padded(tmp_path, corpus):
     corpora = text.read([corpus], text.read_tokenizer(save(make_tokenizer(), tmp_path)))
-    settings = train.Distill(out="", steps=1, batch_tokens=480)
-    data = train.Pieces(corpora, settings, 32, make_config().ids, loop.Workers(0, 1, torch.device("cpu")))
+    settings = distill.Distill(out="", steps=1, batch_tokens=480)
+    data = distill.Pieces(corpora, settings, 32, make_config().ids, workers.Workers(0, 1, torch.device("cpu")))
     begin, end = corpora[0].pieces(30)
     pieces = {tuple(corpora[0].ids[b:e].tolist()) for b, e in zip(begin, end, strict=True)}
     shapes = set()
@@ -254,8 +258,8 @@ def test_batches_of_pieces_are_framed_and_padded(tmp_path, corpus):
 
 
 def test_a_student_keeps_what_is_no_feedforward(teacher):
-    dense = fff_torch.load(teacher)
-    student = train.make_student(dense, train.Distill(out="", shape="2x3 + 5", copy=True, stored="int8"))
+    dense = encoders.load(teacher)
+    student = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5", copy=True, stored="int8"))
     state, known = student.state_dict(), dense.state_dict()
     assert torch.equal(state["layers.1.attention.qkv.weight"], known["layers.1.attention.qkv.weight"])
     word = checkpoint.Tensor(known["embedding.word"].numpy(), "float32").to("int8").float32()
@@ -271,16 +275,16 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
 
 
 def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
-    dense = fff_torch.load(teacher)
-    first = train.make_student(dense, train.Distill(out="", shape="2x3 + 5"))
-    fff_torch.save(first, tmp_path / "first")
-    second = train.make_student(dense, train.Distill(out="", shape="2x3 + 3", start=str(tmp_path / "first"), stored="int8"))
+    dense = encoders.load(teacher)
+    first = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5"))
+    encoders.save(first, tmp_path / "first")
+    second = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 3", start=str(tmp_path / "first"), stored="int8"))
     assert second.config.ffn == (FFF(2, 3, 3, bias_out=True),) * 2
     state, known = second.state_dict(), first.state_dict()
     for name, weight in known.items():
         if name.startswith("layers.") and ".dense_" not in name:
             assert torch.equal(state[name], weight), name
-    assert torch.equal(state["embedding.word"], train.make_student(dense, train.Distill(out="", stored="int8")).embedding.word)
+    assert torch.equal(state["embedding.word"], distill.make_student(dense, distill.Distill(out="", stored="int8")).embedding.word)
     for name, axis in (("dense_in.weight", 1), ("dense_out.weight", 0)):
         mine, theirs = state[f"layers.1.ffn.{name}"], known[f"layers.1.ffn.{name}"]
         assert {tuple(w.tolist()) for w in mine.movedim(1 - axis, 0)} < {tuple(w.tolist()) for w in theirs.movedim(1 - axis, 0)}
@@ -299,10 +303,10 @@ def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
     ],
 )
 def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason):
-    dense = fff_torch.load(teacher)
-    fff_torch.save(train.make_student(dense, train.Distill(out="", shape="2x3 + 5")), tmp_path / "first")
+    dense = encoders.load(teacher)
+    encoders.save(distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5")), tmp_path / "first")
     with pytest.raises(InputError, match=reason):
-        train.make_student(dense, train.Distill(out="", shape=shape, start=str(tmp_path / "first"), **options))
+        distill.make_student(dense, distill.Distill(out="", shape=shape, start=str(tmp_path / "first"), **options))
 
 
 # --- what is wrong with a run ----------------------------------------------------------------------
@@ -373,16 +377,16 @@ def test_a_run_is_not_overwritten(tmp_path, corpus, teacher, capsys):
 
 def test_rows_that_processes_cannot_share():
     with pytest.raises(InputError, match="7 rows, expected a multiple of the 2 processes"):
-        loop.Workers(0, 2, torch.device("cpu")).rows(7)
-    assert loop.Workers(1, 2, torch.device("cpu")).rows(8) == slice(4, 8)
+        workers.Workers(0, 2, torch.device("cpu")).rows(7)
+    assert workers.Workers(1, 2, torch.device("cpu")).rows(8) == slice(4, 8)
 
 
 def test_recipes_come_from_a_file_and_flags_override_it(tmp_path):
     file = tmp_path / "a.toml"
     file.write_text('text = ["a.txt"]\nlr = 1\nsteps = 3\nout = "there"\nbfloat16 = true\n')
-    made = recipe.make(train.Distill, file, {"steps": 5})
+    made = recipe.make(distill.Distill, file, {"steps": 5})
     assert (made.text, made.lr, made.steps, made.out, made.bfloat16, made.seed) == (("a.txt",), 1.0, 5, "there", True, 0)
-    assert dataclasses.replace(made, steps=3) == recipe.make(train.Distill, file, {})
+    assert dataclasses.replace(made, steps=3) == recipe.make(distill.Distill, file, {})
     assert json.loads(json.dumps(dataclasses.asdict(made)))["text"] == ["a.txt"]
 
 
@@ -402,12 +406,12 @@ def test_recipes_that_do_not_fit(tmp_path, content, message):
     file = tmp_path / "a.toml"
     file.write_text(content)
     with pytest.raises(InputError, match=message):
-        recipe.make(train.Distill, file, {})
+        recipe.make(distill.Distill, file, {})
 
 
 def test_the_projects_recipes_are_read():
-    kinds = dict.fromkeys(("embedder", "embedder-queries", "shapes"), train.Distill)
-    kinds |= {"mlm": train.Pretrain, "glue": load_tool("finetune").Finetune}
+    kinds = dict.fromkeys(("embedder", "embedder-queries", "shapes"), distill.Distill)
+    kinds |= {"mlm": pretrain.Pretrain, "glue": finetune.Finetune}
     files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
     assert files.keys() == kinds.keys()
     for stem, file in files.items():
@@ -417,4 +421,4 @@ def test_the_projects_recipes_are_read():
 
 def test_states_that_are_none(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no state\.pt"):
-        loop.load_state(tmp_path)
+        runs.load_state(tmp_path)

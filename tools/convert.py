@@ -2,31 +2,20 @@
 
     python tools/convert.py SRC OUT [--dtype float32|float16|bfloat16|int8] [--max-shard-mb N]
 
-SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin
-or whose tokenizer is a WordPiece vocab.txt. Its layout is recognised by itself.
+SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin or whose tokenizer is a WordPiece vocab.txt. Its
+layout is recognised by its files.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-import tempfile
 from pathlib import Path
 
-import torch_file
+from conversion import STORED, convert
 
-from fastinfer import checkpoint
-from fastinfer.checkpoint import Tensor, layouts
-from fastinfer.config import Config, Dense, Stored
-from fastinfer.errors import CheckpointError, ConfigError, FastinferError
-from fastinfer.strict_json import read_json
-from fastinfer.tokenizer import Tokenizer
-
-STORED = ("float32", "float16", "bfloat16", "int8")
-WORDPIECE_CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
-# Of BERT's vocabularies a fifth or more continue a word; a vocab.txt with next to none is something else.
-CONTINUATIONS = 0.01
+from fastinfer.checkpoint import layouts
+from fastinfer.errors import FastinferError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("source", metavar="SRC", type=Path, help="folder of the checkpoint to convert")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, empty, or holding a fastinfer checkpoint to replace")
-    parser.add_argument("--dtype", choices=STORED, help="store embeddings, matrices and trees so (default: as the source does)")
-    parser.add_argument("--max-shard-mb", type=int, metavar="N", help="start a new file where one would grow beyond N MB")
+    parser.add_argument("--dtype", choices=STORED, help="dtype of the stored embeddings, matrices and trees (default: as in the source)")
+    parser.add_argument(
+        "--max-shard-mb", type=int, metavar="N", help="start a new file where one would grow beyond N MB (default: one file)"
+    )
     options = parser.parse_args(arguments)
     if options.max_shard_mb is not None and options.max_shard_mb < 1:
         parser.error(f"--max-shard-mb is {options.max_shard_mb}, expected at least 1")
@@ -48,146 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"convert: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
-    """Convert the checkpoint in folder `source` into folder `out`; the text says what was made.
-
-    dtype         how embeddings, matrices and trees are stored; None: as in the source. Vectors are float32.
-    max_shard_mb  start a new file where one would grow beyond this
-
-    Raises FastinferError where the source is not recognised, broken, or holds NaN, and where `out` may not be written.
-    """
-    check_out(source, out)
-    if not (source / "config.json").is_file():
-        raise CheckpointError(f"{source} holds no config.json, so it is no checkpoint folder. Recognised are:\n{layouts.RECOGNISED}")
-    with checkpoint.unchanged(source), tempfile.TemporaryDirectory() as scratch:
-        config, weights = checkpoint.load(source, validate=True, read=read_weights)
-        if dtype is not None:
-            config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
-        spec = checkpoint.tensors(config)
-        for name in weights:  # one at a time, each in the place of its source
-            try:
-                weights[name] = weights[name].to(spec[name].dtype)
-            except CheckpointError as error:
-                raise CheckpointError(f"{source}: {name}: {error}") from None
-        tokenizer, about = find_tokenizer(source, config, Path(scratch))
-        checkpoint.save(out, config, weights, tokenizer=tokenizer, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
-    if tokenizer is None:
-        (out / "tokenizer.json").unlink(missing_ok=True)  # that of a checkpoint replaced
-    return summary(out, config, sum(t.nbytes for t in weights.values()), about)
-
-
-def check_out(source: Path, out: Path) -> None:
-    """Raise CheckpointError unless `out` is new, empty, or a fastinfer checkpoint other than `source`."""
-    if out.resolve() == source.resolve():
-        raise CheckpointError(f"{out} is the source itself: name another folder to write")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CheckpointError(f"{out} is a file, expected a folder to write")
-    if not any(out.iterdir()):
-        return
-    data = read_json(out / "config.json") if (out / "config.json").exists() else None
-    if not isinstance(data, dict) or "format_version" not in data:
-        raise CheckpointError(f"{out} holds files that are no fastinfer checkpoint: name a new or an empty folder")
-
-
-# --- weights ---------------------------------------------------------------------------------------
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder: its safetensors where it has any, else its pytorch_model.bin, whole or in shards."""
-    names = ("model.safetensors", "pytorch_model.bin")
-    found = [name for name in names if (folder / name).exists() or (folder / f"{name}.index.json").exists()]
-    if not found:
-        raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
-    return checkpoint.map_folder(folder, found[0], checkpoint.map_file if found[0] == names[0] else torch_file.read)
-
-
-# --- tokenizers ------------------------------------------------------------------------------------
-
-
-def find_tokenizer(source: Path, config: Config, scratch: Path) -> tuple[Path | None, str]:
-    """(tokenizer.json to copy or None, what to say about it); built in folder `scratch` where the source has a WordPiece vocab.txt."""
-    path, about = source / "tokenizer.json", "tokenizer.json of the source"
-    if not path.exists():
-        if not (source / "vocab.txt").exists():
-            return None, "none: the source has neither tokenizer.json nor vocab.txt; feed ids"
-        tokens = layouts.read_vocabulary(source / "vocab.txt", config.vocabulary)
-        settings = layouts.read_options(source / "tokenizer_config.json")
-        why_not = not_wordpiece(source, tokens, settings)
-        if why_not:
-            return None, f"none: {why_not}; feed ids"
-        path, about = scratch / "tokenizer.json", "WordPiece, built from vocab.txt"
-        path.write_text(build_wordpiece(source, tokens, settings), "utf-8")
-    Tokenizer(path, config)  # refuses what does not fit the model
-    return path, about
-
-
-def not_wordpiece(source: Path, tokens: list[str], settings: dict) -> str | None:
-    """Why vocab.txt may not be read as BERT's WordPiece; None where it may."""
-    kind = settings.get("tokenizer_class")
-    if kind is not None and kind not in WORDPIECE_CLASSES:
-        return f"vocab.txt belongs to a {kind}, which this cannot build"
-    if sum(token.startswith("##") for token in tokens) < CONTINUATIONS * len(tokens) or "[UNK]" not in tokens:
-        return "vocab.txt does not look like WordPiece (pieces that begin with ##, and [UNK])"
-    if (source / "added_tokens.json").exists():
-        return "added_tokens.json adds to vocab.txt, which this cannot build; save the tokenizer with a newer transformers"
-    missing = [key for key, names in layouts.special_tokens(source).items() if not set(names) & set(tokens)]
-    return f"vocab.txt has no {' and no '.join(missing)} token" if missing else None
-
-
-def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
-    """A tokenizer.json with BERT's own cleaning, splitting and [CLS] text [SEP] frame, as tokenizer_config.json sets them."""
-    from tokenizers import BertWordPieceTokenizer
-
-    names = {f"{key}_token": next(n for n in candidates if n in tokens) for key, candidates in layouts.special_tokens(source).items()}
-    chosen = {}
-    for key, default in (("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True)):
-        chosen[key] = settings.get(key, default)
-        if not isinstance(chosen[key], bool) and chosen[key] is not default:
-            raise ConfigError(f"{source / 'tokenizer_config.json'}: {key} is {chosen[key]!r}, expected true or false")
-    made = BertWordPieceTokenizer(
-        {token: i for i, token in enumerate(tokens)},
-        lowercase=chosen["do_lower_case"],
-        strip_accents=chosen["strip_accents"],
-        handle_chinese_chars=chosen["tokenize_chinese_chars"],
-        **names,
-    )
-    return made.to_str()
-
-
-# --- what was made ---------------------------------------------------------------------------------
-
-
-def summary(out: Path, config: Config, nbytes: int, tokenizer: str) -> str:
-    """A small table of what was made."""
-    tasks = config.tasks
-    details = {
-        "embed": tasks.embed and f"{tasks.embed.pooling} pooling" + (", normalised" if tasks.embed.normalize else ""),
-        "classify": tasks.classify and f"{len(tasks.classify.labels)} labels, {tasks.classify.output}",
-        "tag": tasks.tag and f"{len(tasks.tag.labels)} labels, {tasks.tag.scheme}",
-    }
-    stored = dataclasses.asdict(config.stored)
-    if all(isinstance(ffn, Dense) for ffn in config.ffn):
-        del stored["trees"]
-    same = len(set(stored.values())) == 1
-    rows = {
-        "made": str(out),
-        "tasks": ", ".join(f"{name} ({details[name]})" if details.get(name) else name for name in tasks.names) or "none",
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "heads": config.heads,
-        "feedforward": " | ".join(dict.fromkeys(str(ffn) for ffn in config.ffn)),
-        "vocabulary": f"{config.vocabulary:,}",
-        "tokens": f"at most {config.max_tokens:,} a text",
-        "parameters": f"{checkpoint.parameters(config):,}",
-        "bytes": f"{nbytes:,}",
-        "stored": stored["matrices"] if same else ", ".join(f"{family} {dtype}" for family, dtype in stored.items()),
-        "tokenizer": tokenizer,
-    }
-    return "\n".join(f"{key:<12} {value}" for key, value in rows.items())
 
 
 if __name__ == "__main__":

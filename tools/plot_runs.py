@@ -1,6 +1,6 @@
 """Draw the validation losses of several runs into one picture: python tools/plot_runs.py OUT.svg METRICS.jsonl ...
 
-A curve is named by its file, or where that is a run's metrics.jsonl, by the run's folder.
+A curve is named after its file or, for a file called metrics.jsonl, after the run's folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from loop import METRICS, read_metrics
+from training.report import METRICS, read_metrics
 
 from fastinfer.errors import InputError
 
@@ -17,8 +17,8 @@ from fastinfer.errors import InputError
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", metavar="OUT.svg", type=Path)
-    parser.add_argument("metrics", metavar="METRICS.jsonl", type=Path, nargs="+")
+    parser.add_argument("out", metavar="OUT.svg", type=Path, help="picture to write")
+    parser.add_argument("metrics", metavar="METRICS.jsonl", type=Path, nargs="+", help="metrics of a run of train.py, a curve each")
     options = parser.parse_args(arguments)
     try:
         draw(options.out, options.metrics)
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw(out: Path, files: list[Path]) -> None:
-    """One curve per file: validation_loss over tokens. Raises InputError for a file without any."""
+    """Draw a curve of validation_loss over tokens for each file. Raises InputError for a file without a validation_loss."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The training runs behind the README's tables. Runs of a stage share the GPUs that there are; each stage takes minutes on two H100.
+# The training runs behind the tables of quality. The runs of a stage share the GPUs of the machine; a stage takes minutes on two H100.
 #
 #     tools/study.sh STAGE       candidates | embedder | queries | shapes | mlm | glue
 #
@@ -13,7 +13,7 @@ mkdir -p "$RUNS"
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
 started=0
 
-# apart COMMAND...: start it beside the others, on the next GPU
+# apart COMMAND...: start the command in the background, on the next GPU
 apart() {
     local gpu=$((gpus > 1 ? started % gpus : 0))
     started=$((started + 1))
@@ -37,13 +37,13 @@ pretrain() {
         { tail -5 "$RUNS/$name.log"; return 1; }
 }
 
-# last lines of the metrics of the runs named
+# results NAME...: print the last line of the metrics of each run
 results() {
     for run in "$@"; do echo "$run: $(tail -1 "$RUNS/$run/metrics.jsonl")"; done
 }
 
 case ${1:-} in
-candidates) # shapes of at most 5% of the neurons used, side by side, for the same few steps; and the start that copies neurons
+candidates) # shapes that use at most 5% of the neurons, for the same few steps; and one that starts from copied neurons
     names=()
     for shape in "1x11 + 192" "2x10 + 160" "4x9 + 96" "4x9 + 160" "16x7 + 64"; do
         name=candidate-${shape// + /-}
@@ -61,12 +61,12 @@ embedder)
     distill embedder embedder "${@:2}"
     results embedder
     ;;
-queries) # the embedder goes on; CORPUS is the one that the recipe describes
+queries) # continue the embedder; CORPUS is the corpus that the recipe describes
     ((gpus > 1)) && launch="torchrun --nproc-per-node $gpus"
     distill embedder-queries embedder-queries --start "$RUNS/embedder/model" "${@:2}"
     results embedder-queries
     ;;
-shapes) # all at once: the GPU is shared, the steps are equal
+shapes) # all runs at once: they share the GPU, and their steps are equal
     names=()
     for shape in "dense 1536" 128x4 64x5 16x7 4x9 1x11; do
         name=shape-${shape// /-}
@@ -84,7 +84,7 @@ mlm)
     wait
     results mlm-dense mlm-64x5 mlm-1x11 mlm-1x11-balanced
     ;;
-glue) # the dense control and every second shape on one GPU, the others on the next; results.jsonl of both belong together
+glue) # on two GPUs, half of the shapes on each; the results.jsonl of both belong together
     for half in 0 1; do
         models=()
         for shape in dense-1536 128x4 64x5 16x7 4x9 1x11; do models+=("$RUNS/shape-$shape/model"); done

@@ -1,8 +1,8 @@
 """The tensors of a file that torch.save wrote, read without PyTorch: nothing in the file is run, and every size is checked.
 
-A file is a pickle of tensors by name that refers to storages, which are records of an uncompressed zip file or, before
-PyTorch 1.6, follow the pickle. The pickle is interpreted here: of its operations those that build lists, tuples and dicts
-of plain values, and of callables the few that make tensors. A storage must have the bytes that its record has.
+A file is a pickle of tensors by name. The pickle refers to storages, which are records of an uncompressed zip file or, before
+PyTorch 1.6, follow the pickle. This module interprets the pickle. It knows the operations that build lists, tuples and dicts of plain
+values, and the few callables that make tensors; it refuses all others. A storage has to have as many bytes as its record.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fastinfer.files import regular
 
 __all__ = ["read"]
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how an old file begins
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two values of an old file
 MAX_PICKLE = 4 << 20  # bytes: a thousand tensors need 0.2 MB
-MAX_COUNT = 1 << 48
+MAX_COUNT = 1 << 48  # largest size, offset or stride that is read
 STORAGES = {
     "FloatStorage": ("float32", np.dtype("<f4")),
     "HalfStorage": ("float16", np.dtype("<f2")),
@@ -43,12 +43,12 @@ STORAGES = {
 
 
 class Broken(Exception):
-    """The file is not what torch.save writes, or holds more than tensors; the message says where."""
+    """The file is not one that torch.save writes, or holds more than tensors; the message says where."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """`count` values in the record `key`."""
+    """`count` values of this kind in the record `key`."""
 
     key: str
     kind: str
@@ -61,7 +61,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor that is still to be read: the part of a storage at offset, of this size and these strides, in values."""
+    """A tensor that is not read yet: the part of a storage at this offset, with this size and these strides, counted in values."""
 
     storage: Storage
     offset: int
@@ -71,7 +71,7 @@ class Strided:
 
 @dataclass(frozen=True)
 class Made:
-    """What the pickle names and this knows: a callable to make something of arguments, or a kind of storage."""
+    """A name that the pickle uses and that is known here: a callable to make a value from arguments, or a kind of storage."""
 
     name: str
     make: Callable[..., Any] | None = None
@@ -139,7 +139,7 @@ def _from_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
                 raise Broken(f"the record of storage {short(key)} {has}, expected {storage.nbytes}")
             infos[key] = _stored(info, storage.nbytes)
         size = os.fstat(file.fileno()).st_size
-        if sum(info.file_size for info in infos.values()) > size:  # records that share their bytes
+        if sum(info.file_size for info in infos.values()) > size:  # records may share their bytes
             raise Broken(f"its storages have more bytes than the file, {size}")
         return values, {key: np.frombuffer(archive.read(info), np.uint8) for key, info in infos.items()}
 
@@ -151,7 +151,10 @@ def _stored(info: zipfile.ZipInfo, most: int) -> zipfile.ZipInfo:
 
 
 def _from_old(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """As _from_zip: five pickles (magic number, protocol, machine, values, keys), then each key's count, int64, and bytes."""
+    """As _from_zip, for an old file.
+
+    It has five pickles (magic number, protocol, machine, values, keys), then for each key the count, an int64, and the bytes.
+    """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     pickled = file.read(1) == b"\x80"
@@ -179,11 +182,11 @@ def _from_old(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 class Mark:
-    """What ends a run of values on the stack."""
+    """The mark below a group of values on the stack."""
 
 
 class Machine:
-    """Runs one pickle. storages: those that it refers to, by key."""
+    """Runs a pickle. storages: {key: a storage that it refers to}."""
 
     def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
@@ -191,7 +194,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, source: bytes | BinaryIO) -> Any:
-        """The value that the pickle builds. Raises Broken, and ValueError for bytes that are no pickle."""
+        """The value that the pickle builds. Raises Broken, and ValueError for bytes that are not a pickle."""
         begin = None
         for step, argument, place in pickletools.genops(source):
             begin = place if begin is None else begin
@@ -247,7 +250,7 @@ class Machine:
         if len(values) % 2:
             raise Broken("its pickle has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, (str, int)):  # to hash others may take for ever
+            if not isinstance(key, (str, int)):  # hashing a nested tuple may take for ever
                 raise Broken(f"its pickle has a dict whose key is a {type(key).__name__}")
             target[key] = value
 
@@ -326,7 +329,7 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), Machine.put),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), Machine.get),
-    "TUPLE": Machine.pack,  # without an argument: all that is marked
+    "TUPLE": Machine.pack,  # without an argument it takes all marked values
     "TUPLE1": lambda machine, _: machine.pack(1),
     "TUPLE2": lambda machine, _: machine.pack(2),
     "TUPLE3": lambda machine, _: machine.pack(3),
@@ -338,6 +341,6 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "STACK_GLOBAL": Machine.find_named,
     "REDUCE": Machine.make,
     "BINPERSID": Machine.storage,
-    "BUILD": lambda machine, _: machine._pop(),  # attributes of a dict, which hold versions of modules
+    "BUILD": lambda machine, _: machine._pop(),  # drops the attributes of a dict, which hold versions of modules
     "POP": lambda machine, _: machine._pop(),
 }

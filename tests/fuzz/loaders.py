@@ -49,8 +49,8 @@ if ATHERIS:
 else:
     atheris = None
 
-with atheris.instrument_imports(include=["fastinfer", "convert", "torch_file"]) if atheris else contextlib.nullcontext():
-    import convert
+with atheris.instrument_imports(include=["fastinfer", "conversion", "torch_file"]) if atheris else contextlib.nullcontext():
+    import conversion
     import numpy as np
     import seeds
     import torch_file
@@ -130,7 +130,7 @@ def run_folder(files: Files, folder: Path) -> None:
 
 def run_convert(files: Files, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=SCRATCH) as out:
-        convert.convert(folder, Path(out))
+        conversion.convert(folder, Path(out))
         fastinfer.load(out, device="numpy")
 
 

@@ -1,7 +1,7 @@
-"""Recipes: the settings of a run, a frozen dataclass filled from a TOML file and from flags, which override it.
+"""Recipes: the settings of a run, as a frozen dataclass that is filled from a TOML file and from flags, which override the file.
 
-A field is declared with option(default, help); its name is the key in the file, and with dashes the flag. Types are int, float,
-str, bool, tuple[str, ...], and any of them or None.
+A field is declared with option(default, help). Its name is the key in the file and, with dashes, the flag. Its type is int, float, str,
+bool or tuple[str, ...], or one of these or None.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or fal
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
-    """A field of a recipe; without a default, it must be given."""
+    """A field of a recipe. A field without a default has to be given."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 def _kinds(recipe: type) -> dict[str, type]:
-    """{field: int, float, str, bool or tuple}."""
+    """{field: its type without None: int, float, str, bool or tuple}."""
     kinds = {}
     for name, hint in typing.get_type_hints(recipe).items():
         plain = [a for a in typing.get_args(hint) if a is not type(None)] if type(None) in typing.get_args(hint) else [hint]
@@ -39,8 +39,8 @@ def _kinds(recipe: type) -> dict[str, type]:
 
 
 def add_flags(parser: argparse.ArgumentParser, recipe: type) -> None:
-    """The recipe's file as an optional argument, and a flag for each of its fields."""
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="file of settings; flags override it")
+    """Add to the parser the recipe's file as an optional argument, and a flag for each of its fields."""
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="TOML file of settings, which flags override")
     kinds = _kinds(recipe)
     for field in dataclasses.fields(recipe):
         kind = kinds[field.name]
@@ -53,12 +53,12 @@ def add_flags(parser: argparse.ArgumentParser, recipe: type) -> None:
 
 
 def from_options(recipe: type[Recipe], options: argparse.Namespace) -> Recipe:
-    """The recipe that the parsed flags and their file say. Raises InputError for an unknown key, a wrong type and what is missing."""
+    """The recipe of the parsed flags and the file that they name. Raises InputError for an unknown key, a wrong type, a missing key."""
     return make(recipe, options.recipe, {k: v for k, v in vars(options).items() if k in _kinds(recipe)})
 
 
 def make(recipe: type[Recipe], file: Path | None, given: dict[str, Any]) -> Recipe:
-    """A recipe from a TOML file (None: no file) and `given` values, which override it."""
+    """A recipe from a TOML file (None: no file) and `given` values, which override the file. Raises InputError as from_options does."""
     values: dict[str, Any] = {}
     if file is not None:
         try:

@@ -1,4 +1,4 @@
-"""tools/fff_torch.py against the package, and its hand-written gradients against autograd of the plain definition."""
+"""tools/training/encoder.py against the package, and its hand-written gradients against autograd of the plain definition."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ import fastinfer
 from fastinfer import checkpoint
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Stored, Tag, Tasks
 
-torch = pytest.importorskip("torch", reason="tools/fff_torch.py needs PyTorch")
-fff_torch = load_tool("fff_torch")
+torch = pytest.importorskip("torch", reason="tools/training needs PyTorch")
+encoders = load_tool("training.encoder")
 
 HEADS = Tasks(
     Embed("mean", True),
@@ -59,7 +59,7 @@ def walk(x, nodes, b_in):
 def test_masked_form_agrees_with_the_walk(trees, depth):
     torch.manual_seed(trees * 10 + depth)
     config = builders.tiny(ffn=(FFF(trees, depth),))
-    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    layer = encoders.Feedforward(config, config.ffn[0]).double()
     with torch.no_grad():
         for p in (layer.nodes, layer.b_in):
             p.normal_()
@@ -86,14 +86,14 @@ def test_masked_form_agrees_with_the_walk(trees, depth):
 def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
     torch.manual_seed(1)
     config = builders.tiny(ffn=(FFF(2, 8, 3, bias),))
-    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    layer = encoders.Feedforward(config, config.ffn[0]).double()
     x = torch.randn(50, config.hidden, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         for p in (layer.nodes, *([layer.b_in] if bias else [])):
             p.normal_()
-    found, gathered = [], fff_torch.gathered
+    found, gathered = [], encoders.gathered
     calls = []
-    monkeypatch.setattr(fff_torch, "gathered", lambda *a: calls.append(1) or gathered(*a))
+    monkeypatch.setattr(encoders, "gathered", lambda *a: calls.append(1) or gathered(*a))
     for seen in (None, []):  # deep trees are gathered on a CPU, unless their logits are asked for
         y = layer(x, seen)
         found.append([y, *torch.autograd.grad(y.pow(2).sum(), [x, *layer.dense_in.parameters(), layer.nodes])])
@@ -105,23 +105,23 @@ def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
 def test_gradients_pass_gradcheck_away_from_ties():
     torch.manual_seed(3)
     config = builders.tiny(hidden=4, heads=1, ffn=(FFF(2, 2),))
-    layer = fff_torch.Feedforward(config, config.ffn[0]).double()
+    layer = encoders.Feedforward(config, config.ffn[0]).double()
     below = layer.below
     x, w_in, w_out = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (2, 8, 4), (2, 8, 4)))
     b_in = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
-    logits = fff_torch.MaskedTrees.apply(x, w_in, b_in, w_out, below)[1]
+    logits = encoders.MaskedTrees.apply(x, w_in, b_in, w_out, below)[1]
     assert logits.abs().min() > 1e-4, "a tie: choose another seed"
-    assert torch.autograd.gradcheck(lambda *a: fff_torch.MaskedTrees.apply(*a, below)[:2], (x, w_in, b_in, w_out))
+    assert torch.autograd.gradcheck(lambda *a: encoders.MaskedTrees.apply(*a, below)[:2], (x, w_in, b_in, w_out))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_forward_agrees_with_the_engine(config, tmp_path):
     torch.manual_seed(0)
-    encoder = fff_torch.Encoder(config)
+    encoder = encoders.Encoder(config)
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(torch.randn_like(p) * 0.2)
-    fff_torch.save(encoder, tmp_path)
+    encoders.save(encoder, tmp_path)
     model = fastinfer.load(tmp_path, device="numpy")
     rows = builders.rows(config, seed=1)
     batch = fastinfer.PackedBatch.from_ids(rows)
@@ -158,7 +158,7 @@ def test_forward_agrees_with_the_engine(config, tmp_path):
 
 def logits(encoder, tasks, folder, batch, **options):
     """The engine's logits from a checkpoint that has only `tasks`."""
-    config, weights = fff_torch.to_weights(encoder)
+    config, weights = encoders.to_weights(encoder)
     config = dataclasses.replace(config, tasks=tasks)
     checkpoint.save(folder, config, {n: t for n, t in weights.items() if n in checkpoint.tensors(config)})
     return fastinfer.load(folder, device="numpy").logits(batch, **options)
@@ -168,9 +168,9 @@ def logits(encoder, tasks, folder, batch, **options):
 def test_checkpoints_round_trip(tmp_path, dtype):
     config = builders.tiny(stored=Stored(dtype, dtype, dtype))
     written = builders.save(tmp_path / "a", config)
-    encoder = fff_torch.load(tmp_path / "a")
+    encoder = encoders.load(tmp_path / "a")
     assert {n: tuple(p.shape) for n, p in encoder.named_parameters()} == {n: s.shape for n, s in checkpoint.tensors(encoder.config).items()}
-    fff_torch.save(encoder, tmp_path / "b", stored=dtype)
+    encoders.save(encoder, tmp_path / "b", stored=dtype)
     _, found = checkpoint.load(tmp_path / "b")
     for name, tensor in written.items():  # rounding what is rounded changes nothing
         np.testing.assert_allclose(found[name].float32(), tensor.float32(), rtol=1e-6)
@@ -178,7 +178,7 @@ def test_checkpoints_round_trip(tmp_path, dtype):
 
 def test_state_names_are_the_formats():
     for config in CONFIGS.values():
-        encoder = fff_torch.Encoder(config)
+        encoder = encoders.Encoder(config)
         spec = checkpoint.tensors(encoder.config)
         assert {n: tuple(p.shape) for n, p in encoder.state_dict().items()} == {n: s.shape for n, s in spec.items()}
 
@@ -186,7 +186,7 @@ def test_state_names_are_the_formats():
 def test_autocast_follows_its_own_route_in_bfloat16():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(2, 5),))
-    layer = fff_torch.Feedforward(config, config.ffn[0])
+    layer = encoders.Feedforward(config, config.ffn[0])
     with torch.no_grad():
         layer.nodes.normal_()
         layer.b_in.normal_()
@@ -206,7 +206,7 @@ def test_autocast_follows_its_own_route_in_bfloat16():
 def test_balance_measures_and_mends_a_one_sided_tree():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(1, 3),))
-    layer = fff_torch.Feedforward(config, config.ffn[0])
+    layer = encoders.Feedforward(config, config.ffn[0])
     with torch.no_grad():
         layer.nodes.normal_(std=0.1)
         layer.b_in.fill_(2.0)  # everything goes right
@@ -216,7 +216,7 @@ def test_balance_measures_and_mends_a_one_sided_tree():
     def measure():
         seen = []
         layer(x, seen)
-        return layer.balance(*seen[0], mask), fff_torch.usage(fff_torch.leaf_counts(seen[0][1], 8, mask))
+        return layer.balance(*seen[0], mask), encoders.usage(encoders.leaf_counts(seen[0][1], 8, mask))
 
     before, used_before = measure()
     optimizer = torch.optim.Adam(layer.parameters(), 0.05)
@@ -235,20 +235,20 @@ def test_balance_measures_and_mends_a_one_sided_tree():
 def test_usage_counts_what_the_engine_routes(tmp_path):
     config = builders.tiny(ffn=(FFF(3, 3),))
     builders.save(tmp_path, config)
-    encoder, model = fff_torch.load(tmp_path), fastinfer.load(tmp_path, device="numpy")
+    encoder, model = encoders.load(tmp_path), fastinfer.load(tmp_path, device="numpy")
     rows = builders.rows(config, seed=5, texts=12)
     counts = torch.zeros(3, 8, dtype=torch.long)
     for row in rows:
         seen = []
         encoder(torch.tensor([row]), seen=seen)
-        counts += fff_torch.leaf_counts(seen[0][1], 8)
+        counts += encoders.leaf_counts(seen[0][1], 8)
     routes = np.concatenate([layers[0][0] for layers in model.routes(fastinfer.PackedBatch.from_ids(rows))])
     for tree in range(3):
         np.testing.assert_array_equal(counts[tree], np.bincount(routes[:, tree, -1] - 7, minlength=8))
 
 
 def test_usage_of_known_spreads():
-    even, one = fff_torch.usage(torch.full((2, 8), 5)), fff_torch.usage(torch.tensor([[7, 0, 0, 0]]))
+    even, one = encoders.usage(torch.full((2, 8), 5)), encoders.usage(torch.tensor([[7, 0, 0, 0]]))
     assert (even.effective, even.dead) == (pytest.approx(1), 0)
     assert (one.effective, one.dead) == (pytest.approx(0.25), 0.75)
 
@@ -257,7 +257,7 @@ def test_usage_of_known_spreads():
 def test_compiled_form_agrees_with_the_eager_one():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(2, 4, 3),), tasks=Tasks(Embed("mean", True)))
-    encoder = fff_torch.Encoder(config)
+    encoder = encoders.Encoder(config)
     ids, mask = torch.randint(0, config.vocabulary, (5, 8)), torch.arange(8) < torch.tensor([[8], [3], [1], [8], [5]])
     plain = encoder.embed(encoder(ids, mask)[-1], mask)
     plain.sum().backward()
@@ -275,4 +275,4 @@ def test_compiled_form_agrees_with_the_eager_one():
 
 def test_pruned_trees_cannot_be_trained():
     with pytest.raises(fastinfer.ConfigError, match="pruned"):
-        fff_torch.Encoder(builders.tiny(ffn=(FFF(2, 3, children=True, nodes=9),)))
+        encoders.Encoder(builders.tiny(ffn=(FFF(2, 3, children=True, nodes=9),)))

@@ -1,15 +1,15 @@
 """The trainable encoder: fastinfer's model in PyTorch, with fast feedforward layers that learn.
 
-An Encoder has the parameters of checkpoint.tensors(config), by the same names and in the same layouts, so its state is a
-checkpoint but for the stored dtypes. Texts are rows of a padded batch:
+An Encoder has the parameters of checkpoint.tensors(config), by the same names and in the same layouts, so that its state differs from a
+checkpoint by the stored dtypes alone. Texts are rows of a padded batch:
 
     ids    (B, L) int64
     mask   (B, L) bool, True where there is a token; None: everywhere
     types  (B, L) int64 token types; None: zeros
 
 Trees are trained masked and dense: one matrix product gives the logits of all nodes, each token's path is walked in them, and
-what lies off the path counts as zero. The walk is hard, by the sign of the logits; it learns all the same, because a node's
-logit is also its activation.
+nodes off the path count as zero. The walk follows the sign of the logits, which has no gradient. It learns all the same, because a
+node's logit is also its activation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from convert import read_weights
+from conversion import read_weights
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
@@ -32,7 +32,7 @@ from fastinfer.config import FFF, Classify, Config, Dense, FillMask, Pooling, St
 from fastinfer.errors import ConfigError
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
-GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes
+GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes than the path
 DECIDED = 0.3  # the balance loss takes a logit of this size for a clear decision
 
 
@@ -44,12 +44,13 @@ class MaskedTrees(torch.autograd.Function):
 
     x (T, D); w_in, w_out (P, M, D) and b_in (P, M), where M = N + 1 = 2**(depth + 1): node n is row n + 1, and row 0 is a dummy
     that no path visits. So the children of row r are rows 2r and 2r + 1, leaves are rows M/2 to M - 1, and sizes are even.
-    `below` (M,) int32: levels under each row. Row r is on the path to a leaf when leaf >> below[r] == r, hence a leaf
-    stands for its whole path: of all that has T·P·M elements only the logits are kept for the backward pass.
+    `below` (M,) int32: levels under each row. Row r is on the path to a leaf when leaf >> below[r] == r, so a leaf stands for its
+    whole path. Of the tensors with T·P·M elements, only the logits are kept for the backward pass.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, below: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, logits, leaf) as the class says."""
         logits = F.linear(x, w_in.flatten(0, 1), b_in.flatten()).unflatten(1, b_in.shape)
         leaf = torch.ones(logits.shape[:2], dtype=torch.int32, device=x.device)
         for _ in range(len(below).bit_length() - 2):
@@ -62,6 +63,7 @@ class MaskedTrees(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, grad_logits: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        """The gradients of the five arguments, from those of y and of the logits."""
         x, w_in, w_out, below, logits, leaf = ctx.saved_tensors
         on = visited(leaf, below)
         grad = torch.zeros_like(x) if grad is None else grad
@@ -76,8 +78,8 @@ class MaskedTrees(torch.autograd.Function):
 def gathered(x: Tensor, nodes: Tensor, b_in: Tensor | None) -> Tensor:
     """P trees over T tokens by gathering the rows of each token's path: x (T, D), nodes (P, N, 2, D), b_in (P, N) -> (T, D).
 
-    What MaskedTrees computes, in float32 and with T·P·(depth + 1)·D multiply-adds in place of T·P·N·D: the better form where products
-    are not nearly free, as on a CPU.
+    It computes what MaskedTrees does, in float32 and with T·P·(depth + 1)·D multiply-adds in place of T·P·N·D. This is faster on a CPU,
+    where a matrix product costs as much per multiply-add as a gather.
     """
     trees, count = nodes.shape[:2]
     table = nodes.view(trees * count, -1)
@@ -94,13 +96,13 @@ def gathered(x: Tensor, nodes: Tensor, b_in: Tensor | None) -> Tensor:
 
 
 def visited(leaf: Tensor, below: Tensor) -> Tensor:
-    """Which rows lie on the path to a leaf: leaf (T, P), below (M,) -> (T, P, M) bool."""
+    """True for the rows on the path to each leaf: leaf (T, P), below (M,) -> (T, P, M) bool."""
     rows = torch.arange(len(below), dtype=leaf.dtype, device=leaf.device)
     return leaf[..., None] >> below == rows
 
 
 class Feedforward(nn.Module):
-    """P trees, W neurons that are always on, an output bias, or any of them (fastinfer/feedforward.py has the formula)."""
+    """P trees, W always-on neurons and an output bias, each of them where the config has it."""
 
     def __init__(self, config: Config, ffn: Dense | FFF) -> None:
         super().__init__()
@@ -135,13 +137,13 @@ class Feedforward(nn.Module):
         return y if self.b_out is None else y + self.b_out.to(y.dtype)
 
     def balance(self, logits: Tensor, leaf: Tensor, mask: Tensor | None) -> Tensor:
-        """How far the decisions are from sending half of a node's tokens each way: 0, balanced, to 1/4.
+        """The distance of the decisions from sending half of a node's tokens each way: from 0, balanced, to 1/4.
 
-        The mean over trees of the sum over nodes of share · (p - 1/2)², where share is the part of the tokens that visits the node and
-        p the mean over them of sigmoid(z / DECIDED), so that nodes with few tokens count for little. mask (T,) bool or None. Processes
-        that train together each balance their own tokens.
+        It is the mean over trees of the sum over nodes of share · (p - 1/2)². share is the part of the tokens that visits the node, so
+        nodes with few tokens count for little; p is the mean over them of sigmoid(z / DECIDED). mask (T,) bool or None. Processes that
+        train together balance their own tokens each.
         """
-        half = len(self.below) // 2  # the rows that decide
+        half = len(self.below) // 2  # rows before this one decide; the others are leaves
         on = visited(leaf, self.below)[..., :half]
         on = (on if mask is None else on & mask[:, None, None]).float()
         count = on.sum(0)
@@ -163,7 +165,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden, config.attention_bias)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); rows of padding mean nothing."""
+        """(B, L, D) -> (B, L, D). The rows of padding hold arbitrary values."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
         return self.out(y.transpose(1, 2).flatten(2))
@@ -182,7 +184,7 @@ class Layer(nn.Module):
         """(B, L, D) -> (B, L, D)."""
         for block in (self.attention, self.ffn):
             y = block.norm(x) if self.pre_norm else x
-            # a feedforward sees T tokens whatever their arrangement: compiled, it is compiled once
+            # A feedforward sees T tokens and not their arrangement, so that it is compiled once for all of them.
             y = block(y, mask) if block is self.attention else block(y.flatten(0, 1), seen).view_as(x)
             x = x + F.dropout(y, dropout, self.training)
             if not self.pre_norm:
@@ -215,11 +217,11 @@ class Embedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The trainable model of a Config, freshly started from torch's random generator; load() opens a checkpoint instead.
+    """The trainable model of a Config, with fresh weights from torch's random generator; load() opens a checkpoint instead.
 
-    dropout  of embeddings and of what each block adds, in training mode
+    dropout  share of the embeddings, and of what each block adds, that training mode drops
 
-    Raises ConfigError for pruned trees, which have no trainable form.
+    Raises ConfigError for pruned trees, which cannot be trained.
     """
 
     def __init__(self, config: Config, dropout: float = 0.0) -> None:
@@ -237,7 +239,7 @@ class Encoder(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None, seen: list[tuple[Tensor, Tensor]] | None = None
     ) -> list[Tensor]:
-        """The hidden states, each (B, L, D): of the embedding, of every layer, the last one after the final norm.
+        """The hidden states, each (B, L, D): of the embedding and of every layer, the last one after the final norm.
 
         seen  a list that gets (logits (B·L, P, M), leaf (B·L, P)) of each layer that has trees
         """
@@ -280,7 +282,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Fresh weights. In-rows give a normed token logits of about 0.6; out-rows are the smaller, the more neurons a token uses."""
+        """Fill in fresh weights. In-rows give a normed token logits of about 0.6; out-rows shrink with the neurons that a token uses."""
         for name, weight in self.named_parameters():
             if name.endswith(("bias", "b_in", "b_out")):
                 weight.zero_()
@@ -328,7 +330,7 @@ class _Classify(nn.Module):
 
 
 def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
-    """One float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding does not count."""
+    """A float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding does not count."""
     states = states.float()
     if kind == "cls":
         return states[:, 0]
@@ -345,7 +347,7 @@ def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
 
 
 def load(folder: str | os.PathLike, *, dropout: float = 0.0) -> Encoder:
-    """The checkpoint in `folder`, of this format or one that fastinfer.checkpoint.layouts knows, as an Encoder on the CPU, float32.
+    """The checkpoint in `folder`, in any layout that fastinfer.load opens, as an Encoder in float32 on the CPU.
 
     Raises FastinferError as checkpoint.load does.
     """
@@ -354,14 +356,14 @@ def load(folder: str | os.PathLike, *, dropout: float = 0.0) -> Encoder:
 
 
 def from_weights(config: Config, weights: Mapping[str, checkpoint.Tensor], *, dropout: float = 0.0) -> Encoder:
-    """An Encoder of the given weights, {name: checkpoint.Tensor} as checkpoint.load gives them."""
+    """An Encoder with the given weights, {name: checkpoint.Tensor} as checkpoint.load gives them."""
     encoder = Encoder(config, dropout)
     encoder.load_state_dict({name: torch.from_numpy(np.array(tensor.float32())) for name, tensor in weights.items()})
     return encoder
 
 
 def to_weights(encoder: Encoder, stored: Stored | StoredDtype = "float32") -> tuple[Config, dict[str, checkpoint.Tensor]]:
-    """(Config, {name: checkpoint.Tensor}) of an Encoder, its weights rounded to the dtypes `stored`; one dtype stands for all families."""
+    """(Config, {name: checkpoint.Tensor}) of an Encoder, its weights rounded to the dtypes `stored`, one for each family or one for all."""
     if isinstance(stored, str):
         stored = Stored(embeddings=stored, matrices=stored, trees=stored)
     config = dataclasses.replace(encoder.config, stored=stored)
@@ -377,7 +379,7 @@ def save(
 ) -> None:
     """Write an Encoder as a checkpoint folder that fastinfer.load opens; `tokenizer` is a tokenizer.json to copy.
 
-    Raises CheckpointError for weights that do not fit (NaN into int8), and where the folder cannot be written.
+    Raises CheckpointError for weights that a dtype cannot hold (NaN in int8), and where the folder cannot be written.
     """
     config, weights = to_weights(encoder, stored)
     checkpoint.save(folder, config, weights, tokenizer=tokenizer)
@@ -388,10 +390,11 @@ def save(
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """How a layer's tokens spread over its trees.
+    """The spread of a layer's tokens over the leaves of its trees.
 
-    effective  perplexity of the share of tokens that each leaf gets, over the leaves: 1 = all alike; mean over trees
-    dead       part of the leaves that no token reached
+    effective  the perplexity of the leaves' shares of the tokens, divided by the number of leaves: 1 where all leaves get the same; the
+               mean over trees
+    dead       the part of the leaves that no token reached
     """
 
     effective: float
@@ -399,7 +402,7 @@ class Usage:
 
 
 def leaf_counts(leaf: Tensor, leaves: int, mask: Tensor | None = None) -> Tensor:
-    """Tokens that reach each leaf: leaf (T, P) rows as MaskedTrees gives them, mask (T,) -> (P, leaves) int64."""
+    """The number of tokens that reach each leaf: leaf (T, P) as MaskedTrees gives it, mask (T,) -> (P, leaves) int64."""
     if mask is not None:
         leaf = leaf[mask]
     trees = torch.arange(leaf.shape[1], device=leaf.device)
@@ -407,7 +410,7 @@ def leaf_counts(leaf: Tensor, leaves: int, mask: Tensor | None = None) -> Tensor
 
 
 def usage(counts: Tensor) -> Usage:
-    """(P, leaves) tokens per leaf -> Usage."""
+    """The Usage of the trees, from the tokens that reached each leaf (P, leaves)."""
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     perplexity = torch.special.entr(share).sum(1).exp()
     return Usage(float((perplexity / counts.shape[1]).mean()), float((counts == 0).double().mean()))

@@ -1,4 +1,4 @@
-"""tools/text.py: files to paragraphs to ids, what is kept out of training, and what is wrong with a file."""
+"""tools/articles.py, tools/training/corpus.py: files to paragraphs to ids, what is kept out of training, what is wrong with a file."""
 
 import gzip
 import json
@@ -13,8 +13,8 @@ from models import load_tool
 
 from fastinfer.errors import InputError
 
-pytest.importorskip("tqdm", reason="tools/text.py needs tqdm")
-text = load_tool("text")
+pytest.importorskip("tqdm", reason="tools/training needs tqdm")
+articles, text = load_tool("articles"), load_tool("training.corpus")
 
 WIKI = "\n".join(
     f"= Title {i} =\nParagraph one of {i}. It has two sentences.\n\nParagraph two of {i}, with a comma; and a semicolon." for i in range(60)
@@ -38,13 +38,13 @@ def write(folder, name, content):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz"])
 def test_lines_of_plain_and_packed_files(tmp_path, name):
-    assert list(text.lines(write(tmp_path, name, "  one \n\ntwö\n"))) == ["one", "twö"]
+    assert list(articles.lines(write(tmp_path, name, "  one \n\ntwö\n"))) == ["one", "twö"]
 
 
 def test_jsonl_gives_the_lines_of_its_texts(tmp_path):
     rows = [{"text": "one\n\ntwo", "id": 3}, {"text": ""}, {"text": "three"}]
     path = write(tmp_path, "a.jsonl.gz", "\n".join(map(json.dumps, rows)))
-    assert list(text.lines(path)) == ["one", "two", "three"]
+    assert list(articles.lines(path)) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_jsonl_gives_the_lines_of_its_texts(tmp_path):
 def test_bad_files_are_named_with_the_reason(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        list(text.articles([tmp_path / name]))
+        list(articles.articles([tmp_path / name]))
 
 
 def test_articles_begin_at_titles(tmp_path):
     path = write(tmp_path, "a.txt", "before\n= A =\none\ntwo\n= Empty =\n= B =\nthree\n")
-    assert list(text.articles([path])) == [(None, ["before"]), ("A", ["one", "two"]), ("B", ["three"])]
+    assert list(articles.articles([path])) == [(None, ["before"]), ("A", ["one", "two"]), ("B", ["three"])]
 
 
 def test_training_and_validation_leave_held_out_articles_alone(tmp_path):
@@ -80,7 +80,7 @@ def test_training_and_validation_leave_held_out_articles_alone(tmp_path):
     kept_out = {i for i in range(60) if zlib.crc32(f"Title {i}".encode()) % 5 == 0}
     assert kept_out
     assert seen == set(range(60)) - kept_out
-    assert [text.held_out(f"Title {i}") for i in range(60)] == [i in kept_out for i in range(60)]
+    assert [articles.held_out(f"Title {i}") for i in range(60)] == [i in kept_out for i in range(60)]
 
 
 def test_sentences_end_where_a_new_one_begins():
@@ -144,7 +144,7 @@ def test_the_cache_is_used_only_for_the_same_files(tmp_path, tokenizer):
             for name in ("ids", "clauses", "sentences", "paragraphs"):
                 np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert cache.stat().st_mtime_ns == stamp
-    title = next(f"T{i}" for i in range(99) if not text.held_out(f"T{i}"))
+    title = next(f"T{i}" for i in range(99) if not articles.held_out(f"T{i}"))
     path.write_text(WIKI + f"\n= {title} =\nOne more paragraph, the last.")
     assert len(text.read([path], tokenizer, cache)[0].ids) > len(first[0].ids)
     assert cache.stat().st_mtime_ns != stamp
@@ -153,7 +153,7 @@ def test_the_cache_is_used_only_for_the_same_files(tmp_path, tokenizer):
 def test_no_text_and_nothing_left_are_errors(tmp_path, tokenizer):
     with pytest.raises(InputError, match="no text to train on"):
         text.read([], tokenizer)
-    title = next(f"T{i}" for i in range(99) if text.held_out(f"T{i}"))
+    title = next(f"T{i}" for i in range(99) if articles.held_out(f"T{i}"))
     with pytest.raises(InputError, match="all paragraphs are held out"):
         text.read([write(tmp_path, "a.txt", f"= {title} =\nIts only paragraph.")], tokenizer)
     with pytest.raises(InputError, match=r"no tokenizer that the tokenizers library can read"):

@@ -1,15 +1,9 @@
-"""Text for training: files to paragraphs, to sentences and clauses, to packed ids.
-
-A text file is .txt, .txt.gz, .txt.xz (a paragraph a line) or .jsonl (an object with "text" a line), UTF-8. A line `= Title =`
-begins an article. Articles that held_out() names are kept out of training, so that evaluation can use them.
-"""
+"""Text for training: paragraphs of files, cut into sentences and clauses, as packed ids."""
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
-import lzma
 import os
 import re
 import zlib
@@ -19,89 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from articles import articles, held_out
 from tqdm import tqdm
 
-from fastinfer.errors import InputError, short
+from fastinfer.errors import InputError
 from fastinfer.files import replacing
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-TITLE = re.compile(r"= (.*) =")
 SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)]))\s+(?=["'“‘(]*[A-Z0-9])""")
 CLAUSE_END = re.compile(r"(?<=[,;:—])\s+")
-SHORTEST = 3  # tokens that a piece has at least
-AT_A_TIME = 20_000  # texts given to the tokenizer at once
-
-
-def held_out(title: str) -> bool:
-    """Whether the article of this title is kept out of training: one in five, by the title alone."""
-    return zlib.crc32(title.encode()) % 5 == 0
+SHORTEST = 3  # tokens: pieces with fewer are left out
+AT_A_TIME = 20_000  # paragraphs given to the tokenizer at once
 
 
 def for_validation(paragraph: str) -> bool:
-    """Whether this paragraph measures the loss instead of being trained on: one in 200, by its text alone."""
+    """Whether this paragraph serves validation and not training: one in 200, chosen by a checksum of its text."""
     return zlib.crc32(paragraph.encode()) % 200 == 0
 
 
-# --- reading ---------------------------------------------------------------------------------------
-
-
-def lines(path: str | os.PathLike) -> Iterator[str]:
-    """The lines of a text file, stripped; of .jsonl, the lines of each "text". Empty ones are left out.
-
-    Raises InputError naming file and line for what is no UTF-8, no such object, or a broken archive; OSError where the file
-    cannot be opened.
-    """
-    path = Path(path)
-    plain = path.with_suffix("") if path.suffix in OPENERS else path
-    if plain.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"{path} is no text file that is known here, expected .txt or .jsonl, perhaps with .gz or .xz")
-    number = 0
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if plain.suffix == ".jsonl" and line.strip():
-                    row = json.loads(line)
-                    text = row.get("text") if isinstance(row, dict) else None
-                    if not isinstance(text, str):
-                        raise InputError(f'{path}, line {number} is {short(row)}, expected an object with a "text"')
-                    yield from filter(None, map(str.strip, text.splitlines()))
-                elif line.strip():
-                    yield line.strip()
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number} is no JSON: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, after line {number}: no UTF-8 text: {error}") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}, after line {number}: the archive is broken: {error}") from None
-
-
-def articles(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str | None, list[str]]]:
-    """(title, paragraphs) of each article; a paragraph outside of any article is one of its own, without a title.
-
-    Raises InputError for a file without any text.
-    """
-    for path in paths:
-        title, paragraphs, empty = None, [], True
-        for line in lines(path):
-            heading = TITLE.fullmatch(line)
-            if heading and paragraphs:
-                yield title, paragraphs
-            if heading:
-                title, paragraphs = heading[1], []
-            elif title is None:
-                yield None, [line]
-                empty = False
-            else:
-                paragraphs.append(line)
-                empty = False
-        if paragraphs:
-            yield title, paragraphs
-        if empty:
-            raise InputError(f"{path} holds no text")
-
-
 def paragraphs(paths: Iterable[str | os.PathLike], *, validation: bool = False) -> Iterator[str]:
-    """The paragraphs to train on, or to validate with: those of held-out articles are neither."""
+    """The paragraphs to train on, or to validate with. Those of held-out articles serve neither."""
     for title, found in articles(paths):
         if title is None or not held_out(title):
             yield from (p for p in found if for_validation(p) == validation)
@@ -111,12 +41,12 @@ def paragraphs(paths: Iterable[str | os.PathLike], *, validation: bool = False) 
 
 
 def sentences(paragraph: str) -> list[str]:
-    """A paragraph at the ends of its sentences: a full stop, space, then a capital or a digit."""
+    """The sentences of a paragraph. One ends at a full stop, an exclamation or a question mark before a space and a capital or a digit."""
     return SENTENCE_END.split(paragraph)
 
 
 def clauses(sentence: str) -> list[str]:
-    """A sentence after its commas, semicolons, colons and dashes."""
+    """The clauses of a sentence, which end at its commas, semicolons, colons and dashes."""
     return CLAUSE_END.split(sentence)
 
 
@@ -124,7 +54,7 @@ def clauses(sentence: str) -> list[str]:
 
 
 def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
-    """A tokenizer.json that neither pads nor cuts. Raises InputError."""
+    """The tokenizer of a tokenizer.json, set to neither pad nor cut. Raises InputError for a file that is not one."""
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
@@ -136,7 +66,7 @@ def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Paragraphs as ids, end to end and without special tokens, and where their parts begin.
+    """Paragraphs as ids, end to end and without special tokens, and the places where their parts begin.
 
     ids         (T,) uint16, or int32 for large vocabularies
     clauses     (clauses + 1,) int64: clause i is ids[clauses[i] : clauses[i + 1]]
@@ -150,10 +80,11 @@ class Corpus:
     paragraphs: np.ndarray
 
     def pieces(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """What an embedder should know: (begin, end) in ids of sentences, clauses, pairs of neighbouring sentences, and passages.
+        """(begin, end) in ids of the texts that an embedder learns from: sentences, clauses, pairs of neighbouring sentences, passages.
 
-        Of a sentence with several clauses, every second one; of a paragraph, the pairs that do not overlap, and passages of three
-        or more sentences, each as many as fit. None has less than SHORTEST tokens; what has more than `longest` is cut.
+        A sentence with several clauses gives every second one of them. A paragraph gives the pairs that do not overlap, and passages of
+        three or more sentences, each with as many as fit into `longest` tokens. A piece has at least SHORTEST tokens, and at most
+        `longest`: the rest of a longer one is cut off.
         """
         starts = self.clauses[self.sentences]  # of sentences, in ids
         alone = np.zeros(len(self.clauses) - 1, bool)
@@ -175,7 +106,7 @@ class Corpus:
         return begin[keep], np.minimum(end, begin + longest)[keep]
 
     def rows(self, length: int, frame: tuple[int, int]) -> np.ndarray:
-        """All ids as full rows (n, length): [CLS], length - 2 ids in the order of the text, [SEP]; what is left at the end is dropped.
+        """All ids as full rows (n, length): [CLS], length - 2 ids in the order of the text, [SEP]. Ids that fill no row are dropped.
 
         frame  the ids of [CLS] and [SEP]
         """
@@ -187,7 +118,7 @@ class Corpus:
 
 
 def tokenize(paragraphs: Iterable[str], tokenizer: tokenizers.Tokenizer, *, progress: bool = False) -> Corpus:
-    """A Corpus of the paragraphs, which may be a stream; all processors at work."""
+    """A Corpus of the paragraphs, which may be a stream. The tokenizer uses all processors."""
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
     ids, clause_tokens, sentence_clauses, paragraph_sentences = [np.empty(0, dtype)], [], [], []
     stream, bar = iter(paragraphs), tqdm(desc="tokenising", unit=" tokens", unit_scale=True, disable=not progress)
@@ -211,9 +142,10 @@ def read(
 ) -> tuple[Corpus, Corpus]:
     """The files' paragraphs as (to train on, to validate with).
 
-    cache  a .npz file to keep them in for the next call with the same file names, sizes and tokenizer; without `paths`, it is all
+    cache  a .npz file that keeps them for the next call with the same file names, sizes and tokenizer; without `paths`, its content is
+           taken whatever it was made of
 
-    Raises InputError as lines() does, and where too little text is left to train on.
+    Raises InputError as articles.lines does, and where no text is left to train on.
     """
     files = [[Path(p).name, Path(p).stat().st_size] for p in paths]
     key = json.dumps([files, zlib.crc32(tokenizer.to_str().encode())])
@@ -240,5 +172,5 @@ def read(
 
 
 def _starts(sizes: Sequence[int]) -> np.ndarray:
-    """Where each of the parts of these sizes begins, and where the last one ends: int64."""
+    """The places (n + 1,) int64 where n parts of these sizes begin, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)

@@ -1,0 +1,175 @@
+"""train.py distill: a sentence embedder, or any BERT, into the same encoder with other feedforwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from evaluation.tasks import GLUE
+from torch import Tensor
+
+from fastinfer import checkpoint
+from fastinfer.config import FFF, Config, Embed, Ids, Tasks
+from fastinfer.errors import ConfigError, InputError
+from training import corpus, runs
+from training import encoder as encoders
+from training.encoder import Encoder
+from training.objectives import Distillation
+from training.recipe import option
+from training.workers import Workers
+
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens: the lengths that the rows of a batch are padded to
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(runs.Training):
+    """Distil a sentence embedder, or any BERT, into the same encoder with other feedforwards."""
+
+    teacher: str | None = option(None, "folder of the teacher: a checkpoint that fastinfer.load opens")
+    max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
+    hidden_weight: float = option(1.0, "weight of the hidden states' error")
+    embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
+    similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
+    copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
+    start: str | None = option(
+        None, "checkpoint folder of an earlier student to go on from; of its always-on neurons, the strongest are kept"
+    )
+    sts: str | None = option(None, "folder with STS-B/dev.tsv, on which an embedder is scored at each validation")
+
+
+class Pieces:
+    """Pieces of text, in batches of nearly equal length: the Data of distill."""
+
+    def __init__(self, corpora: tuple[corpus.Corpus, corpus.Corpus], settings: Distill, longest: int, ids: Ids, workers: Workers) -> None:
+        self.settings, self.ids, self.workers = settings, ids, workers
+        self.lengths = [n for n in LENGTHS if n < longest] + [longest]
+        self.sources = [self._source(found, longest, workers.device) for found in corpora]
+
+    def _source(self, found: corpus.Corpus, longest: int, device: torch.device) -> tuple[Tensor, Tensor, list[np.ndarray], np.ndarray]:
+        """(ids, (begin, end) of the pieces in them, the numbers of the pieces of each length, the share of the tokens of each length)."""
+        begin, end = found.pieces(longest - 2)
+        kind = np.searchsorted(self.lengths, end - begin + 2)
+        numbers = [np.flatnonzero(kind == k) for k in range(len(self.lengths))]
+        often = np.array([len(n) * length for n, length in zip(numbers, self.lengths, strict=True)], float)
+        if not len(begin):
+            raise InputError("the text has no pieces to train on or none to validate with: add text")
+        padded = torch.from_numpy(np.concatenate([found.ids, np.zeros(longest, found.ids.dtype)]).astype(np.int32))
+        return padded.to(device), torch.from_numpy(np.stack([begin, end])).to(device), numbers, often / often.sum()
+
+    def batch(self, step: int, validation: bool = False) -> tuple[Tensor | None, ...]:
+        """(ids (B, L), mask (B, L)) of this process."""
+        rng = np.random.default_rng((self.settings.seed, step, validation))
+        source, pieces, numbers, often = self.sources[validation]
+        kind = rng.choice(len(often), p=often)
+        length = self.lengths[kind]
+        count = max(self.workers.world, self.settings.batch_tokens // length)
+        chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)]).to(source.device)
+        begin, end = pieces[:, chosen, None]
+        at = torch.arange(length, device=source.device)[None]
+        size = end - begin  # a row: [CLS], `size` ids, [SEP], padding
+        ids = source[begin + (at - 1).clamp(min=0)].long()
+        ids = torch.where(at == 0, self.ids.cls, torch.where(at == size + 1, self.ids.sep, ids))
+        mask = at < size + 2
+        return torch.where(mask, ids, self.ids.pad or 0), mask
+
+
+def distill(settings: Distill, resume: bool) -> None:
+    """Train a student of the teacher as `settings` say and export it."""
+    if settings.teacher is None:
+        raise InputError("distillation has no teacher: set teacher to the folder of a dense model, such as tools/get_model.py makes")
+    run, workers = runs.open_run(settings, resume)
+    torch.manual_seed(settings.seed)
+    teacher = encoders.load(settings.teacher)
+    ids, folder = teacher.config.ids, Path(settings.teacher)
+    if ids.cls is None or ids.sep is None or not (folder / "tokenizer.json").exists():
+        raise ConfigError(
+            f"{folder} has no tokenizer.json with a token that begins a text and one that ends it: it is no BERT to learn from"
+        )
+    tokenizer = corpus.read_tokenizer(folder / "tokenizer.json")
+    if workers.rank == 0:
+        tokenizer.save(str(run / "tokenizer.json"))
+    longest = settings.max_tokens or teacher.config.max_tokens
+    if not 8 <= longest <= teacher.config.positions.max:
+        raise InputError(f"max_tokens is {longest}, expected 8 to {teacher.config.positions.max}, the teacher's positions")
+    objective = Distillation(make_student(teacher, settings), teacher, settings)
+    corpora = corpus.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
+    data = Pieces(corpora, settings, longest, ids, workers)
+    runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
+
+
+def make_student(teacher: Encoder, settings: Distill) -> Encoder:
+    """The teacher with fresh feedforwards, or with the layers of settings.start. Its embeddings are frozen, rounded as when stored."""
+    config = teacher.config
+    tasks = Tasks(embed=config.tasks.embed or Embed("mean", True))
+    student = Encoder(dataclasses.replace(config, ffn=(runs.parse_shape(settings.shape),) * config.layers, tasks=tasks))
+    known = {n: w for n, w in teacher.state_dict().items() if (".ffn." not in n or ".ffn.norm." in n) and not n.startswith("tasks.")}
+    source = teacher if settings.start is None else earlier_student(student.config, settings)
+    if source is not teacher:
+        always_on = (".dense_in.", ".dense_out.")
+        known |= {n: w for n, w in source.state_dict().items() if n.startswith("layers.") and not any(a in n for a in always_on)}
+    student.load_state_dict(student.state_dict() | known)
+    if settings.copy or source is not teacher:
+        for mine, theirs in zip(student.layers, source.layers, strict=True):
+            if mine.ffn.dense_in is not None:
+                copy_strongest(mine.ffn, theirs.ffn)
+    for name, weight in student.embedding.named_parameters():
+        weight.requires_grad_(False)
+        if "norm" not in name and name != "position_scale":
+            rounded = checkpoint.Tensor(weight.numpy(), "float32").to(settings.stored).float32()
+            weight.copy_(torch.from_numpy(rounded))
+    return student
+
+
+def earlier_student(config: Config, settings: Distill) -> Encoder:
+    """The checkpoint in settings.start. Raises InputError where it differs from `config` otherwise than by more always-on neurons."""
+    start = encoders.load(settings.start)
+    theirs, mine = start.config.ffn[0], config.ffn[0]
+    fits = dataclasses.replace(start.config, ffn=config.ffn, tasks=config.tasks) == config and len(set(start.config.ffn)) == 1
+    fits = fits and isinstance(theirs, FFF) and isinstance(mine, FFF)
+    if not fits or dataclasses.replace(theirs, dense=mine.dense) != mine or theirs.dense < mine.dense:
+        raise InputError(
+            f"start is {settings.start} with feedforwards {theirs}, expected a student of this teacher with {mine}, or more of `dense`"
+        )
+    if settings.copy:
+        raise InputError("start and copy both say where the always-on neurons come from: leave one of the two out")
+    return start
+
+
+@torch.no_grad()
+def copy_strongest(mine: encoders.Feedforward, theirs: encoders.Feedforward) -> None:
+    """Copy into `mine` the always-on neurons of `theirs` with the largest product of the lengths of in-row and out-row."""
+    strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
+    best = strength.topk(len(mine.dense_in.weight)).indices
+    mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
+    mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
+    mine.dense_out.weight.copy_(theirs.dense_out.weight[:, best])
+
+
+def sts_scorer(settings: Distill, tokenizer: Any, config: Config) -> Callable[[Encoder], dict[str, float]] | None:
+    """A function that scores an embedder on STS-B's development set; None where settings.sts names no folder of it."""
+    if settings.sts is None:
+        return None
+    from scipy.stats import spearmanr
+
+    examples = GLUE["STS-B"].read(settings.sts, "dev")
+    tokenizer.enable_truncation(config.max_tokens)
+    rows = [e.ids for e in tokenizer.encode_batch([text for pair in examples.inputs for text in pair])]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+
+    def score(encoder: Encoder) -> dict[str, float]:
+        device = next(encoder.parameters()).device
+        vectors = torch.empty(len(rows), config.hidden)
+        for part in (order[i : i + 256] for i in range(0, len(order), 256)):
+            longest = len(rows[part[-1]])
+            ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in part], device=device)
+            mask = torch.arange(longest, device=device) < torch.tensor([[len(rows[i])] for i in part], device=device)
+            vectors[part] = F.normalize(encoder.embed(encoder(ids, mask)[-1], mask), dim=-1).cpu()
+        cosines = (vectors[::2] * vectors[1::2]).sum(-1)
+        return {"sts_spearman": 100 * float(spearmanr(cosines.numpy(), examples.targets).statistic)}
+
+    return score

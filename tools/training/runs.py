@@ -1,0 +1,238 @@
+"""A run of pretrain or distill: its recipe, its folder, the states that it resumes from, and the checkpoint that it becomes.
+
+A run is a folder: state.pt (the last good state), metrics.jsonl (a line per report), plot.svg, tokenizer.json, model/. Batches are a
+function of the seed and the step alone, so a state keeps the step and nothing else of the data's position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from conversion import STORED, summary
+from torch import Tensor
+
+from fastinfer import checkpoint
+from fastinfer.config import FFF, Config, Dense
+from fastinfer.errors import CheckpointError, InputError
+from fastinfer.files import replacing
+from training import encoder as encoders
+from training.encoder import Encoder
+from training.loop import Data, Descent, fit
+from training.objectives import Objective
+from training.recipe import option
+from training.report import Report, plot
+from training.validation import Evaluate, validate
+from training.workers import Workers
+
+STATE = "state.pt"
+SHAPE = re.compile(r"(?:dense (\d+)|(\d+)x(\d+)(?: ?\+ ?(\d+))?)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The settings that pretrain and distill share: where a run lives, how long it is, how it learns, and from which text."""
+
+    out: str = option(help="folder of the run, new or with --resume")
+    steps: int | None = option(None, "length of the run in steps")
+    seconds: float | None = option(
+        None,
+        "length of the run in seconds, which begin after the first step, because that one compiles; with both lengths, the run and its "
+        "learning rate end by the one that is reached first",
+    )
+    seed: int = option(0, "seed of the weights, of the batches and of dropout")
+    batch_tokens: int = option(49152, "tokens of a batch, padding and all processes included")
+    lr: float = option(1e-3, "peak learning rate of feedforwards")
+    lr_rest: float = option(2e-4, "peak learning rate of everything else")
+    warmup: int = option(200, "steps until the learning rate's peak; then it follows a cosine to zero")
+    weight_decay: float = option(0.01, "weight decay of AdamW, for matrices and trees")
+    clip: float = option(1.0, "largest norm of the gradient")
+    balance: float = option(0.0, "weight of the loss that balances decisions")
+    report_every: int = option(100, "steps between lines of metrics")
+    validate_every: int = option(1000, "steps between validations; one more comes at the end")
+    save_every: float = option(300.0, "seconds between saved states; one more is saved at the end")
+    device: str = option("auto", "cpu, cuda, or auto: a GPU where there is one")
+    bfloat16: bool | None = option(None, "autocast to bfloat16 (default: on a GPU)")
+    compile: bool | None = option(None, "compile feedforwards with torch.compile (default: on a GPU)")
+    stored: str = option("float32", "dtype of the checkpoint that the run exports at its end: float32, float16, bfloat16 or int8")
+    text: tuple[str, ...] = option((), "files to train on: .txt or .jsonl, perhaps with .gz or .xz")
+    shape: str = option("1x11", 'feedforward: "PxD", "PxD + W" with W neurons always on, or "dense W"')
+    cache: str | None = option(None, "a .npz file that keeps the text's ids for the next run")
+
+
+def parse_shape(shape: str) -> Dense | FFF:
+    """The feedforward that a recipe's shape names: "1x11", "8x8 + 128" or "dense 1536". Raises InputError."""
+    found = SHAPE.fullmatch(shape)
+    if not found:
+        raise InputError(
+            f'shape is {shape!r}, expected trees x depth such as "1x11", "1x11 + 64" with 64 neurons always on, or "dense 1536"'
+        )
+    width, trees, depth, always = (int(n or 0) for n in found.groups())
+    return Dense(width) if width else FFF(trees, depth, always, bias_out=True)
+
+
+# --- the folder ------------------------------------------------------------------------------------
+
+
+def open_run(recipe: Training, resume: bool) -> tuple[Path, Workers]:
+    """The folder of a run, made where it is new, and the processes that share it.
+
+    Raises InputError for settings out of range, before anything is read, and where the folder holds another run and is not resumed.
+    """
+    if recipe.stored not in STORED:
+        raise InputError(f"stored is {recipe.stored!r}, expected one of {', '.join(STORED)}")
+    folder = Path(recipe.out)
+    if recipe.steps is None and recipe.seconds is None:
+        raise InputError("a run has neither steps nor seconds: set one of them")
+    if resume:
+        load_state(folder)
+    elif (folder / STATE).exists():
+        raise InputError(f"{folder} holds a run already: go on with it by --resume, or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, Workers.start(recipe.device)
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Replace folder/state.pt once the new state is written whole. Raises CheckpointError; the state before then survives."""
+    path = folder / STATE
+    try:
+        with replacing(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # PyTorch turns a full disk into a RuntimeError
+        kept = "the state saved before it is as it was" if path.exists() else "no state had been saved before"
+        raise CheckpointError(f"{path} could not be saved: {error}; {kept}") from error
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The last state of a run, on the CPU. Raises CheckpointError where the folder has none that can be read."""
+    path = folder / STATE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {STATE}, expected the folder of a training run")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        Config.from_json(json.loads(state["config"]), str(path))
+    except Exception as error:  # the type depends on what is broken
+        raise CheckpointError(f"{path} is no state of a training run: {str(error).strip().partition(chr(10))[0]}") from None
+    return state
+
+
+def trained(folder: Path) -> Encoder:
+    """The encoder of a run's last state, on the CPU."""
+    state = load_state(folder)
+    encoder = Encoder(Config.from_json(json.loads(state["config"])))
+    encoder.load_state_dict(state["encoder"])
+    return encoder
+
+
+def export(folder: Path, out: Path, stored: str) -> str:
+    """Write a run's last state as a checkpoint folder that fastinfer.load opens; the text says what was made."""
+    encoder = trained(folder)
+    tokenizer = folder / "tokenizer.json"
+    encoders.save(encoder, out, stored=stored, tokenizer=tokenizer if tokenizer.exists() else None)
+    config, weights = checkpoint.load(out)
+    return summary(out, config, sum(t.nbytes for t in weights.values()), "that of the run")
+
+
+# --- the run ---------------------------------------------------------------------------------------
+
+
+class Run:
+    """Watches the loop: reports, saves and validates between the steps, and ends the run after its steps or its seconds."""
+
+    def __init__(self, descent: Descent, data: Data, recipe: Training, evaluate: Evaluate | None, *, resume: bool) -> None:
+        self.descent, self.data, self.recipe, self.evaluate = descent, data, recipe, evaluate
+        self.folder = Path(recipe.out)
+        self.tokens, self.before = 0.0, 0.0  # tokens read so far; seconds of the processes before this one
+        if resume:
+            self._restore()
+        self.report = Report(self.folder, descent.step, show=descent.workers.rank == 0)
+        self.sums: dict[str, Tensor] = {}  # of the losses since step `since`
+        self.since, self.first = descent.step, True
+        self.started = self.saved = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds that the run has trained, over all of its processes."""
+        return self.before + time.monotonic() - self.started
+
+    def share(self) -> float:
+        """The part of the run that is done."""
+        recipe = self.recipe
+        by_steps = self.descent.step / recipe.steps if recipe.steps else 0.0
+        return max(by_steps, self.seconds() / recipe.seconds if recipe.seconds else 0.0)
+
+    def after_step(self, losses: dict[str, Tensor]) -> None:
+        """Add up the losses; report, save and validate when it is time to."""
+        step, recipe, workers = self.descent.step, self.recipe, self.descent.workers
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+        if self.first and recipe.seconds:  # the first step compiles: it does not count
+            if workers.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.started, self.first = time.monotonic(), False
+        self.report.bar(step, self.share())
+        if step % recipe.report_every == 0:
+            self._line()
+            if workers.agreed(time.monotonic() - self.saved) > recipe.save_every:
+                self.save()
+                self.saved = time.monotonic()
+        if step % recipe.validate_every == 0 and step != recipe.steps:
+            self.validate()
+
+    def validate(self) -> None:
+        """Report the figures of a validation."""
+        self.report.validation(validate(self.descent, self.data, self.evaluate))
+
+    def save(self) -> None:
+        """Replace the state in the folder by the present one; process 0 does so."""
+        descent = self.descent
+        if descent.workers.rank == 0:
+            encoder = descent.objective.encoder
+            rng_gpu = torch.cuda.get_rng_state() if descent.workers.device.type == "cuda" else None
+            state = {"config": encoder.config.to_json(), "recipe": dataclasses.asdict(self.recipe), "encoder": encoder.state_dict()}
+            state |= {"optimizer": descent.optimizer.state_dict(), "step": descent.step, "tokens": self.tokens, "seconds": self.seconds()}
+            save_state(self.folder, state | {"rng": torch.get_rng_state(), "rng_gpu": rng_gpu})
+
+    def _restore(self) -> None:
+        descent, state = self.descent, load_state(self.folder)
+        descent.objective.encoder.load_state_dict(state["encoder"])
+        descent.optimizer.load_state_dict(state["optimizer"])
+        descent.step, self.tokens, self.before = state["step"], state["tokens"], state["seconds"]
+        torch.set_rng_state(state["rng"])
+        if descent.workers.device.type == "cuda" and state["rng_gpu"] is not None:
+            torch.cuda.set_rng_state(state["rng_gpu"])
+
+    def _line(self) -> None:
+        step, workers = self.descent.step, self.descent.workers
+        mean = workers.mean({name: value / (step - self.since) for name, value in self.sums.items()})
+        self.tokens += mean.pop("tokens") * workers.world * (step - self.since)
+        self.report.line(step, self.tokens, self.seconds(), self.descent.optimizer.param_groups[0]["lr"], mean)
+        self.sums, self.since = {}, step
+
+
+def train(
+    objective: Objective, data: Data, recipe: Training, workers: Workers, *, resume: bool = False, evaluate: Evaluate | None = None
+) -> None:
+    """Train objective.encoder as the recipe says, save its state, draw its losses, and export it beside its state.
+
+    evaluate  more figures for each validation, from the encoder in evaluation mode
+    """
+    descent = Descent(objective, recipe, workers, warmup=recipe.warmup)
+    torch.manual_seed(recipe.seed)
+    run = Run(descent, data, recipe, evaluate, resume=resume)
+    if recipe.compile if recipe.compile is not None else workers.device.type == "cuda":
+        for layer in objective.encoder.layers:
+            layer.ffn.compile(dynamic=False)
+    try:
+        fit(descent, data, run)
+    finally:
+        run.report.close()
+    run.validate()
+    run.save()
+    if workers.rank == 0:
+        plot(run.folder)
+        print(export(run.folder, run.folder / "model", recipe.stored))
