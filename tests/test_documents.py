@@ -192,6 +192,13 @@ def test_results_are_those_of_the_tables(results):
     assert shown - known == set()
 
 
+def test_every_public_name_is_in_the_api_page():
+    classes = (fastinfer.Model, fastinfer.PackedBatch, fastinfer.FFF)
+    names = {*fastinfer.__all__, *(name for kind in classes for name in vars(kind) if not name.startswith("_"))}
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)] == []
+
+
 def test_limits_of_the_readme():
     lines = README.read_text().splitlines()
     assert len(lines) <= 200
