@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from . import backends, checkpoint, heads
-from .backends.reference import Reference
 from .batch import PackedBatch
 from .catalog import folder_of
 from .config import FFF, Config
 from .errors import InputError, TaskError, about, check_flag, check_int, listed, printable, short
 from .run import Head, Options, Replica, Runner, positive
 from .tokenizer import Tokenizer, TruncationWarning, Window, as_singles, as_text, as_texts, each_text, warn_of
-from .weights import Weights
 
 __all__ = ["Model", "load"]
 
@@ -185,7 +183,7 @@ class Model:
                     warn_of(cuts)
                     raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
             answers: list[Any] = [None] * len(texts)
-            for i, logits in self._mask_logits([self._runner.packed(encodings)], len(texts), "mask", options):
+            for i, logits in self._runner.per_mask([self._runner.packed(encodings)], len(texts), self._forward("fill_mask"), mask, options):
                 scores = heads.common.softmax(logits)
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :best_k]
                 answers[i] = [
@@ -267,15 +265,12 @@ class Model:
         def spans(pairs: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(pairs, first)
             pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
-            for i, found in enumerate(pieces):
-                question, context = pairs[i]
+            for i, (question, context) in enumerate(pairs):
                 if not question.strip():
                     raise InputError(f"questions[{first + i}] is {short(question)}, expected a question")
-                if not no_answer and all(piece.start == piece.end for piece in found):
-                    raise InputError(
-                        f"contexts[{first + i}] is {short(context)}, expected a text with an answer in it: "
-                        "leave it out, or pass no_answer=True"
-                    )
+                if not no_answer and all(piece.start == piece.end for piece in pieces[i]):
+                    hint = "expected a text with an answer in it: leave it out, or pass no_answer=True"
+                    raise InputError(f"contexts[{first + i}] is {short(context)}, {hint}")
             said = self._window_logits(windows, "answer", options)
             answers = []
             for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
@@ -379,7 +374,8 @@ class Model:
         cuts: list[TruncationWarning] = []
         total, windows = self._runner.windows(texts_or_batch, cuts)
         if heads.HEADS[task].LOGITS == "mask":
-            found = self._mask_logits(windows, total, positions, options)
+            mask = self._mask() if positions == "mask" else None
+            found = self._runner.per_mask(windows, total, self._forward(task), mask, options)
             rows = [logits for _, logits in sorted(found, key=lambda text: text[0])]
         else:
             rows = self._runner.per_text(windows, total, self._forward(task), options)
@@ -436,23 +432,6 @@ class Model:
         """Per window of texts the logits of its tokens (tokens, K)."""
         packed = self._runner.packed([window.tokens for window in windows])
         return self._runner.per_text([packed], len(windows), self._forward(task), options._replace(progress=False))
-
-    def _mask_logits(
-        self, windows: Iterable[PackedBatch], total: int, positions: str, options: Options
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, logits (masks or tokens, V)) per text, batch by batch; only the rows asked for are decoded."""
-        mask = self._mask() if positions == "mask" else None
-        forward = self._forward("fill_mask")
-
-        def wanted(part: PackedBatch) -> np.ndarray:
-            return np.ones(len(part.ids), bool) if mask is None else part.ids == mask
-
-        def head(ops: Reference, weights: Weights, x: Any, part: PackedBatch) -> Any:
-            return forward(ops, weights, ops.rows(x, np.flatnonzero(wanted(part))), part)
-
-        for which, part, logits in self._runner.run(windows, total, head, options._replace(progress=False)):
-            ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
-            yield from zip(which.tolist(), np.split(logits, ends[:-1]), strict=True)
 
     def _mask(self) -> int:
         if self.config.ids.mask is None:

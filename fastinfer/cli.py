@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from . import api, checkpoint
-from .errors import FastinferError, InputError, printable, short
+from .arguments import CLASSES, parse
+from .errors import FastinferError, InputError, printable
 from .files import naming
-from .heads.tag import STRATEGIES
-from .info import __version__, info
+from .info import info
 from .text_io import (
-    ENDINGS,
     STANDARD_OUTPUT,
     argument,
     as_json,
@@ -32,27 +30,12 @@ from .text_io import (
     output,
     output_ending,
     read_texts,
-    reads_stdin,
     shown,
     table,
     text_record,
     windows,
 )
 from .tokenizer import TruncationWarning, as_text
-
-CLASSES = 5  # classes of a text in readable output
-
-DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
-INPUT_HELP = """
-Texts come from the arguments, or from --input FILE with one text per line, or from standard input.
-In a FILE named .jsonl, or with --jsonl, each line is a JSON value: "a text" or {"text": "a text"}; blank lines are skipped.
-A FILE named .json holds such lines, or one list of such values. A FILE named .gz is unpacked.
-Files are UTF-8. An empty line of plain text is an empty text.
-"""
-PAIRS_HELP = """
-A pair of texts is ["one", "two"] or {"text": "one", "pair": "two"} in JSON lines; with --pairs it is
-two texts with a tab between them, in arguments and plain lines.
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         with _ended_in_order(), warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)
             warnings.showwarning = show
-            args = _parse(argv)
-            args.command(args)
+            args = parse(argv)
+            COMMANDS[args.command](args)
             with naming(STANDARD_OUTPUT):
                 sys.stdout.flush()
     except BrokenPipeError:
@@ -245,12 +228,6 @@ def _bench(args: argparse.Namespace) -> None:
     command.run(args)
 
 
-def _bench_options(parser: argparse.ArgumentParser) -> None:
-    from .bench import command
-
-    command.add_arguments(parser)
-
-
 def _describe(folder: str, model: api.Model) -> dict[str, Any]:
     c = model.config
     return {
@@ -298,9 +275,6 @@ def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.
         done += len(texts)
 
 
-# --- arguments -------------------------------------------------------------------------------------
-
-
 def _load(args: argparse.Namespace) -> api.Model:
     return api.load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, max_depth=args.max_depth)
 
@@ -309,155 +283,13 @@ def _batching(args: argparse.Namespace) -> dict[str, Any]:
     return {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    args, rest = _parser().parse_known_args(argv)
-    error = args.parser.error
-    odd = [word for word in rest if word.startswith("-") and word != "-"]
-    takes_texts = args.command not in (_info, _bench)
-    if odd or (rest and not takes_texts):
-        error(f"unrecognized arguments: {' '.join(odd or rest)}")
-    if args.command is _bench:
-        return args
-    _check_output(args, error)
-    if not takes_texts:
-        return args
-    args.texts += rest  # argparse gives up on texts that stand after an option
-    if args.texts and args.input is not None:
-        error("give texts as arguments or with --input, not both")
-    if args.input == "":
-        error("--input is empty, expected the name of a file, or - for standard input")
-    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
-        error("no texts: give them as arguments, with --input FILE, or on standard input")
-    if args.command is _answer and args.question is None:
-        args.takes, args.pairs = "pairs", True
-    return args
-
-
-def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
-    """Refuse an --output that would hold something else than its name says."""
-    if args.output == "":
-        error("--output is empty, expected the name of a file")
-    ending = output_ending(args)
-    if ending == ".npy" and (args.json or args.command is not _embed):
-        error("--output FILE.npy is for embed without --json: other answers are no arrays")
-    if ending not in ENDINGS and (os.path.isfile(args.output) or not os.path.exists(args.output)):
-        array = ".npy for an array, " if args.command is _embed else ""
-        error(f"--output {args.output}: {ending} is not written here, expected {array}.jsonl for JSON lines, or .txt for readable text")
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written.
-
-    complete  adds options once they are needed: those of a command whose module is imported for it alone
-    """
-
-    complete: Callable[[argparse.ArgumentParser], None] | None = None
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.complete is not None:
-            complete, self.complete = self.complete, None
-            complete(self)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        with naming(STANDARD_OUTPUT if file is sys.stdout else "standard error"):
-            print(message, end="", file=file, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser("fastinfer", description=DESCRIPTION, epilog="fastinfer COMMAND --help says more, with an example.")
-    parser.add_argument("--version", action="version", version=f"fastinfer {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(
-        run: Callable[[argparse.Namespace], None], name: str, what: str, how: str, example: str, *, takes: str = "singles"
-    ) -> argparse.ArgumentParser:
-        description = f"{what[0].upper()}{what[1:]}.\n{how}".rstrip()
-        sub = commands.add_parser(name, help=what, description=description, epilog=f"example:\n  {example}", formatter_class=formatter)
-        sub.set_defaults(command=run, parser=sub, takes=takes, pairs=False)
-        group = sub.add_argument_group("model")
-        default = "" if run is _info else " (default: the one inside)"
-        group.add_argument("-m", "--model", metavar="MODEL", help=f"checkpoint folder, or the name of a model inside fastinfer{default}")
-        group.add_argument(
-            "--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy; fastinfer info lists what runs here"
-        )
-        group.add_argument("--dtype", help="what to compute in (default: what the checkpoint suggests)")
-        group.add_argument("--threads", type=_at_least(1), metavar="N", help="most threads (default: the CPUs this process may use)")
-        group.add_argument("--max-depth", type=_at_least(0), metavar="N", help="walk trees at most N decisions deep: faster, less exact")
-        out = sub.add_argument_group("output")
-        out.add_argument("--json", action="store_true", help="complete, machine-readable: a JSON value per line")
-        files = ".npy: an array; " if run is _embed else ""
-        out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: as --json; .txt: readable text)")
-        return sub
-
-    def texts(sub: argparse.ArgumentParser, metavar: str, *, pairs: bool = False) -> None:
-        sub.add_argument("texts", nargs="*", metavar=metavar, help="- or nothing: standard input")
-        group = sub.add_argument_group("input")
-        group.add_argument(
-            "-i", "--input", metavar="FILE", help="texts, one per line; .jsonl, .json and .gz are understood; - is standard input"
-        )
-        group.add_argument("--jsonl", action="store_true", help="lines are JSON values, whatever the FILE is called")
-        if pairs:
-            group.add_argument("--pairs", action="store_true", help="a tab parts each line or argument into a pair of texts")
-        group.add_argument("--batch-tokens", type=_at_least(1), metavar="N", help="most tokens computed at a time")
-
-    def top_k(sub: argparse.ArgumentParser, what: str) -> None:
-        sub.add_argument("-k", "--top-k", type=_at_least(1), metavar="N", help=what)
-
-    either = INPUT_HELP + PAIRS_HELP
-    sub = command(_embed, "embed", "turn texts into vectors", either, "fastinfer embed -i texts.txt -o vectors.npy", takes="either")
-    texts(sub, "TEXT", pairs=True)
-    sub.add_argument(
-        "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
-    )
-
-    example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
-    sub = command(_rank, "rank", "order documents by how well they match a query", INPUT_HELP, example)
-    sub.add_argument("query", metavar="QUERY", help="what to look for")
-    texts(sub, "DOCUMENT")
-    top_k(sub, "show the best N (default: all)")
-
-    example = 'fastinfer classify -m MODEL "what a film!" "what a waste"'
-    sub = command(_classify, "classify", "give texts, or pairs of texts, a label or a score", either, example, takes="either")
-    texts(sub, "TEXT", pairs=True)
-    top_k(sub, f"show the best N labels (default: {CLASSES}, or all with --json)")
-
-    example = 'fastinfer fill-mask -m MODEL "Paris is the [MASK] of France."'
-    sub = command(_fill_mask, "fill-mask", "guess the words that a mask token hides", either, example, takes="either")
-    texts(sub, "TEXT", pairs=True)
-    top_k(sub, "show the best N tokens for each mask (default: 5)")
-
-    example = 'fastinfer tag -m MODEL "Ada Lovelace lived in London."'
-    sub = command(_tag, "tag", "mark spans of a text, such as names and places", INPUT_HELP, example)
-    texts(sub, "TEXT")
-    sub.add_argument("--strategy", choices=list(STRATEGIES), default="first", help="which of its tokens tag a word (default: first)")
-
-    how = INPUT_HELP + '\nWithout --question each text is a pair: QUESTION<tab>CONTEXT, or {"question": ..., "context": ...}.\n'
-    example = 'fastinfer answer -m MODEL -q "Where did she live?" "Ada Lovelace lived in London."'
-    sub = command(_answer, "answer", "find the answer to a question in a text", how, example)
-    sub.add_argument("-q", "--question", help="the question, asked of each CONTEXT")
-    texts(sub, "CONTEXT")
-    top_k(sub, "show the best N answers (default: 1)")
-    sub.add_argument("--no-answer", action="store_true", help="that there is none is an answer, too")
-    sub.add_argument("--whole-words", action=argparse.BooleanOptionalAction, default=True, help="widen answers to whole words (default)")
-
-    command(_info, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
-
-    example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"
-    sub = commands.add_parser("bench", help="measure the kernels on this machine", epilog=example, formatter_class=formatter)
-    sub.set_defaults(command=_bench, parser=sub)
-    sub.complete = _bench_options
-    return parser
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{short(text)} is no integer of at least {low}")
-        return int(text)
-
-    return integer
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "embed": _embed,
+    "rank": _rank,
+    "classify": _classify,
+    "fill-mask": _fill_mask,
+    "tag": _tag,
+    "answer": _answer,
+    "info": _info,
+    "bench": _bench,
+}

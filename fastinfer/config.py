@@ -369,8 +369,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
             raise wrong("a list")
         return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):
-            value = vars(value)
+        if isinstance(value, kind):  # perhaps a subclass, which stays one
+            kind, value = type(value), vars(value)
         if not isinstance(value, dict):
             raise wrong("an object")
         _check_keys(kind, value, at)

@@ -53,7 +53,7 @@ def forward(
     if ffn.dense_in is not None and ffn.dense_out is not None:
         assert work is not None
         middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
-        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
+        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, out=middle)
         ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
         residual = out
     if ffn.trees is not None:

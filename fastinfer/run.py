@@ -112,6 +112,24 @@ class Runner:
                 result[b] = rows
         return result
 
+    def per_mask(
+        self, windows: Iterable[PackedBatch], total: int, head: Head, mask: int | None, options: Options
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, what a head makes of each mask token of the text) per text, batch by batch; no other rows are decoded.
+
+        mask  the id of a mask token; None: each token is decoded
+        """
+
+        def wanted(part: PackedBatch) -> np.ndarray:
+            return np.ones(len(part.ids), bool) if mask is None else np.equal(part.ids, mask)
+
+        def decoded(ops: Reference, weights: Weights, x: Any, part: PackedBatch) -> Any:
+            return head(ops, weights, ops.rows(x, np.flatnonzero(wanted(part))), part)
+
+        for which, part, found in self.run(windows, total, decoded, options._replace(progress=False)):
+            ends = np.cumsum([w.sum() for w in part.split(wanted(part))])
+            yield from zip(which.tolist(), np.split(found, ends[:-1]), strict=True)
+
     # --- windows of texts ---
 
     def windows(self, texts: Any, cuts: list[TruncationWarning]) -> tuple[int, Iterable[PackedBatch]]:

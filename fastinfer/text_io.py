@@ -74,12 +74,10 @@ def _kind(args: argparse.Namespace) -> str:
     return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
 
 
-def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _opened(args: argparse.Namespace) -> contextlib.AbstractContextManager[IO[bytes] | gzip.GzipFile]:
     if reads_stdin(args):
         return contextlib.nullcontext(sys.stdin.buffer)
-    if args.input.lower().endswith(".gz"):
-        return contextlib.closing(gzip.open(args.input))
-    return open(args.input, "rb")
+    return gzip.open(args.input) if args.input.lower().endswith(".gz") else open(args.input, "rb")
 
 
 def reads_stdin(args: argparse.Namespace) -> bool:
@@ -93,7 +91,7 @@ def argument(text: str) -> str:
     return text
 
 
-def _lines(file: IO[bytes], name: str, megabytes: int) -> Iterator[tuple[str, str]]:
+def _lines(file: IO[bytes] | gzip.GzipFile, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
     """(where, line) of a file, the end of line and a mark of byte order left out.
 
     Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.

@@ -60,7 +60,7 @@ class Attention:
 class FeedForward:
     """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or behind.
 
-    norm is None for a feedforward without a model around it.
+    norm is None for a feedforward without a model around it. Trees know one activation, the exact GELU.
     """
 
     norm: Norm | None
@@ -68,6 +68,7 @@ class FeedForward:
     dense_in: Linear | None
     dense_out: Linear | None
     b_out: Array | None
+    activation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
             linear(f"{name}.dense_in") if dense else None,
             linear(f"{name}.dense_out") if dense else None,
             prepared.get(f"{name}.b_out"),
+            config.activation,
         )
 
     def attention(name: str) -> Attention:

@@ -16,6 +16,7 @@ mapfile -t kernels < <(git ls-files 'src/cpu/*.c' 'src/cpu/*.h' 'src/cpu/*.inc' 
 
 check ruff check .
 check ruff format --check .
+check mypy
 check cython-lint src/cpu/_cpu.pyx
 check clang-format --dry-run -Werror "${kernels[@]}"
 [ ! -f tests/test_layout.py ] || check python -m pytest tests/test_layout.py

@@ -96,7 +96,7 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
             if data is None or dtype == "int32" or end - begin <= SMALL or (start + begin) % bits.itemsize:
                 view = np.empty(end - begin, np.uint8)
                 file.seek(start + begin)
-                if file.readinto(view) != len(view):
+                if file.readinto(view.data) != len(view):
                     raise CheckpointError(f"{path} changed while it was read: it had {size} bytes")
             else:
                 view = data[begin:end].view(np.ndarray)

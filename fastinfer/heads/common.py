@@ -39,8 +39,9 @@ def pool(ops: Reference, x: Any, batch: PackedBatch, kind: str) -> Any:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Along the last axis, float32, safe for any finite logits."""
-    e: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
-    return e / e.sum(-1, keepdims=True)
+    e = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
+    shares: np.ndarray = e / e.sum(-1, keepdims=True)
+    return shares
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

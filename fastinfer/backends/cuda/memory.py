@@ -51,7 +51,8 @@ class Memory:
 
         def finish() -> np.ndarray:
             done.synchronize()
-            return np.frombuffer(memory, array.dtype, array.size).reshape(array.shape).copy()
+            result: np.ndarray = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape).copy()
+            return result
 
         return finish
 

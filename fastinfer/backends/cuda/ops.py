@@ -357,7 +357,7 @@ class FittedCUDA(CUDA):
         last = ffn.b_out if ffn.trees is None else None
         for part in self.parts(len(x), ffn.dense_in.weight):
             middle = work.take("middle", part.stop - part.start, len(ffn.dense_in.weight.data))
-            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation="gelu", out=middle)
+            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, out=middle)
             residual = x if weights.pre_norm else h
             self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
         if ffn.trees is not None:
