@@ -260,15 +260,9 @@ class Config:
 def _problems(c: Config) -> typing.Iterator[str]:
     """Everything about a Config that its types do not say."""
 
-    def sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
-        for name, value in named.items():
-            low = 0 if name.endswith(("token_types", "dense")) else 1
-            if not low <= value <= high:
-                yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
-
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
-    yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
+    yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
         yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
     if c.heads > 0 and c.hidden % c.heads:
@@ -284,13 +278,25 @@ def _problems(c: Config) -> typing.Iterator[str]:
             yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
+    yield from _problems_of_feedforwards(c)
+    yield from _problems_of_heads(c.tasks)
+
+
+def _sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
+    for name, value in named.items():
+        low = 0 if name.endswith(("token_types", "dense")) else 1
+        if not low <= value <= high:
+            yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
+
+
+def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
     first = {ffn: i for i, ffn in reversed(list(enumerate(c.ffn)))}
     for ffn, i in first.items():
         at = f"ffn[{i}]."
         if isinstance(ffn, Dense):
-            yield from sizes(MAX_WIDTH, **{at + "width": ffn.width})
+            yield from _sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
-        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        yield from _sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
         if not 0 <= ffn.depth <= MAX_DEPTH:
             yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
         elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
@@ -299,18 +305,21 @@ def _problems(c: Config) -> typing.Iterator[str]:
             yield f"{at}nodes is {short(ffn.nodes)}, but a tree without a table of children has 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
         elif ffn.total > MAX_SIZE:
             yield f"{at[:-1]} has {ffn.total} neurons, expected at most {MAX_SIZE}"
+
+
+def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
     for name in ("classify", "tag"):
-        head = getattr(c.tasks, name)
+        head = getattr(tasks, name)
         if head is None:
             continue
         if not 1 <= len(head.labels) <= MAX_WIDTH:
             yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
-    for i, layer in enumerate(c.tasks.classify.layers if c.tasks.classify else ()):
-        yield from sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
-    if c.tasks.tag and c.tasks.tag.scheme == "bio":
-        odd = [label for label in c.tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
+    for i, layer in enumerate(tasks.classify.layers if tasks.classify else ()):
+        yield from _sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
+    if tasks.tag and tasks.tag.scheme == "bio":
+        odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
         if odd:
             yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
 
