@@ -42,8 +42,8 @@ class Training:
     steps: int | None = option(None, "length of the run in steps")
     seconds: float | None = option(
         None,
-        "length of the run in seconds, which begin after the first step, because that one compiles; with both lengths, the run and its "
-        "learning rate end by the one that is reached first",
+        "length of the run in seconds, counted from the end of the first step, which compiles; with both, the run ends by the one that "
+        "is reached first",
     )
     seed: int = option(0, "seed of the weights, of the batches and of dropout")
     batch_tokens: int = option(49152, "tokens of a batch, padding and all processes included")
