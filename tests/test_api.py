@@ -222,7 +222,7 @@ def test_a_task_without_a_head_names_the_heads(readable_model):
 
 def test_models_inside(monkeypatch, tmp_path, readable_model):
     """None is the first by name; a name is no path; what exists as a path is taken as one."""
-    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(fastinfer.catalog, "MODELS", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no model is named, and none is inside this installation: name a checkpoint folder"):
         fastinfer.load()
@@ -433,7 +433,7 @@ def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_
     want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
     for ops, _ in model._runner.replicas:
         monkeypatch.setattr(ops, "asynchronous", True)
-    monkeypatch.setattr(api, "WINDOW_TEXTS", 64)
+    monkeypatch.setattr(fastinfer.run, "WINDOW_TEXTS", 64)
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.choice(["ada", "lovelace", "lived", "in", "london"], rng.integers(1, 60))) for _ in range(500)]
     with pytest.warns(TruncationWarning) as said:

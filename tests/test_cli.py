@@ -18,7 +18,7 @@ from conftest import WORDS
 from numpy.testing import assert_allclose
 
 import fastinfer
-from fastinfer import cli, progress, text_io
+from fastinfer import arguments, cli, progress, text_io
 from fastinfer.config import Classify, FillMask, Tasks
 
 COMMANDS = ["embed", "rank", "classify", "fill-mask", "tag", "answer"]
@@ -166,7 +166,7 @@ def test_help_has_an_example_that_parses(run, command):
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
     assert words[:2] == ["fastinfer", command]
     # the model inside is an embedder, which the first examples use; others name a model
-    assert cli._parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
+    assert arguments.parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_info(run, random_model):
 @pytest.fixture
 def inside(monkeypatch, tmp_path, random_model):
     """As if the random model were the one inside, by the name of "tiny"."""
-    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(fastinfer.catalog, "MODELS", tmp_path / "models")
     shutil.copytree(random_model, tmp_path / "models" / "tiny")
 
 
@@ -389,7 +389,7 @@ def test_the_model_inside_is_the_default(run, inside, random_model):
 
 
 def test_no_model_inside(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(fastinfer.api, "MODELS", tmp_path)
+    monkeypatch.setattr(fastinfer.catalog, "MODELS", tmp_path)
     assert "no model is named, and none is inside" in error_of(run("embed", "ada"))
     assert re.search("^models +none$", run("info")[1], re.MULTILINE)
 

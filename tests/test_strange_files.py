@@ -201,7 +201,7 @@ def test_children_that_are_overwritten_later_are_not_followed(tmp_path, device):
     save_large(tmp_path)
     path = tmp_path / "model.safetensors"
     table = place(path, "layers.0.ffn.children")
-    assert table[1] - table[0] > checkpoint.SMALL
+    assert table[1] - table[0] > checkpoint.read.SMALL
     model = fastinfer.load(tmp_path, device=device)
     expected = model.embed(BATCH)
     overwrite(path, *table, b"\x7f")
@@ -278,7 +278,7 @@ def test_a_change_while_it_is_loaded_is_told(tmp_path, monkeypatch, change, copy
         change(tmp_path)
         return whole(*arguments)
 
-    monkeypatch.setattr(checkpoint, "check", check)
+    monkeypatch.setattr(checkpoint.open, "check", check)
     with pytest.raises(CheckpointError, match=r"(config.json|model.safetensors.*) changed while it was read: load the checkpoint again"):
         fastinfer.load(tmp_path, copy=copy)
 
@@ -291,7 +291,7 @@ def test_other_files_may_change(tmp_path, monkeypatch):
         (tmp_path / "metrics.jsonl").write_text("1")
         return whole(*arguments)
 
-    monkeypatch.setattr(checkpoint, "check", check)
+    monkeypatch.setattr(checkpoint.open, "check", check)
     fastinfer.load(tmp_path)
 
 
