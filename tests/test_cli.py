@@ -383,7 +383,7 @@ def test_the_model_inside_is_the_default(run, inside, random_model):
     for words in (["embed", "ada", "in london", "--json"], ["rank", "ada", "in london", "ada"], ["classify", "ada"]):
         status, out, err = run(*words)
         assert (status, err) == (0, "")
-        assert out == run(*arguments, "-m", random_model)[1] == run(*arguments, "-m", "tiny")[1]
+        assert out == run(*words, "-m", random_model)[1] == run(*words, "-m", "tiny")[1]
     assert "or the name of a model inside fastinfer (tiny)" in error_of(run("embed", "-m", "teeny", "ada"))
     assert re.search("^models +tiny$", run("info")[1], re.MULTILINE)
 
