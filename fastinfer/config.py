@@ -14,6 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .activations import Activation
 from .errors import ConfigError, check_int, listed, short
 
 FORMAT_VERSION = 1
@@ -140,7 +141,7 @@ class HeadLayer:
     """A linear layer with bias and an activation, before a head's last linear layer."""
 
     width: int
-    activation: Literal["tanh", "relu", "gelu"]
+    activation: Activation
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from test_fff import as_stored
 from test_gemm import ACTIVATIONS, bfloat16, in_float64
 
 import fastinfer
-from fastinfer.backends import reference
+from fastinfer import activations
 from fastinfer.checkpoint import Tensor
 from fastinfer.weights import Embedding, Norm
 
@@ -87,7 +87,7 @@ def error(device, op, dtype, seed):
 def apply(ops, function, x):
     """A function of a backend over an array."""
     if ops.name == "numpy":
-        return reference.ACTIVATIONS[function](x)
+        return activations.ACTIVATIONS[function](x)
     out = np.empty_like(x)
     ops.kernels.array(function, x, out)
     return out

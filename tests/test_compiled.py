@@ -13,8 +13,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 import fastinfer
+from fastinfer.activations import ACTIVATIONS
 from fastinfer.backends import COMPUTE_DTYPES
-from fastinfer.backends.reference import ACTIVATIONS
 from fastinfer.config import MAX_DEPTH, HeadLayer
 
 _cpu = pytest.importorskip("fastinfer._cpu", reason="the compiled module is missing")

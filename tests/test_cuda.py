@@ -21,11 +21,12 @@ from test_reference import CU, LENGTHS, layer_norm, norm_of
 
 import fastinfer
 from fastinfer import checkpoint
+from fastinfer.activations import gelu
 from fastinfer.backends.cuda import compiler, cublaslt, device, plan
 from fastinfer.backends.cuda.memory import Memory
 from fastinfer.backends.cuda.session import Sessions
 from fastinfer.backends.cuda.weights import as_bits
-from fastinfer.backends.reference import Reference, gelu
+from fastinfer.backends.reference import Reference
 from fastinfer.bench.cases import FFFCase
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks

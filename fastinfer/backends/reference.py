@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import model
+from ..activations import ACTIVATIONS, gelu
 from ..batch import PackedBatch
 from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
@@ -340,18 +341,6 @@ class Reference:
         z = np.empty(nodes.shape, np.float32)
         self.fff(x, layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
         return nodes, z
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    """The exact GELU, x/2 (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel, arXiv 1606.08415)."""
-    from scipy.special import erf
-
-    x = np.maximum(x, np.float32(-15))  # below, it is 0 in float32: at -infinity, too
-    y: np.ndarray = np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
-    return y
-
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"gelu": gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 
 def sinusoids(positions: int, hidden: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoint
-from ..backends.reference import Reference, gelu
+from ..activations import gelu
+from ..backends.reference import Reference
 from ..batch import PackedBatch
 from ..config import Config
 from ..errors import BackendError

@@ -18,6 +18,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from fastinfer.activations import NUMBERS as _NUMBERS
 from fastinfer.errors import ShapeError
 
 
@@ -38,7 +39,6 @@ cdef extern from "<stdatomic.h>" nogil:
 cdef extern from "kernels.h" nogil:
     enum: FI_MOST_DEPTH, FI_PROBE_CHAINS
     enum: FI_F32, FI_BF16, FI_I8
-    enum: FI_LINEAR, FI_GELU, FI_TANH, FI_RELU
     ctypedef struct fi_team:
         int rank, size
     ctypedef struct fi_trees:
@@ -143,7 +143,7 @@ cdef extern from "ladder.h" nogil:
 
 
 cdef dict DTYPES = {"float32": FI_F32, "bfloat16": FI_BF16, "int8": FI_I8}
-cdef dict ACTIVATIONS = {None: FI_LINEAR, "gelu": FI_GELU, "tanh": FI_TANH, "relu": FI_RELU}
+cdef dict ACTIVATIONS = _NUMBERS
 
 cdef size_t KEEP_BYTES = 16 << 20  # bytes: the largest workspace that is kept for the next call; a larger one is freed
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...activations import NUMBERS
+
 # The dtype of activations: NumPy's dtype of its bits, and the macro by which the kernels are told.
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 MACROS = {"float32": "ACT_FLOAT", "float16": "ACT_HALF", "bfloat16": "ACT_BFLOAT16"}
@@ -18,7 +20,7 @@ PRODUCT_WARPS = 8  # of a block of products.cu
 PRODUCTS = ((1, 1), (1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (2, 9), (2, 12))  # (R, N) of the kernels of products.cu
 
 # A kernel is told an activation or a pooling by its place here.
-ACTIVATIONS = (None, "gelu", "tanh", "relu")
+ACTIVATIONS = tuple(NUMBERS)
 POOLINGS = ("cls", "mean", "max", "lse")
 
 
