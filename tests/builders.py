@@ -1,4 +1,4 @@
-"""Random small checkpoints: every option of a Config, with weights that fit it."""
+"""Random small checkpoints with every option of a Config."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -81,7 +81,7 @@ def configs(draw) -> Config:
 
 
 def tiny(**changes) -> Config:
-    """One layer of 2 trees of depth 3, hidden 16, with every head."""
+    """A Config with hidden 16, one layer of 2 trees of depth 3, and every head."""
     options = {
         "hidden": 16,
         "layers": 1,
@@ -98,7 +98,7 @@ def tiny(**changes) -> Config:
 
 
 def weights(config: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Tensors for `config`, in the order and with the dtypes that it says."""
+    """Random tensors for `config`, in its order and its dtypes."""
     rng = np.random.default_rng(seed)
     made = {}
     for name, (shape, dtype, family) in checkpoint.tensors(config).items():
@@ -114,7 +114,7 @@ def weights(config: Config, seed: int = 0) -> dict[str, Tensor]:
 
 
 def children(rng: np.random.Generator, count: int, depth: int) -> np.ndarray:
-    """A pruned tree: its table of children (count, 2). Nodes that find no parent stay unreachable."""
+    """The table of children (count, 2) of a random pruned tree. A node without a parent stays unreachable."""
     table = np.full((count, 2), -1, np.int32)
     level = np.zeros(count, int)
     for node in range(1, count):
@@ -126,13 +126,13 @@ def children(rng: np.random.Generator, count: int, depth: int) -> np.ndarray:
 
 
 def save(folder, config: Config, seed: int = 0, **options) -> dict[str, Tensor]:
-    """Write a checkpoint and return what was written."""
+    """Write a checkpoint with random weights and return the weights."""
     made = weights(config, seed)
     checkpoint.save(folder, config, made, **options)
     return made
 
 
 def rows(config: Config, seed: int = 0, texts: int = 4) -> list[list[int]]:
-    """Random texts as ids, of 1 to max_tokens tokens."""
+    """Random texts as lists of 1 to max_tokens ids."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, config.vocabulary, rng.integers(1, config.max_tokens + 1)).tolist() for _ in range(texts)]

@@ -1,4 +1,4 @@
-"""Tiny models with a tokenizer, written to folders; the command line on one of them."""
+"""Fixtures: tiny models with a tokenizer in folders, and the command line on one of them."""
 
 import io
 import json
@@ -15,11 +15,11 @@ from fastinfer import backends, checkpoint, cli
 from fastinfer.backends import cpu
 from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
 
-# What a test does not say of the device is the CPU's, whose answers do not depend on the batch; tests of a GPU name it.
+# device="auto" never takes a GPU in tests, because answers of the CPU do not depend on the batch. Tests of a GPU name it.
 backends.AUTO = ("cpu", "numpy")
-# Teams are as large as a test asks for, also where this machine has fewer CPUs.
+# A call uses as many threads as a test asks for, even on a machine with fewer CPUs.
 cpu.most_threads = lambda: 1024
-# A shell script that starts the tests in the background tells them, and so the processes they start, to ignore Ctrl-C.
+# A shell script that starts the tests in the background makes them ignore Ctrl-C, and also the processes that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +30,7 @@ LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
-    """WordPiece over WORDS as BERT does it; asks for padding and for truncation to 4 tokens, which must not happen."""
+    """BERT's WordPiece over WORDS. It asks for padding and for truncation to 4 tokens, and the package must ignore both."""
     raw = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer()
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -44,7 +44,7 @@ def make_tokenizer() -> tokenizers.Tokenizer:
 
 
 def make_config(**changes):
-    """A one-layer config that fits the tokenizer; every head unless `tasks` says otherwise."""
+    """A one-layer Config that fits the tokenizer, with every head unless `changes` has other tasks."""
     tasks = Tasks(
         Embed("mean", True), FillMask(False, tied=False, bias=False), Classify(("no", "yes"), "softmax", "mean"), Tag(LABELS), Answer()
     )
@@ -64,7 +64,7 @@ def make_config(**changes):
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> str:
-    """A folder: random weights, every head."""
+    """The folder of a model with random weights and every head."""
     folder = tmp_path_factory.mktemp("random")
     config = make_config()
     checkpoint.save(folder, config, builders.weights(config))
@@ -74,11 +74,11 @@ def random_model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def readable_model(tmp_path):
-    """make(tables, **config changes) -> folder of a model whose heads say what `tables` says about each word, whatever stands around it.
+    """make(tables, **config changes) -> folder of a model whose heads give each word the outputs in `tables`, in any context.
 
-    tables  {head: {word: one value per output}}; words left out have zeros
+    tables  {head: {word: one value per output}}; other words have zeros
 
-    The layer adds nothing, and a word's hidden state is one-hot at its id; a table's rows are the head's weights.
+    The layer adds nothing, so a word's hidden state is one-hot at its id. The rows of a table are the weights of its head.
     """
 
     def make(tables=(), **changes) -> str:
@@ -100,7 +100,7 @@ def readable_model(tmp_path):
 
 @pytest.fixture
 def run(capfd, monkeypatch):
-    """run(*arguments, stdin=bytes or None for a terminal) -> (status, output, errors)."""
+    """run(*arguments, stdin) -> (status, output, errors) of the command line. stdin: bytes, or None for a terminal."""
 
     def run(*arguments, stdin=b""):
         stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
@@ -119,7 +119,7 @@ def run(capfd, monkeypatch):
 
 @pytest.fixture
 def embed(run, random_model):
-    """embed(*arguments) -> the texts (pairs as lists) that come out of embed --json."""
+    """embed(*arguments) -> the texts (pairs as lists) in the output of embed --json."""
 
     def embed(*arguments, stdin=b""):
         status, out, err = run("embed", "-m", random_model, "--json", *arguments, stdin=stdin)

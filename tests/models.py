@@ -19,7 +19,7 @@ def load_tool(name):
 
 
 def real_model(name, cache):
-    """The folder of a real model, downloaded into folder `cache` when it is not there yet; skips the test when it cannot be had."""
+    """The folder of a real model, downloaded into folder `cache` if needed. Skips the test if the model is not available."""
     try:
         return load_tool("get_model").download(name, Path(cache))
     except OSError as error:

@@ -1,10 +1,10 @@
-"""The error of every op of a backend against float64, over fresh random inputs: what docs/numerics.md states and test_numerics.py holds.
+"""The error of every op of a backend against float64 on random inputs. docs/numerics.md states it, and test_numerics.py checks it.
 
 python tests/numerics.py [SEEDS]  measures all backends of this machine but a GPU, 100 seeds, and prints the tables of docs/numerics.md.
 
-The oracle is float64 code of its own. For factors of low precision it rounds the factors first, as the op says it does: what is measured
-is the op, not the storage. Errors are divided by the sum of the magnitudes of the terms that the op adds up, so that they do not depend on
-what happens to cancel; a norm's and a function's by what the table says.
+The oracle is separate float64 code. It first rounds factors of low precision as the op does, so that the numbers measure the op and not
+the storage. Errors are divided by the sum of the magnitudes of the terms that the op adds, so that they do not depend on cancellation.
+For norms and functions, the table names another divisor.
 """
 
 import platform
@@ -27,18 +27,18 @@ from fastinfer.weights import Embedding, Norm
 DEVICES = ["numpy", *backends.COMPILED]
 MOST = np.finfo(np.float32).max
 NORM_EPS = 1e-12
-MEANS = (0, 10, 1e4, 1e6)  # of rows that are normed, whose standard deviation is 1
+MEANS = (0, 10, 1e4, 1e6)  # means of the rows for norm; their standard deviation is 1
 FUNCTIONS = {
     "exp": np.exp,
     "erf": special.erf,
     "tanh": np.tanh,
     "gelu": lambda x: 0.5 * x * special.erfc(-x * 0.5**0.5),  # erfc keeps the digits of the left tail
 }
-SPAN = {"exp": (-104, 88.7), "erf": (-5, 5), "tanh": (-11, 11), "gelu": (-15, 15)}  # where a function bends
+SPAN = {"exp": (-104, 88.7), "erf": (-5, 5), "tanh": (-11, 11), "gelu": (-15, 15)}  # the range where it bends
 
 
 class Op(NamedTuple):
-    """What is stated of an op: by what its error is divided, and the most it may then be, by dtype."""
+    """The bound of an op's error: the divisor of the error, and the largest quotient by dtype."""
 
     relative_to: str
     most: dict[str, float]
@@ -66,12 +66,12 @@ OPS = {
 
 
 def dtypes(device, op):
-    """Those that a backend has for the op. NumPy and SciPy answer for exp, erf and tanh themselves."""
+    """The dtypes to measure for an op of a backend. On "numpy", exp, erf and tanh are NumPy's and SciPy's, so they have none."""
     return [dtype for dtype in OPS[op].most if device != "numpy" or (dtype == "float32" and op not in ("exp", "erf", "tanh"))]
 
 
 def error(device, op, dtype, seed):
-    """The largest error of an op over the inputs of one seed."""
+    """The largest error of an op on the inputs of one seed."""
     rng = np.random.default_rng([seed, *op.encode()])
     ops = fastinfer.backends.get(device, dtype=dtype, threads=1)
     name, _, kind = op.partition(", ")
@@ -85,7 +85,7 @@ def error(device, op, dtype, seed):
 
 
 def apply(ops, function, x):
-    """A function of a backend over an array."""
+    """A backend's function of each value of an array."""
     if ops.name == "numpy":
         return activations.ACTIVATIONS[function](x)
     out = np.empty_like(x)
@@ -146,7 +146,7 @@ def of_attention(ops, dtype, rng, kind):
     out, cu = np.empty((36, heads * size), np.float32), np.cumsum([0, *lengths], dtype=np.int32)
     ops.attention(qkv, cu, heads, out=out)
     exact = qkv
-    if dtype == "bfloat16" and ops.kernels.half:  # the other ISAs compute float32 then
+    if dtype == "bfloat16" and ops.kernels.half:  # the other ISAs compute in float32
         exact = bfloat16(qkv)
     sizes = exact.copy()
     sizes[:, 2 * heads * size :] = np.abs(sizes[:, 2 * heads * size :])
@@ -155,7 +155,7 @@ def of_attention(ops, dtype, rng, kind):
 
 def of_fff(ops, dtype, rng, kind):
     worst = 0.0
-    for trees, depth, tokens in ((2, 6, 12), (64, 1, 26)):  # deep, and many small ones
+    for trees, depth, tokens in ((2, 6, 12), (64, 1, 26)):  # deep trees, and many small ones
         count = 2 ** (depth + 1) - 1
         x = rng.standard_normal((tokens, 100), np.float32)
         w_in, w_out = (rng.standard_normal((trees, count, 100), np.float32) for _ in range(2))
@@ -165,7 +165,7 @@ def of_fff(ops, dtype, rng, kind):
         z, out = np.empty(nodes.shape, np.float32), np.empty_like(x)
         prepared = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth)
         ops.fff(x, prepared, bias=bias, out=out, nodes=nodes, z=z)
-        at = np.arange(trees)[:, None], nodes  # along the way that was taken
+        at = np.arange(trees)[:, None], nodes  # along the route that the op took
         rows_in, rows_out, b = as_stored(w_in, dtype)[at], as_stored(w_out, dtype)[at], b_in[at].astype(np.float64)
         products = x[:, None, None].astype(np.float64) * rows_in
         logits = products.sum(-1) + b
@@ -190,7 +190,7 @@ def of_pool(ops, kind, rng):
 
 
 def stated():
-    """The rows of the table of bounds, as docs/numerics.md has them."""
+    """The rows of the table of bounds in docs/numerics.md."""
     yield f"| op | error relative to | {' | '.join(backends.DTYPES)} |"
     yield "|---|---|" + "---|" * len(backends.DTYPES)
     for name, op in OPS.items():
@@ -198,7 +198,7 @@ def stated():
 
 
 def measured(seeds):
-    """The rows of the table of what this machine's backends do, over so many seeds."""
+    """The rows of the table of errors of this machine's backends, over `seeds` seeds."""
     yield f"| op, dtype | {' | '.join(DEVICES)} |"
     yield "|---|" + "---|" * len(DEVICES)
     for op in OPS:
@@ -211,7 +211,7 @@ def measured(seeds):
 
 
 def processor():
-    """Its name as Linux gives it."""
+    """The name of the CPU from /proc/cpuinfo, or else from Python."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

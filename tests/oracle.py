@@ -1,4 +1,4 @@
-"""A fast feedforward in float64 loops, from the definition alone: nothing of fastinfer is used here."""
+"""A fast feedforward in float64 loops, written from the definition. It uses nothing from fastinfer."""
 
 import math
 
@@ -29,7 +29,7 @@ def walk(x, w_in, b_in, depth, children=None):
 
 
 def add_up(x, w_in, b_in, w_out, nodes, b_out=None):
-    """The output (T, D), float64, of going along the given nodes."""
+    """The output (T, D), float64, along the given nodes."""
     x, w_in, w_out = (np.asarray(a, np.float64) for a in (x, w_in, w_out))
     y = np.zeros(x.shape)
     for t in range(len(x)):

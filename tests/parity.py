@@ -1,9 +1,9 @@
-"""Answers of fastinfer beside those of transformers' pipelines: `python tests/parity.py` prints the table of docs/parity.md.
+"""Comparison of fastinfer's answers with transformers' pipelines. `python tests/parity.py` prints the table of docs/parity.md.
 
-The models are tiny and random, with tokenizers trained here; each is saved to a folder that both sides open. Where a pipeline is the
-oracle it runs as it is. Two oracles are written here: question answering, whose pipeline transformers 5 no longer has, after what
-the one of transformers 4 documents (where that version is installed, its pipeline is the oracle); and words, for vocabularies that
-mark no pieces, after the tokenizers library's own pre-tokenizers.
+The models are tiny and random, with tokenizers trained here. Each is saved to a folder that both sides open. The oracle is an unchanged
+pipeline, with two exceptions. transformers 5 has no pipeline for question answering, so this file has one that follows the documentation
+of transformers 4; if that version is installed, its pipeline is the oracle. For vocabularies that do not mark pieces, the words come from
+the pre-tokenizers of the tokenizers library.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ LONG = [
     "Ada Lovelace lived in London, and Angela Merkel visited Berlin, Paris and Rome. " * 9,
     "Jean-Baptiste (Paris) met Michelle's friend; they left Rome for Berlin! " * 7,
 ]
-PLAIN = [  # each word once, and nothing but letters and spaces
+PLAIN = [  # only letters and spaces, each word once
     "Ada Lovelace lived in London",
     "Angela Merkel visited Berlin and Rome",
     "the capital of France is Paris",
@@ -122,7 +122,7 @@ MASKED = [
 
 
 class Case(NamedTuple):
-    """A tiny model and its tokenizer: name, what its vocabulary is, classes of transformers, options of its config."""
+    """A tiny model and its tokenizer: its name, the kind of its vocabulary, classes of transformers, options of its config."""
 
     name: str
     kind: str
@@ -193,7 +193,7 @@ def tokenizer_of(case: Case) -> transformers.PreTrainedTokenizerFast:
 
 
 class Pair(NamedTuple):
-    """Both sides of a comparison: transformers' model and tokenizer, and fastinfer's model, of one folder."""
+    """Both sides of a comparison, from one folder: transformers' model and tokenizer, and fastinfer's model."""
 
     case: Case
     task: str
@@ -220,7 +220,7 @@ def pair(case: Case, task: str, folder: Path) -> Pair:
     return Pair(case, task, model, tokenizer, fastinfer.load(folder, device="cpu", dtype="float32"))
 
 
-# --- words, where a vocabulary marks no pieces ---
+# --- words, for vocabularies that do not mark pieces ---
 
 CUT = pre_tokenizers.Sequence(
     [
@@ -232,18 +232,18 @@ CUT = pre_tokenizers.Sequence(
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A span without white space around it."""
+    """A span without white space at its ends."""
     found = re.search(r"\S(.*\S)?", text[start:end], re.DOTALL)
     return (start + found.start(), start + found.end()) if found else (end, end)
 
 
 def begins_word(text: str, spans: list[tuple[int, int]], words: list[int | None]) -> list[bool | None]:
-    """Per token whether it begins a word; None: white space that belongs to no word."""
+    """Per token, whether it begins a word; None for white space that does not belong to a word."""
     cuts = {start for _, (start, _) in CUT.pre_tokenize_str(text)}
     blank = [start == end for start, end in spans]
     begins: list[bool | None] = []
-    last = 0  # where the token before ends
-    open_blank = False  # whether white space begins a word here
+    last = 0  # the end of the token before
+    open_blank = False  # whether the token before is white space that began a word
     for i, (start, end) in enumerate(spans):
         if blank[i] and all(blank[j] for j in range(i, len(spans)) if words[j] == words[i]):
             begins.append(None)
@@ -257,7 +257,7 @@ def begins_word(text: str, spans: list[tuple[int, int]], words: list[int | None]
 
 
 class Words(transformers.TokenClassificationPipeline):
-    """The pipeline, with the words above instead of those between two spaces."""
+    """The pipeline with the words of begins_word instead of words between spaces."""
 
     def gather_pre_entities(self, sentence, input_ids, scores, offset_mapping, special_tokens_mask, aggregation_strategy, **more):
         found = super().gather_pre_entities(sentence, input_ids, scores, offset_mapping, special_tokens_mask, aggregation_strategy, **more)
@@ -273,7 +273,7 @@ class Words(transformers.TokenClassificationPipeline):
 def their_tags(pair: Pair, text: str, strategy: str, *, our_words: bool) -> list[tuple]:
     kind = Words if our_words else transformers.TokenClassificationPipeline
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of words that the tokenizer does not have
+        warnings.simplefilter("ignore")  # about words that the tokenizer does not have
         found = kind(model=pair.theirs, tokenizer=pair.tokenizer)(text, aggregation_strategy=strategy) if text else []
     spans = [(*trimmed(text, one["start"], one["end"]), one["entity_group"], float(one["score"])) for one in found]
     return [(start, end, label, score, text[start:end]) for start, end, label, score in spans if start < end]
@@ -287,7 +287,7 @@ def their_classes(pair: Pair, text: Any) -> list[tuple[str, float]]:
 
 
 def their_masks(pair: Pair, text: str, top_k: int) -> list[list[tuple[str, float, str]]]:
-    """Per mask (token, score, text with that mask filled): the space before a token is where decoding puts it."""
+    """Per mask, (token, score, text with that mask filled). Decoding decides whether a space precedes the token."""
     tokenizer = pair.tokenizer
     found = transformers.FillMaskPipeline(model=pair.theirs, tokenizer=tokenizer)(text, top_k=top_k)
     ids = tokenizer(text)["input_ids"]
@@ -301,7 +301,7 @@ def their_masks(pair: Pair, text: str, top_k: int) -> list[list[tuple[str, float
             assert joined.startswith(before)
             joined = joined[len(before) :]
             shown = one["token_str"]
-            if pair.case.kind.startswith("Unigram"):  # whose decoder drops the space of a single token
+            if pair.case.kind.startswith("Unigram"):  # its decoder drops the space of a single token
                 shown = tokenizer.convert_ids_to_tokens(one["token"]).replace("▁", " ")
             start = text[: place.start()] if joined.startswith(" ") else text[: place.start()].rstrip()
             touching = (start[-1:] + joined[1:2]) if pair.case.kind.startswith("WordPiece") else ""
@@ -312,7 +312,7 @@ def their_masks(pair: Pair, text: str, top_k: int) -> list[list[tuple[str, float
 
 
 def their_answers(pair: Pair, question: str, context: str, *, top_k: int = 1, none: bool = False, whole: bool = True) -> list[tuple]:
-    """The question answering pipeline of transformers 4, with this project's longest answer and windows."""
+    """Answers of the question answering pipeline of transformers 4, with this project's longest answer and windows."""
     stride = shared(pair, question)
     if hasattr(transformers, "QuestionAnsweringPipeline"):
         pipeline = transformers.QuestionAnsweringPipeline(model=pair.theirs, tokenizer=pair.tokenizer)
@@ -325,15 +325,15 @@ def their_answers(pair: Pair, question: str, context: str, *, top_k: int = 1, no
 
 
 def shared(pair: Pair, question: str) -> int:
-    """How many tokens neighbouring windows share."""
+    """The number of tokens that neighbouring windows share."""
     return (LIMIT - len(pair.tokenizer(question, "a")["input_ids"]) + 1) // 2
 
 
 def spans_of(pair: Pair, question: str, context: str, top_k: int, none: bool, whole: bool, stride: int, *, our_words: bool) -> list[tuple]:
-    """The pipeline's algorithm, over all pairs of tokens.
+    """Answers by the pipeline's algorithm, over all pairs of tokens.
 
-    our_words  words as above, where the vocabulary marks no pieces; and the scores of one text in two places, or of one place in two
-               windows, are not added up
+    our_words  True: for vocabularies that do not mark pieces, use the words of begins_word; and do not add the scores of one text
+               in two places, or of one place in two windows
     """
     encoded = pair.tokenizer(question, context, truncation="only_second", max_length=LIMIT, stride=stride, return_overflowing_tokens=True)
     widened = words_of(pair, question, context) if our_words and not pair.case.kind.startswith("WordPiece") else None
@@ -367,7 +367,7 @@ def spans_of(pair: Pair, question: str, context: str, top_k: int, none: bool, wh
 
 
 def their_span_scores(pair: Pair, encoding: Any) -> tuple[list[float], list[float]]:
-    """Probabilities of each token to be an answer's start and its end, over the first token and the context."""
+    """The probabilities that each token is an answer's start, and its end. They cover the first token and the context."""
     inputs = {"input_ids": torch.tensor([encoding.ids])}
     if pair.case.token_types:
         inputs["token_type_ids"] = torch.tensor([encoding.type_ids])
@@ -379,7 +379,7 @@ def their_span_scores(pair: Pair, encoding: Any) -> tuple[list[float], list[floa
 
 
 def words_of(pair: Pair, question: str, context: str) -> dict[tuple[int, int], tuple[int, int]]:
-    """{offsets of a token: start and end of its word}, of the context."""
+    """{offsets of a token: (start, end) of its word} for the tokens of the context."""
     whole = pair.tokenizer(question, context).encodings[0]
     inside = [i for i, side in enumerate(whole.sequence_ids) if side == 1]
     spans = [trimmed(context, *whole.offsets[i]) for i in inside]
@@ -400,7 +400,7 @@ def words_of(pair: Pair, question: str, context: str) -> dict[tuple[int, int], t
 
 
 def close(ours: list[tuple], theirs: list[tuple], score: int) -> tuple[bool, float]:
-    """(whether the answers are equal but for their scores, the largest difference of scores); score: its place in an answer."""
+    """(whether the answers without scores are equal, the largest difference of scores). score: its index in an answer."""
     plain = [[(*one[:score], *one[score + 1 :]) for one in side] for side in (ours, theirs)]
     return plain[0] == plain[1], max((abs(a[score] - b[score]) for a, b in zip(ours, theirs, strict=False)), default=0.0)
 
@@ -449,7 +449,7 @@ def masks(pair: Pair, top_k: int = 5) -> list[tuple[str, bool, float]]:
 
 
 def rows() -> Iterator[tuple[str, ...]]:
-    """The rows of the table: task, tokenizer, oracle, texts, equal answers, largest difference of scores."""
+    """The rows of the table: task, tokenizer, oracle, number of texts, of equal answers, largest difference of scores."""
     for case in CASES:
         for task in HEADS:
             with tempfile.TemporaryDirectory() as folder:
@@ -461,7 +461,7 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 
 def compared(both: Pair) -> Iterator[tuple[str, str, list[tuple[Any, bool, float]]]]:
-    """(what is compared, with what, (text, equal, difference) per text)."""
+    """Each comparison as (its name, the oracle, (text, equal, difference) per text)."""
     if both.task == "tag":
         for strategy in STRATEGIES:
             yield f"tag, {strategy}", "pipeline", tags(both, strategy, our_words=False)
@@ -485,7 +485,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # these models are too small to share
+    torch.set_num_threads(1)  # several threads slow models this small
     print("| task | tokenizer | oracle | texts | equal | scores apart |\n|---|---|---|---|---|---|")
     for row in rows():
         print(f"| {' | '.join(row)} |", flush=True)

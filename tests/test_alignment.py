@@ -1,4 +1,4 @@
-"""Arrays at any place in memory that their type allows: kernels give the bits that they give for aligned ones, and touch nothing beside."""
+"""Arrays at any address that their type allows: kernels give the same bits as for aligned arrays, and write only into `out`."""
 
 from types import SimpleNamespace
 
@@ -14,11 +14,11 @@ from fastinfer.checkpoint import Tensor
 each_device = pytest.mark.parametrize("device", backends.COMPILED)
 each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
 
-STEPS = (0, 1, 5, 15)  # items of the array's type that it begins after a multiple of 64 bytes
+STEPS = (0, 1, 5, 15)  # items from a multiple of 64 bytes to the start of the array
 
 
 def moved(array, steps):
-    """A copy that begins `steps` items after a multiple of 64 bytes, between rows of a canary; and that canary."""
+    """A copy that begins `steps` items after a multiple of 64 bytes, with a canary on both sides; and the two canaries."""
     size = array.dtype.itemsize
     whole = np.full(array.nbytes + 64 + 64 + 15 * size + 64, 0xA5, np.uint8)
     start = -whole.ctypes.data % 64 + 64 + steps * size
@@ -30,7 +30,7 @@ def moved(array, steps):
 
 
 def everywhere(what, given, shape):
-    """what(arrays, out) gives the same bits with all arrays, or the output alone, at each of STEPS, and leaves what lies beside it."""
+    """Assert that what(arrays, out) gives the same bits for arrays and output at each of STEPS, and leaves the canaries."""
     answers = []
     for inputs, output in [*((s, s) for s in STEPS), (0, 1), (3, 0)]:
         arrays = [a if a is None else moved(a, inputs)[0] for a in given]
@@ -63,7 +63,7 @@ def test_trees(device, dtype, trees, depth, hidden, tokens):
 
 @each_device
 def test_outputs_that_bypass_the_caches(device):
-    """From 8 MB on an aligned output is written past the caches; one that is not cannot be."""
+    """Kernels write an aligned output of 8 MB or more past the caches. They cannot do so for an unaligned one."""
     rng = np.random.default_rng(2)
     w_in, w_out = rng.standard_normal((2, 1, 7, 64), np.float32)
     x = rng.standard_normal((33_000, 64), np.float32)

@@ -1,4 +1,4 @@
-"""load() and Model: texts in, answers out, on tiny models whose answers are known or whose batches must not matter."""
+"""load() and Model, on tiny models whose answers are known or must not depend on the batch."""
 
 import itertools
 import math
@@ -221,7 +221,7 @@ def test_a_task_without_a_head_names_the_heads(readable_model):
 
 
 def test_models_inside(monkeypatch, tmp_path, readable_model):
-    """None is the first by name; a name is no path; what exists as a path is taken as one."""
+    """None loads the first model by name. A Path is never a model's name. A folder that exists wins over a name."""
     monkeypatch.setattr(fastinfer.catalog, "MODELS", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no model is named, and none is inside this installation: name a checkpoint folder"):
@@ -284,7 +284,7 @@ def test_rank_by_embedding(readable_model):
 
 
 def test_a_score_does_not_depend_on_the_documents_beside():
-    model = fastinfer.load(device="cpu")  # the one inside: vectors long enough for BLAS to sum them in several ways
+    model = fastinfer.load(device="cpu")  # the shipped model: BLAS may sum its long vectors in several orders
     documents = [" ".join(WORDS[5 + i : 8 + i]) for i in range(8)]
     together = dict(model.rank("Where did Ada live?", documents))
     assert len(set(together.values())) == len(documents)
@@ -310,7 +310,7 @@ def test_rank_by_cross_encoder(readable_model, output):
 
 @pytest.fixture
 def filler(readable_model):
-    """A model that fills london 3, paris 2, ##ly 1, all else 0."""
+    """A model whose mask logits are 3 for london, 2 for paris, 1 for ##ly, and 0 for all others."""
     row = np.zeros(len(WORDS))
     for word, logit in (("london", 3), ("paris", 2), ("##ly", 1)):
         row[WORDS.index(word)] = logit
@@ -386,7 +386,7 @@ def test_answer(readable_model):
     tables = {"answer": {"london": [5, 1], "paris": [1, 4], "ada": [1.5, 3], "[CLS]": [9, 9], "is": [9, 9]}}
     model = fastinfer.load(readable_model(tables))
     context = "Ada lived in London of Paris."  # ada lived in london of paris .
-    # over [CLS], which stands for no answer, and the context
+    # the softmax covers [CLS], which means "no answer", and the context
     (none, *starts), (_, *ends) = softmax(9, 1.5, 0, 0, 5, 0, 1, 0), softmax(9, 3, 0, 0, 1, 0, 4, 0)
     ((best, second, third),) = model.answer("is is?", context, top_k=3)
     assert (*best[:2], best[3]) == (13, 28, "London of Paris")
@@ -429,7 +429,7 @@ def test_several_python_threads_at_once(model):
 
 @pytest.mark.parametrize("device", [["numpy", "numpy"], *([[name] for name in backends.ALL if name.startswith("cuda")])], ids=str)
 def test_texts_are_tokenised_ahead_of_a_device_that_leaves_the_host_free(random_model, monkeypatch, device):
-    """Windows of texts, and devices that take batches in turn, give what one window on one device gives, in order, with one warning."""
+    """Windows of texts on devices that take turns give the answers of one window on one device, in order, with one warning."""
     want_of, model = fastinfer.load(random_model, device="numpy"), fastinfer.load(random_model, device=device)
     for ops, _ in model._runner.replicas:
         monkeypatch.setattr(ops, "asynchronous", True)

@@ -1,4 +1,4 @@
-"""Attention, norms and embeddings of every ISA against float64, and bitwise alone or in a batch, by teams of any size."""
+"""Attention, norms and embeddings of every ISA: near float64, and bitwise the same alone, in a batch and with any threads."""
 
 import itertools
 
@@ -11,9 +11,9 @@ import fastinfer
 from fastinfer.checkpoint import Tensor
 from fastinfer.weights import Embedding, Norm
 
-# Around a block of queries and a panel of keys, of 16 or 32.
+# Lengths around a block of queries and a panel of keys, which have 16 or 32.
 TEXTS = ([1], [2, 5], [12, 13, 1, 31], [32], [33, 64, 7], [15, 16, 17, 18], [100, 3], [250])
-HEADS = [(1, 8), (2, 16), (3, 24), (2, 32), (2, 40), (2, 64), (1, 72)]  # how many, of what size
+HEADS = [(1, 8), (2, 16), (3, 24), (2, 32), (2, 40), (2, 64), (1, 72)]  # (heads, head size)
 
 each_device = pytest.mark.parametrize("device", backends.COMPILED)
 each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
@@ -41,7 +41,7 @@ def in_float64(qkv, lengths, heads, size):
 @pytest.mark.parametrize(("heads", "size"), HEADS)
 def test_attention(device, dtype, heads, size):
     ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 2, 3)]
-    # In the low precisions, an ISA with a bfloat16 dot product takes bfloat16 factors; the others stay with float32.
+    # In low precisions, an ISA with a bfloat16 dot product rounds factors to bfloat16. The others use float32.
     low = dtype != "float32" and device == "cpu:avx512_bf16"
     for lengths in TEXTS:
         rng = np.random.default_rng([size, len(lengths)])
@@ -75,7 +75,7 @@ def test_attention_keeps_what_is_no_number_to_its_text_and_head(device, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 40), (2, 64)])
 def test_bfloat16_between_projection_and_attention_changes_no_bit(device, dtype, heads, size):
-    """Attention in bfloat16 rounds q, k and v itself: it may be given them rounded, by the product that makes them."""
+    """Attention in bfloat16 rounds q, k and v. So the product that makes them may round them already."""
     hidden, lengths = heads * size, [1, 2, 33, 70, 16]
     rng = np.random.default_rng(size)
     ops = fastinfer.backends.get(device, dtype=dtype, threads=2)
@@ -108,7 +108,7 @@ def test_norm(device, hidden):
     want = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm.weight + norm.bias
     whole = np.empty_like(x)
     fastinfer.backends.get(device, threads=1).norm(x, norm, 1e-5, out=whole)
-    # Of two values that are close, little is left of float32 after the mean is taken off.
+    # Subtracting the mean from two close values cancels most digits of float32.
     assert_allclose(whole, want, rtol=1e-5, atol=2e-5 if hidden > 3 else 1e-3)
     for tokens, threads in ((1, 1), (2, 1), (63, 2), (64, 3), (200, 2), (200, 3)):
         part = x[:tokens].copy()

@@ -1,4 +1,4 @@
-"""Choosing a device, an ISA, a number of threads; what is said where one cannot be had."""
+"""The choice of a device, an ISA and a number of threads, and the errors for those that are not available."""
 
 import backends
 import pytest

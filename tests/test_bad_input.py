@@ -1,4 +1,4 @@
-"""Hostile and broken checkpoints and arrays: one clear error each, never a crash, never memory for a number in a file."""
+"""Hostile and broken checkpoints and arrays give one clear error each, and no crash. A number in a file never sizes an allocation."""
 
 import json
 import mmap
@@ -28,7 +28,7 @@ ERROR = fastinfer.CheckpointError
 
 
 def pack(header, data=b""):
-    """The bytes of a safetensors file; header an object, or bytes."""
+    """The bytes of a safetensors file. header: an object or bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -219,7 +219,7 @@ def shards(tmp_path):
 
 
 def edit(folder, **names):
-    """Change the weight_map: a name placed in another file, or for None left out."""
+    """Change the weight_map of an index: place a name in another file, or remove it for None."""
     path = folder / "model.safetensors.index.json"
     data = json.loads(path.read_text())
     places = {k: v for k, v in (data["weight_map"] | names).items() if v is not None}
@@ -266,7 +266,7 @@ def test_an_index_that_is_none(shards, text):
 
 
 def change(path, name, tensor):
-    """Replace (or remove, for None) one tensor of a safetensors file, without the project's code."""
+    """Replace one tensor of a safetensors file, or remove it for None, without the project's code."""
     header, data = unpack(path.read_bytes())
     header.pop("__metadata__", None)
     parts = {n: (e["dtype"], e["shape"], data[slice(*e["data_offsets"])]) for n, e in header.items()}
@@ -428,7 +428,7 @@ BATCH = fastinfer.PackedBatch.from_ids([[1, 2, 3], [0]])
 
 
 def mutate(rng, name, raw):
-    """`raw` with one thing wrong: cut, a bit or bytes changed, or a number of its JSON replaced."""
+    """`raw` with one fault: it is cut, a bit or bytes differ, or a number of its JSON is replaced."""
     begin = 0
     if name.endswith(".safetensors"):
         begin = 8 + int.from_bytes(raw[:8], "little")
@@ -449,7 +449,7 @@ def mutate(rng, name, raw):
 
 
 def fuzz(seed, rounds):
-    """Break checkpoints at random. Returns how often they were loaded and refused (naming the place); the rest is an exception."""
+    """Break checkpoints at random. Returns how many were loaded and how many refused with their place. Other errors are raised."""
     rng = random.Random(seed)
     loaded = refused = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -476,7 +476,7 @@ def fuzz(seed, rounds):
 
 
 def run(folder, device):
-    """Load and use every head; outputs have the right shapes."""
+    """Load a checkpoint, use every head, and check the shapes of outputs."""
     model = fastinfer.load(folder, device=device)
     c = model.config
     batch = BATCH if c.vocabulary > 3 and c.positions.max > 2 else fastinfer.PackedBatch.from_ids([[0]])
@@ -498,13 +498,13 @@ def test_fuzz(seed):
 
 
 def test_fuzz_with_little_memory():
-    """No number in a file makes the loader ask for memory: 300 MiB more than an honest load needs are enough."""
+    """No number in a file makes the loader allocate: 300 MiB more than a valid checkpoint needs are enough."""
     resource = pytest.importorskip("resource")
     code = (
         "import re, resource, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_bad_input\n"
-        "test_bad_input.backends.ALL.remove('cuda') if 'cuda' in test_bad_input.backends.ALL else None\n"  # whose driver wants terabytes
+        "test_bad_input.backends.ALL.remove('cuda') if 'cuda' in test_bad_input.backends.ALL else None\n"  # its driver maps terabytes
         "test_bad_input.fuzz(100, 1)\n"
         "used = 1024 * int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         f"resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), {resource.RLIM_INFINITY}))\n"
@@ -512,7 +512,7 @@ def test_fuzz_with_little_memory():
     )
     if not os.path.exists("/proc/self/status"):
         pytest.skip("reads /proc")
-    one = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each of numpy's threads has memory of its own
+    one = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each of numpy's threads takes memory
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300, env=one)
     assert done.returncode == 0, done.stderr[-3000:]
     loaded, refused = map(int, done.stdout.split())
@@ -644,7 +644,7 @@ def test_arrays_that_cannot_be(changes, kind, said):
 
 
 class Index:
-    """An integer that is neither an int nor of numpy."""
+    """An integer that is neither an int nor a NumPy integer."""
 
     def __init__(self, value):
         self.value = value
@@ -670,7 +670,7 @@ def test_integers_of_every_kind_are_ints(integer, model):
     assert fastinfer.Config.from_json(json.loads(changed.to_json())) == changed
     assert {type(changed.vocabulary), type(changed.ffn[0].trees), type(changed.ffn[0].depth)} == {int}
 
-    batch = fastinfer.PackedBatch.from_ids([[1, 2, 3]] * 100)  # 300 tokens: batches begin where no uint8 reaches
+    batch = fastinfer.PackedBatch.from_ids([[1, 2, 3]] * 100)  # 300 tokens: batches begin at indices beyond uint8
     want = model.hidden_states(batch, layers=(1,), batch_tokens=120)
     for got, right in zip(model.hidden_states(batch, layers=(integer(1),), batch_tokens=integer(120)), want, strict=True):
         np.testing.assert_array_equal(got, right)
@@ -679,7 +679,7 @@ def test_integers_of_every_kind_are_ints(integer, model):
 
 
 def test_a_size_that_cannot_be_compared_is_refused():
-    """Not taken for one that fits."""
+    """A size of another type raises TypeError, and never counts as equal."""
     for sizes in ((5.0, 6), (None, 6), (5, np.float64(6))):
         with pytest.raises(TypeError):
             check_array("x", X, sizes)
@@ -701,7 +701,7 @@ def test_int8_products_whose_sums_would_not_fit():
     with pytest.raises(SHAPE, match=r"inputs of an int8 matrix is 140000, expected 1 to 131072 .*: compute in another dtype"):
         fastinfer.FFF(**arguments, dense=(w, None, w), device="cpu", dtype="int8")
     assert fastinfer.fff(x, **arguments, dense=(w, None, w), device="cpu", dtype="bfloat16").min() > 140_000
-    # The most there may be, all at the largest value: 2**17 * 127 * 127 is the largest sum.
+    # The most inputs, all at the largest value: the sum of 2**17 * 127 * 127 is the largest.
     ops = fastinfer.backends.get("cpu", dtype="int8")
     most = ops.matrix(Tensor(np.ones((1, 1 << 17), np.float32), "float32"))
     out = np.empty((2, 1), np.float32)
@@ -712,7 +712,7 @@ def test_int8_products_whose_sums_would_not_fit():
 @COMPILED
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory that is not there until it is used is mapped the way of Linux")
 def test_more_rows_than_the_kernels_count():
-    """2**31 rows were left as they were."""
+    """With 2**31 rows the kernels once left the output unchanged."""
     try:
         x, out = (np.frombuffer(mmap.mmap(-1, 4 << 31, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000), np.float32) for _ in range(2))
     except OSError as error:
@@ -727,7 +727,7 @@ def test_more_rows_than_the_kernels_count():
 
 @COMPILED
 def test_the_compiled_module_checks_shapes_itself():
-    """Whatever a check before it misses, no kernel runs on an array that is too short."""
+    """No kernel runs on an array that is too short, even if earlier checks miss it."""
     from fastinfer import _cpu
 
     kernels = _cpu.Kernels(backends.ISAS[0])
@@ -807,7 +807,7 @@ def test_an_output_that_overlaps_in_part():
 @pytest.mark.parametrize("device", backends.ALL)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite(device, bad):
-    """They reach the output; a NaN logit is not > 0, so the walk goes left; other tokens are as without them."""
+    """They reach the output of their token, and other tokens do not change. A NaN logit is not > 0, so the walk goes left."""
     arguments = trees(depth=3)
     layer = fastinfer.FFF(**arguments, device=device)
     x = np.zeros((7, 6), np.float32)

@@ -1,4 +1,4 @@
-"""Packing: what from_ids takes, and what it says to the rest."""
+"""PackedBatch: the values that from_ids takes, and its errors for others."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_cut(lengths, batch_tokens):
 
 
 def test_cutting_a_million_texts_is_quick():
-    lengths = np.full(1_000_000, 2**12, np.int32)  # 2**32 tokens: their sum is no int32
+    lengths = np.full(1_000_000, 2**12, np.int32)  # 2**32 tokens: their sum exceeds an int32
     assert sum(len(group) for group in cut(lengths, 2**14)) == len(lengths)
 
 

@@ -1,4 +1,4 @@
-"""The command `fastinfer bench` on the CPU: its rows, tables and refusals. No test looks at how long anything takes."""
+"""The command `fastinfer bench` on the CPU: its rows, tables and refusals. No test checks a time."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastinfer.errors import BackendError
 
 @pytest.fixture
 def bench(run, monkeypatch):
-    """bench(*arguments) -> the lines of a quick run."""
+    """bench(*arguments) -> the output lines of a quick run."""
     monkeypatch.setattr(command, "reexecute", lambda threads: None)
     monkeypatch.setattr(machine.Roofline, "read", lambda roofline, nbytes: 1e11)
     monkeypatch.setattr(timing, "TURN_SECONDS", 1e-9)
@@ -78,7 +78,7 @@ def test_texts_of_a_model(bench, random_model, tmp_path):
 
 
 def test_start_of_a_model(bench):
-    """Fresh processes answer in batches of ids up to 1,000, which the model inside has."""
+    """Fresh processes use ids up to 1,000, which the shipped model has."""
     inside = Path(fastinfer.__file__).parent / "models" / "fastminilm-1x11"
     (row,) = rows(bench("model", "-m", inside, "--dtypes", "float32", "--start", "--json"))
     assert row["op"] == "start"
@@ -114,7 +114,7 @@ def test_dense_layers_compute_the_same():
     x = np.random.default_rng().standard_normal((7, 64), np.float32)
     weights = dense_weights(64, 96)
     for name, make in installed_dense(backends.get("cpu", threads=1)).items():
-        want = dense64(x, *weights, gelu=name != "numpy")  # "numpy" is the two products alone
+        want = dense64(x, *weights, gelu=name != "numpy")  # "numpy" has only the two products
         assert np.abs(make(*weights, 1)(x) - want).max() < 0.06 * np.abs(want).max(), name
 
 

@@ -1,4 +1,4 @@
-"""The GPU benchmark's arithmetic, tables and refusals, which need no GPU; and on one, its commands."""
+"""The GPU benchmark: arithmetic, tables and refusals without a GPU, and its commands on one."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def test_no_more_rows_are_visited(tokens):
 
 
 def test_floor_of_the_paper_shape():
-    """1.02 ns a token + 4.2 us in float16, twice as much in float32, at 3.0 TB/s."""
+    """At 3.0 TB/s the floor is 1.02 ns per token + 4.2 us in float16, and twice as much in float32."""
     rate = 3.0e6
     few, many = (gpu_layers.floor_bytes(FFFCase(1, 11, 768, t), "float16") / rate for t in (4096, 65536))
     assert (many - few) / (65536 - 4096) * 1e3 == pytest.approx(1.02, abs=0.01)
@@ -49,7 +49,7 @@ def test_floor_of_the_paper_shape():
 
 
 def test_row_of_a_table():
-    """Ratios are of medians; the best dense layer is one of the same precision, TF32 stands apart."""
+    """Ratios use medians. The best dense layer has the same precision, so TF32 has a column of its own."""
     case = FFFCase(1, 11, 768, 128)
     spreads = {"fff": spread(10.0), "own": spread(40.0), "torch": spread(30.0), "torch tf32": spread(20.0)}
     cold = {name: spread(2 * s.median) for name, s in spreads.items()}
@@ -181,7 +181,7 @@ def test_model_on_a_gpu(random_model, capsys):
 
 
 class Given:
-    """An oracle whose errors are given."""
+    """An oracle with errors that the test gives."""
 
     def __init__(self, **errors):
         self.given = errors
@@ -200,7 +200,7 @@ def rival(name, graph_us):
 
 
 def test_sizes_of_models(monkeypatch, capsys):
-    """Rows of the engines that are right; those that are wrong or for texts only have none."""
+    """Only engines with right answers have rows. Wrong engines, and those that only embed texts, have none."""
     monkeypatch.setattr(gpu_models, "interleaved", lambda replays, seconds: {name: spread(r.before) for name, r in replays.items()})
     made = {"quick": rival("quick", 400.0), "slow": rival("slow", 800.0), "wrong": rival("wrong", 1.0)}
     made["texts"] = (rival("texts", 1.0)[0], lambda ids: None)
@@ -211,14 +211,14 @@ def test_sizes_of_models(monkeypatch, capsys):
         ("slow", 0.8, 50.0, 8.0, None),
     ]
     assert all(r["host_us"] == pytest.approx(1e3 * (r["wall_ms"] - r["graph_ms"])) and r["mean_error"] > 0 for r in rows)
-    assert all(-r["graph_ms"] * 1e3 < r["launch_us"] < 0 and r["states_ms"] is None for r in rows)  # what is launched does nothing
+    assert all(-r["graph_ms"] * 1e3 < r["launch_us"] < 0 and r["states_ms"] is None for r in rows)  # the launched graph does nothing
     assert "left out: wrong dense float16 at 2x8: wrong dense float16 is wrong" in capsys.readouterr().err
     for row in rows:
         assert len(report.line(row)) == len(report.header("gpu"))
 
 
 def test_interleaved_takes_off_what_comes_first(monkeypatch):
-    """Of a replay of 4 calls that takes 100 us, 60 of them before the calls' own: 10 us a call."""
+    """A replay of 4 calls takes 100 us, of which 60 us are other work. So a call takes 10 us."""
     monkeypatch.setattr(gpu_timing, "elapsed", lambda stream, launch, times=1, ahead=False: 100.0 * times)
     spreads = gpu_timing.interleaved({"a": gpu_timing.Replay(None, None, 4, before=60.0), "b": gpu_timing.Replay(None, None, 1)}, seconds=0)
     assert spreads == {"a": Spread(10.0, 10.0, 10.0), "b": Spread(100.0, 100.0, 100.0)}

@@ -1,4 +1,4 @@
-"""The format: what is saved is what is loaded, bit for bit; what a full disk leaves; what is read and what stays mapped."""
+"""The format: a loaded checkpoint equals the saved one bit for bit, a full disk breaks nothing, and large trees stay mapped."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def assert_same(found, made):
 
 
 def header_of(path):
-    """(header, where the data begins), read without the project's code."""
+    """(header, offset of the data) of a safetensors file, read without the project's code."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     return json.loads(raw[8 : 8 + length]), 8 + length
@@ -108,14 +108,14 @@ def test_the_safetensors_library_sees_the_same_bytes(tmp_path, stored):
     made = builders.save(tmp_path, config)
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         for name, tensor in made.items():
-            if stored != "bfloat16" or tensor.dtype != "bfloat16":  # numpy has none
+            if stored != "bfloat16" or tensor.dtype != "bfloat16":  # numpy does not have it
                 assert file.get_tensor(name).tobytes() == tensor.data.tobytes()
             assert file.get_slice(name).get_shape() == list(tensor.data.shape)
             assert file.get_slice(name).get_dtype() == DTYPES[tensor.dtype][0]
 
 
 def test_files_that_the_safetensors_library_wrote(tmp_path):
-    """Their header is padded to 8 bytes only and their order is another: tensors may lie anywhere."""
+    """Their header is padded only to 8 bytes and their tensors have another order, so tensors may be unaligned."""
     config = builders.tiny(ffn=(FFF(2, 3, children=True, nodes=9),))
     made = builders.save(tmp_path, config)
     arrays = {name: tensor.data for name, tensor in made.items()}
@@ -142,7 +142,7 @@ def test_arrays_in_another_memory_order(tmp_path):
     assert_same(checkpoint.load(tmp_path)[1], made)
 
 
-# --- saving over what is there ---------------------------------------------------------------------
+# --- saving over an existing checkpoint ---------------------------------------------------------------------
 
 
 def test_from_one_file_to_shards_and_back(tmp_path):
@@ -267,7 +267,7 @@ def test_trees_are_used_where_they_lie(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_a_large_tree_is_not_read(tmp_path):
-    """A tree of 2 GiB (a hole in the file): loading and running a few tokens touch a small part of it."""
+    """Loading a tree of 2 GiB (a hole in the file) and running a few tokens reads only a small part of it."""
     config = builders.tiny(hidden=128, ffn=(FFF(64, 14, bias_in=False),))
     spec = checkpoint.tensors(config)
     header, begin = {}, 0
@@ -295,7 +295,7 @@ def test_a_large_tree_is_not_read(tmp_path):
 
 
 def bits_to_float64(bits):
-    """bfloat16 patterns of finite magnitude as float64; the pattern of infinity as the 2**128 that it stands for when rounding."""
+    """The float64 values of bfloat16 patterns. Infinity becomes 2**128, its value for rounding."""
     bits = bits.astype(np.int64)
     exponent, mantissa = (bits >> 7) & 0xFF, bits & 0x7F
     value = np.where(exponent == 0, mantissa * 2.0**-133, (mantissa + 128) * np.exp2(exponent - 134.0))
@@ -307,7 +307,7 @@ def test_bfloat16_rounds_to_nearest_even():
     edges = [(high << 16) | low for high in range(0, 1 << 16, 7) for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]
     special = [0x7F7F0000, 0xFF7F0000, 0x7F7EFFFF, 1, 0x80000001, 0x00007FFF, 0x00008000, 0x00018000, 0x007FFFFF]
     bits = np.concatenate([np.array(edges + special, np.uint32), rng.integers(0, 1 << 32, 100_000, dtype=np.uint32)])
-    bits = bits[bits & 0x7FFFFFFF <= 0x7F7F0000]  # beyond, the next bfloat16 is infinity
+    bits = bits[bits & 0x7FFFFFFF <= 0x7F7F0000]  # above this, values round to infinity
     values = bits.view(np.float32)
     got = Tensor(values, "float32").to("bfloat16").data
     low = (bits >> 16).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The command line: what comes in, what goes out, and how it fails."""
+"""The command line: its inputs, outputs and errors."""
 
 import errno
 import gzip
@@ -25,7 +25,7 @@ COMMANDS = ["embed", "rank", "classify", "fill-mask", "tag", "answer"]
 
 
 def error_of(result, status=1) -> str:
-    """The message of a command that failed: one, without a traceback."""
+    """The one message of a command that failed, without a traceback."""
     assert result[0] == status
     assert result[1] == ""
     if status == 1:
@@ -165,7 +165,7 @@ def test_help_has_an_example_that_parses(run, command):
     example = out.split("example:\n")[1]
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
     assert words[:2] == ["fastinfer", command]
-    # the model inside is an embedder, which the first examples use; others name a model
+    # the first examples use the shipped model, an embedder; others name a model
     assert arguments.parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
 
 
@@ -213,7 +213,7 @@ def test_embed(run, random_model, tmp_path):
     assert lines[2].endswith("a [2J b")
     assert all(len(line) < 160 for line in lines)
     said = r"1 of 3 texts had more than 32 tokens, the model's limit, and were cut \(the longest had at least (\d+)\)"
-    assert 32 < int(re.fullmatch(f"fastinfer: warning: {said}\n", err)[1]) <= 203  # no more is read than is needed
+    assert 32 < int(re.fullmatch(f"fastinfer: warning: {said}\n", err)[1]) <= 203  # the command reads no more input than it needs
     assert run("embed", "-m", random_model, "ada", "-o", tmp_path / "x.npy") == (0, "", "")
     array = np.load(tmp_path / "x.npy")
     assert array.dtype == np.float32
@@ -374,7 +374,7 @@ def test_info(run, random_model):
 
 @pytest.fixture
 def inside(monkeypatch, tmp_path, random_model):
-    """As if the random model were the one inside, by the name of "tiny"."""
+    """Makes the random model the shipped one, named "tiny"."""
     monkeypatch.setattr(fastinfer.catalog, "MODELS", tmp_path / "models")
     shutil.copytree(random_model, tmp_path / "models" / "tiny")
 
@@ -532,7 +532,7 @@ def test_ctrl_c(random_model):
     ) as process:
         process.stdin.write(b"ada\n" * text_io.WINDOW_TEXTS)
         process.stdin.flush()
-        process.stdout.readline()  # it runs, and waits for more
+        process.stdout.readline()  # the command runs and waits for more input
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert err == b""
@@ -544,7 +544,7 @@ def test_ctrl_c(random_model):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """terminal() makes standard error a terminal whose text can be read; within a test, since pytest replaces it before."""
+    """terminal() makes standard error a terminal with readable text. Call it inside a test, because pytest replaces it before."""
 
     def terminal() -> io.StringIO:
         stream = io.StringIO()

@@ -1,6 +1,6 @@
-"""What the compiled module shares with Python and with the C headers: no side may differ from the others.
+"""The declarations that the compiled module shares with its Python stub and the C headers must be equal.
 
-Cython takes the offsets of structs and the values of enumerators from the headers; their names and types are declared twice.
+Cython takes the offsets of structs and the values of enumerators from the headers, but their names and types are declared twice.
 """
 
 import ast
@@ -22,9 +22,9 @@ from fastinfer.backends.cpu import CPU  # noqa: E402
 
 SOURCES = Path(__file__).parents[1] / "src" / "cpu"
 STUB = Path(fastinfer.__file__).with_name("_cpu.pyi")
-# What the stub calls a C type; whether None is accepted is the stub's to say.
+# {C type: its names in the stub}. Only the stub says whether None is accepted.
 ANNOTATIONS = {
-    "": {"NDArray[Any]", "str"},  # an object of Python
+    "": {"NDArray[Any]", "str"},  # any Python object
     "str": {"str"},
     "int": {"int"},
     "size_t": {"int"},
@@ -47,13 +47,13 @@ def members(cls):
 
 
 def compiled(owner):
-    """{name: object} of what a module or class of the compiled module defines and shows."""
+    """{name: object} of the public definitions in a module or class of the compiled module."""
     found = {name: value for name, value in vars(owner).items() if not name.startswith("_") and not inspect.ismodule(value)}
     return {name: value for name, value in found.items() if not (inspect.isclass(value) and value.__module__ != _cpu.__name__)}
 
 
 def parameters(signature):
-    """[(name, C type)] of a signature that Cython has embedded; an array of any shape is "float[]"."""
+    """[(name, C type)] of a signature that Cython embedded. An array of any shape has the type "float[]"."""
     inside, found = signature[signature.index("(") + 1 : signature.rindex(")")], []
     for part in re.split(r",\s*(?![^\[]*\])", inside):
         *kind, name = part.removeprefix("const ").rsplit(maxsplit=1) if part else [""]
@@ -110,12 +110,12 @@ def types_of(parameters):
 
 
 def declared(line):
-    """[(name, type)] of a declaration in C or Cython, such as "const float *x, *y"; the type of a function is (result, parameters)."""
+    """[(name, type)] of a declaration in C or Cython, such as "const float *x, *y". A function has the type (result, parameters)."""
     function = re.fullmatch(r"(\w+) \(\*(\w+)\)\((.*)\)(?: noexcept nogil)?", line)
     if function:
         return [(function[2], (function[1], types_of(function[3])))]
     kind, names = re.fullmatch(r"((?:const )?\w+) ?(.*)", line).groups()
-    if kind == "array_kernel":  # the one type of a function that Cython names and kernels.h writes out
+    if kind == "array_kernel":  # Cython names this one function type, and kernels.h writes it out
         return [(name.strip(), ("void", ["const float*", "float*", "size_t"])) for name in names.split(",")]
     return [(name.strip(" *"), kind.replace("ptrdiff_t", "Py_ssize_t") + "*" * name.count("*")) for name in names.split(",")]
 
@@ -133,7 +133,7 @@ def declared_in_c(header):
 
 
 def declared_in_cython(header):
-    """The same of the declarations that _cpu.pyx makes of it."""
+    """The same for the declarations of that header in _cpu.pyx."""
     text = without_comments((SOURCES / "_cpu.pyx").read_text()).split(f'cdef extern from "{header}" nogil:')[1]
     text = re.split(r"^\w", text, maxsplit=1, flags=re.M)[0]
     structs = re.findall(r"^    ctypedef struct (\w+):\n((?:        .*\n)+)", text, flags=re.M)
@@ -150,7 +150,7 @@ def test_cython_declares_what_the_headers_define(header, least):
 
 
 def enumerators():
-    """{name: value} of the enumerators of kernels.h that are given a value."""
+    """{name: value} of the enumerators in kernels.h that have an explicit value."""
     text = without_comments((SOURCES / "kernels.h").read_text())
     return {name: int(value) for name, value in re.findall(r"\b(FI_\w+) = (\d+)", text)}
 
@@ -169,4 +169,4 @@ def test_dtypes_are_the_same_everywhere():
     values, ours = enumerators(), _cpu.dtypes()
     assert ours == {"float32": values["FI_F32"], "bfloat16": values["FI_BF16"], "int8": values["FI_I8"]}
     assert set(CPU.dtypes) == set(ours) <= set(COMPUTE_DTYPES)
-    assert all(b - a == 1 for a, b in pairwise(sorted(ours.values())))  # they index tables
+    assert all(b - a == 1 for a, b in pairwise(sorted(ours.values())))  # they are indices of tables

@@ -1,4 +1,4 @@
-"""The schema: round trips, and what each wrong config.json is told."""
+"""The schema: round trips, and the error for each wrong config.json."""
 
 import json
 

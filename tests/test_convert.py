@@ -1,4 +1,4 @@
-"""Every layout that is recognised, converted and compared with the model's own PyTorch code; and what convert.py refuses."""
+"""Every recognised layout is converted and compared with the model's own PyTorch code. convert.py refuses all else."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def classes(output="softmax", labels=("bad", "so-so", "good"), activation="tanh"
     return Tasks(classify=Classify(labels, output, "cls", (HeadLayer(HIDDEN, activation),)))
 
 
-# The class in transformers, its options, which of its outputs the logits are, the heads expected here.
+# (class in transformers, its options, the name of its output with the logits, the expected heads)
 CASES = [
     ("BertModel", BERT, None, EMBED),
     ("BertForMaskedLM", BERT, "logits", MASKS),
@@ -81,7 +81,7 @@ CASES = [
 def random_model():
     """A function from a class's name and options to a tiny transformers model.
 
-    Every parameter is random: a bias left at 0, or a norm at 1, would hide that it is not read.
+    Every parameter is random, because a bias of 0 or a norm of 1 would hide that it is not read.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -101,7 +101,7 @@ def random_model():
 
 
 def assert_agrees(folder, model, logits, devices=backends.ALL):
-    """The engine's hidden states of every layer and its logits are those of a transformers model, which sees one text at a time."""
+    """Assert that the engine's hidden states and logits equal those of a transformers model, which gets one text at a time."""
     import torch
 
     rng = np.random.default_rng(1)
@@ -170,7 +170,7 @@ def old_norm_names(weights):
 
 
 def with_copies(weights):
-    """As older releases saved: tied parameters twice, and a buffer of positions."""
+    """A state as older releases saved it: with tied parameters twice, and a buffer of positions."""
     return weights | {
         "cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"].copy(),
         "cls.predictions.decoder.bias": weights["cls.predictions.bias"].copy(),
@@ -263,7 +263,7 @@ def test_labels(labels, expected, golden):
 
 @pytest.fixture
 def bert(tmp_path):
-    """A BertModel folder of zeros: for what is decided by names, shapes and settings."""
+    """A BertModel folder with zeros, for tests that depend only on names, shapes and settings."""
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(BERT | {"model_type": "bert"}))
@@ -482,7 +482,7 @@ NONLIN = {"Tanh": np.tanh, "ReLU": lambda a: np.maximum(a, 0), "GELU": lambda a:
 @pytest.mark.parametrize("nonlin", NONLIN)
 @pytest.mark.parametrize("pooler", POOLERS)
 def test_crammed_classification_heads(pooler, nonlin, device, golden):
-    """On the authors' final hidden states; nonlin None: no layer before the last."""
+    """The heads run on the authors' final hidden states. nonlin None: the head has only its last layer."""
     folder = golden("crammedbert-1x5-cls")
     settings = {"pooler": pooler, "include_ff_layer": nonlin is not None, "nonlin": nonlin}
     edit(folder, lambda c: c["arch"]["classification_head"].update(settings))
@@ -526,7 +526,7 @@ def test_crammed_in_half_precision(device, golden):
 
 
 def error(capsys, *arguments):
-    """What convert.py says on standard error; it ends with exit code 1 and prints nothing else."""
+    """The message of convert.py on standard error. It must exit with code 1 and print nothing else."""
     assert convert.main([str(a) for a in arguments]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -655,7 +655,7 @@ def test_as_a_command(tmp_path):
 
 
 class Harmful:
-    """Writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -675,7 +675,7 @@ def test_a_bin_that_would_run_code_is_refused(bert, tmp_path, capsys):
 
 
 def test_a_bin_needs_no_torch(bert, tmp_path):
-    """The same checkpoint comes of a safetensors file, and of a .bin that torch wrote, read by a process that cannot import torch."""
+    """A .bin that torch wrote gives the same checkpoint as a safetensors file, in a process that cannot import torch."""
     torch = pytest.importorskip("torch")
     weights = load_file(bert / "model.safetensors")
     convert.convert(bert, tmp_path / "first")
@@ -744,7 +744,7 @@ def test_a_bin_of_something_else_is_refused(value, message, bert, tmp_path, caps
 
 
 def without(record, raw, content=None):
-    """A zip file with one record left out or replaced, its pickle as it was."""
+    """The bytes of a zip file with one record replaced, or left out for None."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(made, "w") as new:
         for info in old.infolist():
@@ -755,11 +755,11 @@ def without(record, raw, content=None):
 
 
 def test_sizes_in_a_bin_that_are_not_those_of_its_records(tmp_path):
-    """An empty record would be read with the bytes behind it, an expanded tensor asks for terabytes, an outside part for a crash."""
+    """Each would do harm: an empty record reads bytes after it, an expanded tensor takes terabytes, an outside part crashes."""
     torch = pytest.importorskip("torch")
     raw = saved({"a": torch.ones(1000), "b": torch.ones(10)})
     expanded = saved({"a": torch.ones(1).expand(1 << 20, 1 << 20)})
-    outside = raw.replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85")  # the size (1000,) made 1001, not the count of the storage
+    outside = raw.replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85")  # the size (1000,) becomes 1001, but the storage keeps its count
     assert outside != raw
     old = saved({"a": torch.ones(1000)}, _use_new_zipfile_serialization=False)
     place = old.index((1000).to_bytes(8, "little"))

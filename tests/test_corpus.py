@@ -1,4 +1,4 @@
-"""tools/articles.py, tools/training/corpus.py: files to paragraphs to ids, what is kept out of training, what is wrong with a file."""
+"""tools/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The GPU backend against float64 and against the NumPy backend. What needs no GPU, compiling above all, runs wherever CuPy is."""
+"""The GPU backend against float64 and the NumPy backend. Tests that need no GPU, such as compiling, run wherever CuPy is."""
 
 import dataclasses
 import gc
@@ -36,13 +36,13 @@ from fastinfer.weights import Norm as NormWeights
 WHY_NOT = device.why_not()
 needs_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=f"no GPU here: {WHY_NOT}")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
-# Relative to the largest value: the rounding of activations (2^-11, 2^-8), a few times over.
+# Allowed error relative to the largest value: a few times the rounding of activations (2^-11, 2^-8).
 ERROR = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.5e-2, "int8": 2e-3}
 ROUNDS_TO = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16"}
 
 
 def rounded(values, dtype):
-    """As activations of this dtype hold them."""
+    """Values rounded as activations of this dtype."""
     return Tensor(values, "float32").to(ROUNDS_TO[dtype]).float32()
 
 
@@ -91,7 +91,7 @@ def test_buckets():
 
 
 def test_products_of_few_rows():
-    """Blocks cover the product, run all at once, and are the smallest that do."""
+    """Blocks cover the product, all run at once, and are the smallest such blocks."""
     shared = 227 << 10
     assert plan.few_rows(16, 2304, 768, 132, shared) == ("product_1_3", (96, 1), 512 * 8 * (3 * 3 + 12))
     assert plan.few_rows(17, 768, 3072, 132, shared) == ("product_2_3", (32, 1), 512 * 8 * (3 * 12 + 12))
@@ -102,7 +102,7 @@ def test_products_of_few_rows():
     assert plan.few_rows(16, 30528, 768, 132, shared) is None
 
 
-# us of (fff_trees_few, fff_trees, products) on an H100 at D = 768, from the benchmark; neurons that a token uses; 9e9: too long to measure.
+# {(dtype, neurons per token): {tokens: us of (fff_trees_few, fff_trees, products)}}: benchmark, H100, D = 768; 9e9: too slow.
 MEASURED = {
     ("float16", 128): {
         1: (8.6, 35.2, 11.0),
@@ -125,7 +125,7 @@ MEASURED = {
 
 @pytest.mark.parametrize(("dtype", "neurons"), MEASURED, ids=str)
 def test_the_cost_model_chooses_what_was_fastest(dtype, neurons):
-    """Or what took at most 5% more."""
+    """The chosen strategy takes at most 5% more time than the fastest one."""
     for tokens, times in MEASURED[dtype, neurons].items():
         measured = dict(zip(("fff_trees_few", "fff_trees", "products"), times, strict=True))
         costs = plan.many_trees_costs(tokens, neurons, 4096, dtype, processors=132)
@@ -138,7 +138,7 @@ class FakeError(Exception):
 
 @pytest.fixture
 def fake_cupy(monkeypatch):
-    """make(getDeviceCount): a driver that loads, and of CuPy what is asked before a device is chosen."""
+    """make(getDeviceCount) installs a driver that loads, and the part of CuPy that is used before a device is chosen."""
 
     def make(count):
         monkeypatch.setattr(device.ctypes, "CDLL", lambda name: None)
@@ -208,7 +208,7 @@ CASES = [
     *((FFFCase(p, d, 128, 300), "products") for p, d in ((64, 5), (128, 4), (512, 2), (1536, 1), (40, 0))),
     *((FFFCase(3, 4, 1024, 9, bias=False), s) for s in MANY_TREES),
     *((FFFCase(9, 4, 72, 50, paths="skewed", bias=False), s) for s in ("fff_trees", "products")),
-    # steps of 2 and of 3 levels that come out even, or not; parts of a row per thread that do, or not
+    # depths and widths that are, and are not, multiples of a step of levels and of a thread's part of a row
     *((FFFCase(1, depth, 72, 21, bias=False), s) for depth in (0, 1, 2, 3, 4) for s in ONE_TREE),
     *((FFFCase(1, 15, 16, 17), s) for s in ONE_TREE),
     *((FFFCase(1, 11, 2048, 9), s) for s in ONE_TREE),
@@ -221,7 +221,7 @@ CASES = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("case", "strategy"), CASES, ids=str)
 def test_every_strategy(case, strategy, dtype):
-    """Routes are those of float64 away from near-ties, and the output is right along them; in every dtype, alone and between norms."""
+    """Away from near-ties, routes are those of float64. The output is right along the routes, in every dtype."""
     x, w_in, b_in, w_out = case.build(5)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device="cuda", dtype=dtype)
     layer._ops.plan = lambda tokens, trees: strategy
@@ -252,7 +252,7 @@ def test_every_strategy(case, strategy, dtype):
 @pytest.mark.parametrize("strategy", [*ONE_TREE, *MANY_TREES, "products"])
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_fff_between_norms(order, strategy, dtype):
-    """The fused form is the plain ops in turn."""
+    """The fused form gives the result of the separate ops."""
     case = FFFCase(1, 11, 384, 70) if strategy in ONE_TREE else FFFCase(8, 5, 384, 70)
     x, w_in, b_in, w_out = case.build(6)
     rng = np.random.default_rng(7)
@@ -272,7 +272,7 @@ def test_fff_between_norms(order, strategy, dtype):
     )  # fmt: skip
     h, want = np.empty_like(x), np.empty_like(x)
     host.norm(rounded(x, dtype), before, 1e-5, out=h)
-    # Which way a token goes may hang on how h is rounded: follow what the same norm and trees record.
+    # The rounding of h may decide a token's route, so use the routes that the same norm and trees record.
     routed, normed = [ops.empty(70, case.trees, case.depth + 1, dtype=t) for t in (np.int32, np.float32)], ops.empty(*x.shape)
     ops.norm(sent(ops, x), norms[0], 1e-5, out=normed)
     ops.fff(normed, trees, out=ops.empty(*x.shape), nodes=routed[0], z=routed[1])
@@ -282,7 +282,7 @@ def test_fff_between_norms(order, strategy, dtype):
         want = layer_norm(want, after, 1e-5)
     got = ops.bring(out)()
     near = np.abs(got - want).max(1) <= 4 * ERROR[dtype] * np.abs(want).max()
-    assert near.mean() >= (1 if dtype == "float32" else 0.9)  # the others stood near a tie
+    assert near.mean() >= (1 if dtype == "float32" else 0.9)  # the other tokens are near-ties
 
 
 @needs_gpu
@@ -304,7 +304,7 @@ def test_attention(dtype, heads, size):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize(("heads", "size"), [(2, 32), (2, 64)])
 def test_attention_of_a_batch_that_is_filled_up(heads, size, dtype):
-    """Tokens behind the last text, whose bounds are 0 and 0, reach nobody; their output stays as it was. Scores grow along the batch."""
+    """Padding tokens, whose bounds are 0 and 0, change no text, and their output is not written. Scores grow along the batch."""
     lengths, filling = [1, 2, 15, 16, 17, 63, 64, 65, 127, 200, 513], 37
     tokens, ops = sum(lengths), fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(heads * size, heads, dtype)
@@ -385,7 +385,7 @@ def test_norm_embed_and_pool(hidden, dtype):
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_norms_far_from_zero(dtype):
-    """The mean's rounding error is taken off; a row of one value is normed to the bias; a variance beyond float32 makes NaN."""
+    """The mean's rounding error is subtracted. A constant row gives the bias. A variance beyond float32 gives NaN."""
     rng = np.random.default_rng(10)
     ops = fastinfer.backends.get("cuda", dtype=dtype)
     ops = ops.fitted(384, 0, dtype)
@@ -413,7 +413,7 @@ POISONS = (np.nan, np.inf, -np.inf)
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 24), (2, 32), (2, 40), (2, 64), (1, 72), (1, 128)])
 def test_attention_keeps_what_is_no_number_to_its_text(heads, size, dtype):
-    """In any tile of keys, among queries of other texts: those are right, the text itself is not finite."""
+    """NaN and infinity in a text, in any tile of keys, leave the other texts right. The text itself is not finite."""
     ops, lengths = fastinfer.backends.get("cuda", dtype=dtype), [3, 1, 70, 2, 17, 40, 130, 1, 33, 8, 5]
     ops = ops.fitted(heads * size, heads, dtype)
     tokens, bounds = sum(lengths), np.cumsum([0, *lengths])
@@ -484,7 +484,7 @@ def batch_of(lengths, types=True, seed=0):
 
 
 class Along(Reference):
-    """The NumPy backend, whose trees are walked along given nodes: an array (T, P, depth + 1) per layer that has trees."""
+    """The NumPy backend with routes that the test gives. nodes: an array (T, P, depth + 1) per layer that has trees."""
 
     def __init__(self, nodes):
         self._nodes = iter(nodes)
@@ -501,15 +501,15 @@ class Along(Reference):
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_model_agrees_with_numpy(folder, dtype):
-    """Routes of float32 are NumPy's away from near-ties; hidden states are NumPy's along the routes taken, for all tokens; then heads."""
+    """Away from near-ties, float32 routes are NumPy's. Along the GPU's routes, hidden states are NumPy's. So are heads."""
     host, model = fastinfer.load(folder, device="numpy"), fastinfer.load(folder, device="cuda", dtype=dtype)
     batch = batch_of((1, 5, 17, 64, 130, 300, 2), types=host.config.token_types > 0)
     config, stored = checkpoint.load(folder)
-    if dtype == "int8":  # what its trees hold
+    if dtype == "int8":  # use the values that its trees hold
         for name in [n for n in stored if n.endswith("ffn.nodes")]:
             stored[name] = Tensor(stored[name].to("int8").float32(), "float32")
     got, routes = model.hidden_states(batch, layers=(0, 1, -1)), model.routes(batch)
-    # The backend orders texts by length; so must what follows its routes.
+    # The backend orders texts by length, so the reference must use the same order for its routes.
     order = np.argsort(-batch.lengths, kind="stable")
     taken = [np.concatenate([routes[b][i][0] for b in order]) for i in range(config.layers) if routes[0][i] is not None]
     ops, sorted_batch = Along(taken), batch.select(order)
@@ -535,7 +535,7 @@ def test_a_model_agrees_with_numpy(folder, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_text_keeps_what_is_no_number_to_itself(tmp_path, kind, dtype):
-    """A token whose embedding is NaN or infinite: its text says so in every answer, the others are what they were."""
+    """If a token's embedding is NaN or infinite, every answer for its text is not finite. Other texts keep their answers."""
     options = {"hidden": 64, "heads": 2, "layers": 3, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600}
     config = builders.tiny(**options | {"ids": Ids(0, 4, 2, 3), "tasks": TASKS} | MODELS[kind] | {"token_types": 0})
     config = dataclasses.replace(config, tasks=dataclasses.replace(TASKS, fill_mask=FillMask(True, tied=False)))
@@ -564,14 +564,14 @@ def test_a_text_keeps_what_is_no_number_to_itself(tmp_path, kind, dtype):
         assert all(np.isfinite(a).all() for i in others for a in got[i])
         a, b = (np.concatenate([states[i][0] for i in others]) for states in (got, want))
         near = np.abs(a - b).max(1) <= 8 * ERROR[dtype] * np.abs(b).max()
-        # Sums in another order may send a token that stands near a tie another way.
+        # Another order of sums may change the route of a token near a tie.
         assert near.mean() >= (1 if kind == "dense" else 0.97 if dtype == "float32" else 0.7)
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_routes_are_those_of_the_forward_pass(folder, dtype):
-    """The graph and the ops that are watched one by one give the same bits."""
+    """The graph, and the ops one by one with routes recorded, give the same bits."""
     model, batch = fastinfer.load(folder, device="cuda", dtype=dtype), batch_of((40, 3, 100), types=False)
     first = model.hidden_states(batch)
     again, tapped = model.hidden_states(batch), model.hidden_states(batch, layers=(1, -1))
@@ -632,7 +632,7 @@ def test_the_callers_device_and_stream_stay(folder):
 
 @needs_gpu
 def test_a_list_of_devices(folder):
-    """As many as there are, or the first twice: answers are those of one."""
+    """All GPUs, or the first one twice, give the answers of one."""
     import cupy
 
     count = cupy.cuda.runtime.getDeviceCount()
@@ -693,8 +693,8 @@ def test_a_forked_process_is_told():
 
 @pytest.fixture
 def limited_memory():
-    """limit(bytes): so much more of the GPU's memory than now can be had; until the test ends. In a pool of its own: that of the
-    process may hold room that other tests have left.
+    """limit(bytes) allows so many more bytes of the GPU's memory until the test ends. It uses a new pool, because the pool of the
+    process may hold free memory from other tests.
     """
     import cupy
 
@@ -712,7 +712,7 @@ def limited_memory():
 
 @needs_gpu
 def test_memory_that_runs_out(folder, limited_memory):
-    """Errors say what there was no room for; when there is, all goes on."""
+    """Errors name the array that did not fit. When memory is free again, calls succeed."""
     model, batch = fastinfer.load(folder, device="cuda"), batch_of((5, 9), types=False)
     want = model.embed(batch)
     model.release()
@@ -729,14 +729,14 @@ def test_memory_that_runs_out(folder, limited_memory):
 
 @needs_gpu
 def test_memory_that_runs_out_in_a_layer(limited_memory):
-    """The output fits; what CuPy makes of it for the caller does not."""
+    """The output fits, but the copy that CuPy makes for the caller does not."""
     import cupy
 
     x, w_in, b_in, w_out = FFFCase(1, 5, 768, 2000).build(4)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=5, device="cuda", dtype="float16")
     there = cupy.asarray(x)
     want = layer(there).get()
-    limited_memory(int(1.2 * x.nbytes))  # float16 input and output, but no float32 output
+    limited_memory(int(1.2 * x.nbytes))  # enough for float16 input and output, but not for a float32 output
     with pytest.raises(fastinfer.BackendError, match=r"cuda:0 has no room for a copy \(Out of memory allocating .*\); .* MB are free"):
         layer(there)
     limited_memory(1 << 30)

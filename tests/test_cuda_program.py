@@ -1,4 +1,4 @@
-"""The GPU kernels as one program, and whether the host's code fits it. Needs NVRTC and no GPU: CuPy's arrays are NumPy's here."""
+"""The GPU kernels as one program, and the host's launches of it. This needs NVRTC, but no GPU: NumPy's arrays replace CuPy's."""
 
 import ctypes
 import re
@@ -32,7 +32,7 @@ def nvrtc():
 
 
 def test_the_program_has_every_source_once():
-    """kernels.cu is the list of includes; a file in it includes only what belongs to it."""
+    """kernels.cu lists all includes. A listed file includes only its own parts."""
     texts = compiler.sources()
     included = [name for text in texts.values() for name in re.findall(r'^#include "(.*)"$', text, re.MULTILINE)]
     assert sorted([*included, compiler.PROGRAM]) == sorted(texts)
@@ -48,7 +48,7 @@ def test_an_error_of_the_compiler_names_file_and_line(nvrtc, monkeypatch):
 
 
 def test_the_struct_of_the_feedforward_is_the_kernels(nvrtc):
-    """Each field lies where the host puts it, with its size; the two agree on the whole size. A table that differs does not compile."""
+    """Host and kernels agree on the offset and size of each field and on the whole size. A table that differs does not compile."""
 
     def asserted(table):
         fields = ((name, *table.fields[name][:2]) for name in table.names)
@@ -66,7 +66,7 @@ def test_the_struct_of_the_feedforward_is_the_kernels(nvrtc):
 
 
 def test_choices_have_the_same_numbers_on_both_sides():
-    """The kernels use the names that the host defines, all of them, and no number."""
+    """The kernels use all names that the host defines, and no numbers instead."""
     given = dict(option.removeprefix("-D").split("=", 1) for option in shared.defines())
     used = set(re.findall(r"\b(?:KIND|POOL)_[A-Z]+\b", "\n".join(compiler.sources().values())))
     assert used == {name for name in given if name.startswith(("KIND_", "POOL_"))}
@@ -77,7 +77,7 @@ def test_choices_have_the_same_numbers_on_both_sides():
 
 
 class Array(np.ndarray):
-    """A NumPy array with what the backend asks of CuPy's."""
+    """A NumPy array with the attributes of CuPy's that the backend uses."""
 
     data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
 
@@ -111,7 +111,7 @@ class Context:
 
 
 class Module:
-    """A program: its kernels with the types of their parameters and the threads of a block, its constants."""
+    """A program: its constants, and its kernels with their parameter types and threads per block."""
 
     def __init__(self, path):
         text = Module.texts[path]
@@ -119,7 +119,7 @@ class Module:
         for name, parameters, rest in re.findall(r"\.visible \.entry (\w+)\(\s*(.*?)\s*\)(.*?)\{", text, re.DOTALL):
             types = re.findall(r"\.param (?:\.align \d+ )?\.(\w+) (?:\.ptr[^,]*? )?\w+(?:\[(\d+)\])?", parameters)
             self.kernels[name] = types, int(re.search(r"\.maxntid (\d+)", rest)[1])
-        found = re.findall(r"\.global .*?\.b8 (\w+)\[(\d+)\] = \{([\d, ]+)\};", text)  # zeros at the end are left out
+        found = re.findall(r"\.global .*?\.b8 (\w+)\[(\d+)\] = \{([\d, ]+)\};", text)  # PTX omits zeros at the end
         self.constants = {name: bytes(map(int, values.split(","))).ljust(int(size), b"\0") for name, size, values in found}
 
     def get_function(self, name):
@@ -131,7 +131,7 @@ class Module:
 
 @pytest.fixture
 def launched(nvrtc, monkeypatch):
-    """The names of the kernels that are launched, on a GPU that does nothing; each launch is compared with its kernel."""
+    """The names of launched kernels, on a GPU that does nothing. Each launch is compared with its kernel."""
     names, Module.texts = [], {}
 
     def compiled(architecture, options):
@@ -206,7 +206,7 @@ MODELS = {
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("order", MODELS)
 def test_every_launch_of_a_model_fits_its_kernel(launched, tmp_path, order, dtype):
-    """Number, size and kind of its arguments, and the threads of a block, are the kernel's."""
+    """A launch has the number, size and kind of arguments, and the threads per block, that its kernel expects."""
     options = {"hidden": 64, "heads": 1, "layers": 3, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600}
     config = builders.tiny(**options | {"token_types": 2, "ids": Ids(0, 4, 2, 3), "tasks": TASKS} | MODELS[order])
     checkpoint.save(tmp_path, config, builders.weights(config))

@@ -1,8 +1,8 @@
-"""The documents: examples print what is shown, commands parse, links lead somewhere, figures are up to date, README keeps its limits.
+"""The documents: shown output is real, commands parse, links have targets, figures are up to date, README keeps its limits.
 
-A ```python block is run, all blocks of a document in one namespace; lines that begin with "# > " show what it prints. A ```text block
-after a ```sh block of one fastinfer command shows what that prints. Numbers may differ by what another ISA or a GPU changes. A line
-<!-- not run: why --> before a block leaves it out.
+All ```python blocks of a document run in one namespace, and lines that begin with "# > " show what a block prints. A ```text block
+after a ```sh block with one fastinfer command shows what the command prints. Numbers may differ as much as between ISAs and GPUs.
+The line <!-- not run: why --> before a block excludes it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("fast
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 README = ROOT / "README.md"
 NUMBER = re.compile(r"-?\d+\.\d*(?:e[-+]?\d+)?")
-TOLERANCE = 0.03  # of a score near 1: what rounding to int8 and bfloat16 on another ISA may change
+TOLERANCE = 0.03  # difference of a score near 1 that rounding to int8 or bfloat16 on another ISA may cause
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="docs/ is not beside the tests")
 
 
 class Block(NamedTuple):
-    """Fenced code: its language, its text, the line that it begins in, whether it is left out."""
+    """A fenced block: its language, its text, its first line, and whether it is excluded."""
 
     language: str
     code: str
@@ -59,7 +59,7 @@ def commands(code: str) -> list[list[str]]:
 
 
 def assert_same(got: str, want: str, where: str) -> None:
-    """The texts are equal, but for decimal numbers that differ by TOLERANCE at most."""
+    """Assert that the texts are equal, except that decimal numbers may differ by TOLERANCE."""
     assert NUMBER.sub("#", got).split() == NUMBER.sub("#", want).split(), f"{where} shows\n{want}\nbut what is printed is\n{got}"
     for a, b in zip(NUMBER.findall(got), NUMBER.findall(want), strict=True):
         assert float(a) == pytest.approx(float(b), abs=TOLERANCE), f"{where} shows {b}, but {a} is printed in\n{got}"
@@ -105,7 +105,7 @@ def test_python_examples(page, example_models, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands(page, example_models, monkeypatch, capsys):
-    """Every fastinfer command parses, and prints what is shown below it."""
+    """Every fastinfer command parses, and prints the text shown below it."""
     monkeypatch.chdir(example_models)
     for block, below in itertools.pairwise([*blocks(page), None]):
         if block.language != "sh" or block.left_out:
@@ -123,16 +123,16 @@ def test_commands(page, example_models, monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_scripts_exist(page):
-    """Every script that a command runs is there."""
+    """Every script that a command runs exists."""
     named = {name for b in blocks(page) if b.language == "sh" for name in re.findall(r"(?:tools|tests)/[\w/.-]+\.(?:py|sh|toml)\b", b.code)}
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_files_that_are_named_exist(page):
-    """Paths in `code` are there; NAME and * stand for any name."""
+    """Paths in `code` exist. NAME and * stand for any name."""
     named = re.findall(r"`((?:fastinfer|src|tools|tests|docs)/[\w/.*-]+)`", page.read_text())
-    made = {"tests/fuzz/findings"}  # by the programs that the documents describe
+    made = {"tests/fuzz/findings"}  # programs in the documents create these
     assert [path for path in sorted(set(named) - made) if not any(ROOT.glob(path.replace("NAME", "*").rstrip("/")))] == []
 
 
@@ -163,7 +163,7 @@ def test_figures_have_a_text_alternative(page):
 
 
 def test_figures_are_drawn_from_their_results(tmp_path):
-    """The pictures are what tools/figures.py draws from the files beside them."""
+    """tools/figures.py draws the same pictures from the files beside them."""
     code = "import pathlib, sys; import figures; [pathlib.Path(sys.argv[1], n + '.svg').write_text(f()) for n, f in figures.DRAWN.items()]"
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env={"PYTHONPATH": str(ROOT / "tools")})
     drawn = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
@@ -182,7 +182,7 @@ def test_the_path_of_the_tree_is_that_of_the_model():
 
 @pytest.mark.parametrize("results", sorted(ROOT.glob("docs/figures/*.csv")), ids=lambda path: path.name)
 def test_results_are_those_of_the_tables(results):
-    """Each value that a figure shows stands in a table of a page that shows the figure."""
+    """Each value in a figure is also in a table on a page that shows the figure."""
     pages = [page.read_text() for page in PAGES if f"figures/{results.stem}.svg" in page.read_text()]
     tables = [line for page in pages for line in page.splitlines() if line.startswith("|")]
     known = {float(number.replace(",", "")) for line in tables for number in re.findall(r"\d[\d,]*(?:\.\d+)?", line)}

@@ -1,4 +1,4 @@
-"""The least and the most that every method takes: no text, texts of one token, layers named twice, rows of zeros, trees cut short."""
+"""Edge cases of every method: no text, texts of one token, layers named twice, rows of zeros, shortened trees."""
 
 import backends
 import builders
@@ -49,7 +49,7 @@ def test_no_text_gives_no_answer(random_model, device, what):
 @each_device
 @pytest.mark.parametrize("kind", ["fff-float32", "children-float32", "fff-always-on-float32", "dense-float32"])
 def test_any_cut_and_team_gives_the_same(device, kind):
-    """Texts of one token and of many; batches of one token; more threads than texts."""
+    """This covers texts of one token and of many, batches of one token, and more threads than texts."""
     model = fastinfer.load(GOLDEN / "format-1" / kind, device=device)
     batch = PackedBatch.from_ids([[3], [4, 5], [6], [7] * 8, [8]])
     want = model.hidden_states(batch, layers=(0, 1, 2, -1)), model.embed(batch), model.routes(batch)
@@ -88,7 +88,7 @@ def test_layers_in_any_order_and_twice(random_model, device):
 @each_device
 @pytest.mark.parametrize("kind", ["fff-float32", "children-float32"])
 def test_trees_cut_short_and_not(device, kind):
-    """Paths are the first nodes of the whole ones; beyond the trees' depth max_depth changes nothing."""
+    """Shortened paths are the beginnings of the full ones. A max_depth beyond the trees' depth changes nothing."""
     folder, batch = GOLDEN / "format-1" / kind, PackedBatch.from_ids([[3, 9, 4], [4], [6, 7]])
     whole = fastinfer.load(folder, device=device)
     routes, states = whole.routes(batch), whole.hidden_states(batch)
@@ -102,7 +102,7 @@ def test_trees_cut_short_and_not(device, kind):
             assert_array_equal(text[0][0], full[0][0][..., : text[0][0].shape[-1]])
         if depth >= max(f.depth for f in whole.config.ffn if isinstance(f, FFF)):
             for a, b in zip(cut.hidden_states(batch), states, strict=True):
-                if device == "cuda":  # where each load chooses its products by their times
+                if device == "cuda":  # each load there chooses its products by timing
                     assert_allclose(a, b, rtol=1e-5, atol=1e-5)
                 else:
                     assert_array_equal(a, b)
@@ -111,7 +111,7 @@ def test_trees_cut_short_and_not(device, kind):
 @pytest.mark.parametrize("device", backends.COMPILED)
 @pytest.mark.parametrize("stored", ["float32", "int8"])
 def test_rows_of_zeros_in_int8(tmp_path, device, stored):
-    """Whose scale would be 0: they stay zeros, and nothing is divided by it."""
+    """Rows whose scale would be 0 stay zeros, and nothing is divided by 0."""
     config = builders.tiny(layers=2, ffn=(Dense(30), Dense(7)), stored=Stored(stored, stored, stored))
     made = builders.weights(config)
     for name, tensor in made.items():

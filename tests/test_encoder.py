@@ -37,7 +37,7 @@ CONFIGS = {
 
 
 def walk(x, nodes, b_in):
-    """The plain definition: y (T, D) and the visited nodes (T, P, depth + 1), token by token; autograd follows the gathers."""
+    """y (T, D) and the visited nodes (T, P, depth + 1) by the definition, token by token. Autograd follows the gathers."""
     depth = (nodes.shape[1] + 1).bit_length() - 2
     rows, paths = [], []
     for token in x:
@@ -94,7 +94,7 @@ def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
     found, gathered = [], encoders.gathered
     calls = []
     monkeypatch.setattr(encoders, "gathered", lambda *a: calls.append(1) or gathered(*a))
-    for seen in (None, []):  # deep trees are gathered on a CPU, unless their logits are asked for
+    for seen in (None, []):  # on a CPU, rows of deep trees are gathered, unless the caller wants logits
         y = layer(x, seen)
         found.append([y, *torch.autograd.grad(y.pow(2).sum(), [x, *layer.dense_in.parameters(), layer.nodes])])
     assert len(calls) == 1
@@ -172,7 +172,7 @@ def test_checkpoints_round_trip(tmp_path, dtype):
     assert {n: tuple(p.shape) for n, p in encoder.named_parameters()} == {n: s.shape for n, s in checkpoint.tensors(encoder.config).items()}
     encoders.save(encoder, tmp_path / "b", stored=dtype)
     _, found = checkpoint.load(tmp_path / "b")
-    for name, tensor in written.items():  # rounding what is rounded changes nothing
+    for name, tensor in written.items():  # a second rounding changes nothing
         np.testing.assert_allclose(found[name].float32(), tensor.float32(), rtol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_balance_measures_and_mends_a_one_sided_tree():
     layer = encoders.Feedforward(config, config.ffn[0])
     with torch.no_grad():
         layer.nodes.normal_(std=0.1)
-        layer.b_in.fill_(2.0)  # everything goes right
+        layer.b_in.fill_(2.0)  # every token goes right
     x = torch.randn(512, config.hidden)
     mask = torch.arange(512) < 400
 
@@ -253,7 +253,7 @@ def test_usage_of_known_spreads():
     assert (one.effective, one.dead) == (pytest.approx(0.25), 0.75)
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own: its compiler is imported, and looks at gradients
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns when it is imported and reads gradients
 def test_compiled_form_agrees_with_the_eager_one():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(2, 4, 3),), tasks=Tasks(Embed("mean", True)))

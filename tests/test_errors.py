@@ -1,4 +1,4 @@
-"""Messages: bounded, and printable whatever stands in them."""
+"""Messages are bounded and printable, whatever text they contain."""
 
 import codecs
 import json
@@ -16,13 +16,13 @@ from fastinfer.checkpoint import Tensor, layouts
 from fastinfer.config import Classify, Tasks
 from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
 
-# What a terminal would obey, what turns the direction of writing, what is no character, and a line that looks like one of ours.
+# Terminal controls, a change of the writing direction, code points that are not characters, and a line that imitates our errors.
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e\u2066\ud800\r\b\0\x7f\nfastinfer: error: EVIL\u2028EVIL"
 KINDS = [getattr(fastinfer, name) for name in fastinfer.__all__ if name.endswith("Error")]
 
 
 def tame(text: str) -> bool:
-    """Whether a text is short and does nothing to a terminal; what others wrote begins no line."""
+    """Whether a text is short and harmless to a terminal, and hostile text does not begin a line."""
     lines = text.split("\n")
     return len(text) <= LONGEST and all(line.isprintable() for line in lines) and all(line.startswith("  ") for line in lines[1:])
 
@@ -82,7 +82,7 @@ def test_lists_are_cut():
     assert listed(range(10**6), "; ").endswith(f"; {LISTED - 1}; ... and {10**6 - LISTED} more")
 
 
-# --- what comes from files -------------------------------------------------------------------------
+# --- text from files -------------------------------------------------------------------------
 
 
 def refused(folder, **options) -> str:
@@ -113,7 +113,7 @@ def test_names_of_folders(tmp_path, name):
 
 
 def spoiled(data, place: int):
-    """`data` with its string, key or number at `place` replaced by a hostile one, or None where it has fewer."""
+    """`data` with its string, key or number at `place` replaced by a hostile one; None if it has fewer of them."""
     seen = -1
 
     def walk(value):
@@ -134,7 +134,7 @@ def spoiled(data, place: int):
 
 
 def test_strings_in_json_files(tmp_path):
-    """Every key and value of config.json and of the index, hostile once."""
+    """Each key and value of config.json and of the index is replaced by a hostile one in turn."""
     builders.save(tmp_path, builders.tiny(), max_shard_bytes=4000)
     for file in ("config.json", "model.safetensors.index.json"):
         text = (tmp_path / file).read_text()
@@ -169,7 +169,7 @@ def test_weights_that_a_dtype_cannot_hold_are_named_with_their_folder(tmp_path):
 
 
 def test_a_mark_of_byte_order_is_not_part_of_a_file(tmp_path, random_model):
-    """What editors on Windows put before the text, in each file that is read; config.json may be UTF-16, as JSON once allowed."""
+    """Windows editors put the mark before the text, so every reader skips it. config.json may be UTF-16, as JSON once allowed."""
     shutil.copytree(random_model, tmp_path, dirs_exist_ok=True)
     want = fastinfer.load(random_model, device="numpy").embed("ada lived")
     for name in ("config.json", "tokenizer.json"):

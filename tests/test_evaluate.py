@@ -1,4 +1,4 @@
-"""tools/evaluate.py: tiny models whose scores are known by hand, through the command, in seconds."""
+"""tools/evaluate.py, run as a command on tiny models with scores computed by hand."""
 
 import json
 import lzma
@@ -24,7 +24,7 @@ def write(path, text):
 
 @pytest.fixture
 def run(capsys):
-    """run(*arguments) -> (status, what was printed, as records where it is JSON, errors)."""
+    """run(*arguments) -> (status, output, errors). JSON output is parsed into records."""
 
     def run(*arguments):
         try:
@@ -38,7 +38,7 @@ def run(capsys):
 
 
 def one(result):
-    """The only record of a run that went well."""
+    """The only record of a run that succeeded."""
     status, (record,), err = result
     assert (status, err) == (0, "")
     assert record["texts_per_second"] > 0
@@ -46,11 +46,11 @@ def one(result):
     return record
 
 
-# --- heads whose answers are known: tests/conftest.py says what a word's hidden state is -----------
+# --- heads whose answers are known: tests/conftest.py defines a word's hidden state -----------
 
 
 def test_a_classify_head_on_glue(run, readable_model, tmp_path):
-    """It says positive where there is "friend"; three of four rows agree. The order of labels is the model's own."""
+    """The head answers "positive" for texts with "friend", which is right for three of four rows. The labels' order is the model's."""
     pytest.importorskip("sklearn", reason="the metrics are of scikit-learn")
     table = {"classify": {"friend": [9, 0], "[CLS]": [0, 1]}}
     folder = readable_model(table, tasks=Tasks(classify=Classify(("positive", "negative"), "softmax", "mean")))
@@ -65,7 +65,7 @@ def test_a_classify_head_on_glue(run, readable_model, tmp_path):
 
 
 def test_a_regression_head(run, readable_model, tmp_path):
-    """The score is the share of "paris": of order 1/4, 0, 1/2 among the tokens."""
+    """The score is the share of "paris" among the five tokens: 1/5, 0, 2/5."""
     table = {"classify": {"paris": [1]}}
     folder = readable_model(table, tasks=Tasks(classify=Classify(("score",), "identity", "mean")))
     write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\nparis\tada\t1\nada\tada\t0\nparis\tparis\t5\n")
@@ -76,7 +76,7 @@ def test_a_regression_head(run, readable_model, tmp_path):
 
 
 def test_a_tag_head(run, readable_model, tmp_path):
-    """Of "ada", B-PER, and "lovelace", I-PER, both right; "paris" is missed; "friendly" goes by its first token, "un" is wrong."""
+    """The head is right for "ada" (B-PER) and "lovelace" (I-PER), misses "paris" and errs on "un". "friendly" uses its first token."""
     pytest.importorskip("seqeval", reason="the metric is of seqeval")
     table = {
         "tag": {word: 9.0 * np.eye(5)[LABELS.index(label)] for word, label in (("ada", "B-PER"), ("lovelace", "I-PER"), ("un", "B-LOC"))}
@@ -94,7 +94,7 @@ REST = "Ada lived in London and she was a friend of the capital in Paris. " * 3
 
 
 def articles(folder):
-    """Three short articles that are kept out of training, with a passage each."""
+    """Three short articles that are excluded from training, with a passage each."""
     kept = [f"Title {i}" for i in range(60) if zlib.crc32(f"Title {i}".encode()) % 5 == 0][:3]
     found = [f"The {word} {ARTICLE}{word.title()} {REST}".strip() for word in ("ada", "london", "friend")]
     text = "".join(f"= {title} =\n{passage}\n" for title, passage in zip(kept, found, strict=True))
@@ -102,7 +102,7 @@ def articles(folder):
 
 
 def test_a_fill_mask_head(run, readable_model, tmp_path):
-    """Whatever is masked, it says "the" with a probability of 1/2 and shares the rest evenly."""
+    """For every mask, the head gives "the" a probability of 1/2 and all other tokens equal shares of the rest."""
     articles(tmp_path)
     table = {"fill_mask": {"[MASK]": np.where(np.array(WORDS) == "the", math.log(len(WORDS) - 1), 0.0)}}
     folder = readable_model(table, tasks=Tasks(fill_mask=FillMask(False, tied=False, bias=False)))
@@ -147,7 +147,7 @@ def test_an_embedder(run, bag_of_words, tmp_path):
 
 
 def test_a_model_with_every_head_and_two_dtypes(run, random_model, tmp_path):
-    """Columns of the table are models and dtypes; what has no data is left out with a word about it."""
+    """Columns of the table are models and dtypes. A task without data is left out with a note."""
     rows = [f"{a}\t{b}\t{len(a)}\n" for a, b in zip(WORDS[:-3], WORDS[3:], strict=True)]
     write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\n" + "".join(rows))
     articles(tmp_path)
@@ -172,7 +172,7 @@ def test_a_model_with_every_head_and_two_dtypes(run, random_model, tmp_path):
 
 
 def test_the_difference_to_the_first_model(run, bag_of_words, tmp_path):
-    """Of the same model: nothing at all, on whatever set."""
+    """Two runs of the same model do not differ on any set."""
     write(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore\nada\tada\t5\nada in\tada\t3\nada\tparis\t0\nis\tthe\t1\n")
     status, records, _ = run(bag_of_words, bag_of_words, "--data", tmp_path, "--tasks", "STS-B", "--json")
     assert status == 0

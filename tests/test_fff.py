@@ -1,4 +1,4 @@
-"""Conditional matrix multiplication: float64 loops -> NumPy reference -> compiled, every ISA of this machine."""
+"""Conditional matrix multiplication: float64 loops against the NumPy reference and every ISA of this machine."""
 
 import functools
 import multiprocessing
@@ -28,7 +28,7 @@ CASES = [
     FFFCase(2, 6, hidden=48, tokens=1, paths="ties", bias=False),
 ]
 
-# Both strategies (deep trees; many small ones) with their last vectors, strips and blocks part full; all layers have about as many rows.
+# Both strategies (deep trees; many small ones) with partly full last vectors, strips and blocks. Layers have about as many rows each.
 STRATEGIES = [
     FFFCase(1, 11, hidden=100, tokens=1030),
     FFFCase(1, 15, hidden=20, tokens=1030),
@@ -42,7 +42,7 @@ STRATEGIES = [
     FFFCase(64, 3, hidden=72, tokens=1030, paths="right"),
     FFFCase(2, 8, hidden=40, tokens=1030, paths="ties"),
 ]
-# Around the sizes at which kernels change their ways: eight tokens in lockstep, sorting, the wide strategy, blocks.
+# Numbers of tokens around those where kernels switch: to eight tokens in lockstep, sorting, the wide strategy, more blocks.
 CROSSOVERS = (1, 7, 8, 15, 16, 17, 23, 24, 25, 63, 64, 65, 127, 128, 129)
 
 each_device = pytest.mark.parametrize("device", backends.ALL)
@@ -56,13 +56,13 @@ def built(case):
 
 
 def as_stored(rows, dtype):
-    """What a layer of `dtype` makes of its rows, float64."""
+    """The float64 values of rows stored in `dtype`."""
     stored = Tensor(rows, "float32").to(dtype)
     return stored.data * stored.scale[..., None].astype(np.float64) if dtype == "int8" else stored.float32().astype(np.float64)
 
 
 def routed(layer, x, threads):
-    """nodes and z by a team of this size."""
+    """(nodes, z) of a layer, computed with this number of threads."""
     nodes = np.full((len(x), layer.trees, layer.depth + 1), -7, np.int32)
     z = np.full(nodes.shape, np.nan, np.float32)
     layer._ops.using(threads).fff(x, layer._layer.trees, out=np.empty_like(x), nodes=nodes, z=z)
@@ -70,7 +70,7 @@ def routed(layer, x, threads):
 
 
 def agrees_with_oracle(device, case, seed, dtype="float32"):
-    """Routes equal wherever every deciding |z| exceeds the margin; the output right for every token along its own route."""
+    """Assert that routes are equal if every deciding |z| exceeds the margin, and that each token's output is right along its own route."""
     x, w_in, b_in, w_out = case.build(seed)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device, dtype=dtype)
     w_in, w_out = as_stored(w_in, dtype), as_stored(w_out, dtype)
@@ -103,7 +103,7 @@ def test_stored_in_less(device, dtype, case):
 @each_dtype
 @pytest.mark.parametrize("case", STRATEGIES, ids=str)
 def test_every_strategy(device, dtype, case):
-    """Some tokens are right, and each is bitwise the same in batches around the crossovers, in any order, by teams of any size."""
+    """Sampled tokens are right. Every token is bitwise the same in batches around the switches, in any order, with any threads."""
     x, w_in, b_in, w_out = built(case)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device, dtype=dtype)
     whole = layer(x, threads=1)
@@ -130,7 +130,7 @@ def test_every_strategy(device, dtype, case):
         assert_array_equal(layer(x[order], threads=threads), whole[order])
 
 
-# More than one block of tokens, the last one much shorter or a little: with and without sorting, one tree and several, and wide.
+# Several blocks of tokens, the last one much or a little shorter, with and without sorting, for one tree, several and wide.
 BLOCKS = [
     FFFCase(12, 0, hidden=64, tokens=1500),
     FFFCase(4, 1, hidden=160, tokens=1900),
@@ -148,10 +148,10 @@ BLOCKS = [
 @each_dtype
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
 def test_a_team_of_any_size_gives_the_same_bits_in_every_call(device, dtype, case):
-    """Threads that meet nobody may be a block apart: only many calls show whether they share a slot of the workspace."""
+    """Threads that do not wait for each other may be a block apart. Only many calls show if they share a slot of the workspace."""
     x, w_in, b_in, w_out = built(case)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=case.depth, device=device, dtype=dtype)
-    trees = getattr(layer._layer.trees, "trees", layer._layer.trees)  # of depth 0: not the two matrix products
+    trees = getattr(layer._layer.trees, "trees", layer._layer.trees)  # at depth 0: the trees, not the two matrix products
     out = np.empty_like(x)
 
     def answers(threads):
@@ -170,7 +170,7 @@ def test_a_team_of_any_size_gives_the_same_bits_in_every_call(device, dtype, cas
 @each_dtype
 @pytest.mark.parametrize("case", [FFFCase(3, 5, 50, 40), FFFCase(70, 2, 50, 40), FFFCase(1, 11, 50, 1)], ids=str)
 def test_sums_are_taken_in_the_written_order(device, dtype, case):
-    """An FMA for each visited node, ascending (tree, node), from zero, then the bias, then the residual: the exact bits.
+    """The exact bits are one FMA per visited node from zero, in ascending (tree, node), then the bias, then the residual.
 
     (In float64 a product is exact; an FMA rounds once.)
     """
@@ -199,7 +199,7 @@ def test_sums_are_taken_in_the_written_order(device, dtype, case):
 @each_dtype
 @pytest.mark.parametrize("shape", [(1, 11), (64, 3)], ids=str)
 def test_tokens_that_are_alike(device, dtype, shape):
-    """One subtree holds everything; a few others stray."""
+    """One subtree gets nearly all tokens, and a few tokens go elsewhere."""
     x, w_in, b_in, w_out = FFFCase(*shape, hidden=60, tokens=500).build(15)
     x[100:] = x[0]
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=shape[1], device=device, dtype=dtype)
@@ -214,7 +214,7 @@ def test_outputs_beyond_the_caches_wherever_they_lie(device, shape):
     x, w_in, b_in, w_out = FFFCase(*shape, hidden=64, tokens=33_000).build(16)
     layer = fastinfer.FFF(w_in, b_in, w_out, depth=shape[1], device=device)
     outputs = []
-    for shift, threads in ((0, 3), (1, 2)):  # from a cache line's begin, and not
+    for shift, threads in ((0, 3), (1, 2)):  # at the start of a cache line, and not
         memory = np.full(x.size + 64, 7, np.float32)
         begin = 16 - memory.ctypes.data // 4 % 16 + shift
         outputs.append(layer(x, out=memory[begin : begin + x.size].reshape(x.shape), threads=threads))
@@ -298,7 +298,7 @@ def test_a_hundred_thousand_tokens(device, case):
     assert_array_equal(nodes[sure], want_nodes[sure])
     y = layer(x)
     assert_allclose(y[sure], reference(x)[sure], **backends.TOLERANCE)
-    some = np.flatnonzero(~sure)[:50]  # near-ties may go either way; along the way they went they must be right
+    some = np.flatnonzero(~sure)[:50]  # near-ties may go either way, but the output must be right along their route
     assert_allclose(y[some], oracle.add_up(x[some], w_in, b_in, w_out, nodes[some]), **backends.TOLERANCE)
 
 
@@ -349,7 +349,7 @@ def test_the_layer_keeps_its_own_weights(device):
 
 
 def prune(depth, rng):
-    """A random pruned tree: its table of children (n, 2), numbered depth first."""
+    """The table of children (n, 2) of a random pruned tree, numbered depth first."""
     table = []
 
     def grow(level):
@@ -364,7 +364,7 @@ def prune(depth, rng):
     return table
 
 
-# Of an even number of levels as well: the last two are walked together, and a path may stop between them.
+# Even numbers of levels matter, too: the last two are walked together, and a path may stop between them.
 @pytest.mark.parametrize("shape", [(3, 6), (1, 9), (70, 2), (4, 3), (70, 1)], ids=str)
 @pytest.mark.parametrize(("device", "dtype"), [("numpy", "float32"), *((d, dtype) for d in backends.COMPILED for dtype in backends.DTYPES)])
 def test_pruned_trees(device, dtype, shape):
@@ -416,7 +416,7 @@ def test_heap_order_written_as_a_table_is_the_same(device, dtype):
     assert_array_equal(*both)
 
 
-@pytest.mark.parametrize("device", [name for name in backends.ALL if name != "cuda"])  # whose ops take arrays of its own
+@pytest.mark.parametrize("device", [name for name in backends.ALL if name != "cuda"])  # its ops take its own arrays
 def test_a_residual_may_be_the_output(device):
     x, w_in, b_in, w_out = FFFCase(2, 4, hidden=20, tokens=11).build(10)
     ops = fastinfer.backends.get(device)

@@ -1,4 +1,4 @@
-"""train.py finetune: tiny models learn what can be learned, and what they write scores the same in the engine."""
+"""train.py finetune: tiny models learn easy tasks, and the checkpoints score the same in the engine."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def write(path, rows):
 
 @pytest.fixture
 def toy(tmp_path, random_model):
-    """toy(kind, make, **settings) -> (the settings, the lines, the task): fine-tuned on rows that `make` makes of sentences."""
+    """toy(kind, make, **settings) fine-tunes on the rows that `make` makes of sentences -> (settings, output lines, task)."""
 
     def toy(kind, make, **changes):
         files = {
@@ -47,7 +47,7 @@ def toy(tmp_path, random_model):
 
 
 def in_engine(folder, task, **options):
-    """The metrics of a checkpoint by the NumPy backend, which is what all others are compared with."""
+    """The metrics of a checkpoint by the NumPy backend, the reference of all others."""
     return evaluate.evaluate(fastinfer.load(folder, device="numpy", **options), task, "", "model", None).metrics
 
 
@@ -77,7 +77,7 @@ def test_pairs_of_texts_as_classes(toy):
 
 
 def test_scores_of_any_scale(toy):
-    """A number far from zero and from one: the count of a word."""
+    """The number to learn is the count of a word, far from zero and one."""
     settings, (line,), task = toy("score", lambda texts: [{"text": t, "label": 5000 + 100 * (t.count("paris") > 0)} for t in texts])
     assert line["metrics"]["pearson"] > 90
     assert in_engine(settings.out, task) == pytest.approx(line["metrics"], abs=0.01)
@@ -86,7 +86,7 @@ def test_scores_of_any_scale(toy):
 
 
 def test_tags(toy, tmp_path):
-    """Places and names; "friendly" has two tokens, and a word that no token stands for keeps the others in place."""
+    """The tags are places and names. "friendly" has two tokens, and a word without tokens does not shift the others."""
     pytest.importorskip("seqeval", reason="the metric is of seqeval")
     tag = {"paris": "B-LOC", "london": "B-LOC", "ada": "B-PER", "lovelace": "I-PER"}
 
@@ -104,7 +104,7 @@ def test_tags(toy, tmp_path):
 
 
 def test_pairs_that_belong_together(toy, random_model):
-    """A text's partner is the same words in another order, twice: the random model finds fewer."""
+    """A text's partner has the same words in another order, twice. A random model finds fewer partners."""
 
     def make(texts):
         return [{"text": t, "second": " ".join(reversed((t + " . " + t).split()))} for t in dict.fromkeys(texts)]
@@ -131,7 +131,7 @@ def test_an_epoch_holds_each_row_once_and_neighbours_of_like_length():
 
 
 def test_the_start_is_kept_and_its_head_is_not(toy, random_model):
-    """With a learning rate of zero the encoder is the one it was; only the head is new, and dropout leaves weights alone."""
+    """With a learning rate of zero the encoder does not change. Only the head is new, and dropout does not change weights."""
     settings, _, _ = toy(
         "classes", lambda texts: [{"text": t, "label": len(t) % 2} for t in texts], lr=0.0, lr_rest=0.0, max_steps=2, dropout=0.5
     )
@@ -188,7 +188,7 @@ def without_time(lines):
 
 def test_a_study_goes_on_where_it_stopped_and_by_several_workers(glue, tmp_path, random_model, monkeypatch):
     pytest.importorskip("sklearn", reason="CoLA's metric is of scikit-learn")
-    monkeypatch.syspath_prepend(TOOLS)  # which the workers get
+    monkeypatch.syspath_prepend(TOOLS)  # workers inherit it
     settings = finetune.Finetune(models=(random_model,), out=str(tmp_path / "out"), **glue)
     whole = study.results(settings)
     assert [(line["task"], line["seed"]) for line in whole] == [("SST-2", 0), ("SST-2", 1), ("CoLA", 0), ("CoLA", 1)]
@@ -203,7 +203,7 @@ def test_a_study_goes_on_where_it_stopped_and_by_several_workers(glue, tmp_path,
 
 
 def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
-    """Medians, extremes and averages by hand; a model against itself keeps 100%, one that errs more keeps less."""
+    """Medians, extremes and averages equal those by hand. A model keeps 100% of itself, and one that errs more keeps less."""
     pytest.importorskip("sklearn", reason="CoLA's metric is of scikit-learn")
     settings = finetune.Finetune(models=("a/good", "a/same", "a/bad"), out="", **glue | {"seeds": 3})
     named = finetune.tasks_of(settings)

@@ -1,4 +1,4 @@
-"""Inputs that once broke what reads files: each is taken or refused, by a process that lives on. tests/fuzz/loaders.py finds more."""
+"""Inputs that once broke file readers: each is now accepted or refused, and the process lives on. tests/fuzz/loaders.py finds more."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_errors_of_other_kinds_come_through(monkeypatch):
 
 
 def test_a_short_run_finds_what_is_broken(tmp_path):
-    """Workers that raise, die, hang or ask for too much are seen, each by its input."""
+    """The fuzzer finds workers that raise, die, hang or take too much memory, and names the input of each."""
     broken = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(FUZZ)!r})\n"

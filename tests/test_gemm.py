@@ -10,7 +10,7 @@ import fastinfer
 from fastinfer.checkpoint import Tensor
 
 UNIT = 2.0**-24  # the relative error of one rounding to float32
-TOKENS = (0, 1, 2, 5, 6, 7, 11, 12, 13, 25, 100)  # around the rows of a tile: 6 or 12
+TOKENS = (0, 1, 2, 5, 6, 7, 11, 12, 13, 25, 100)  # around the rows of a tile, which has 6 or 12
 SHAPES = [(1, 1), (3, 17), (17, 3), (33, 33), (16, 64), (31, 130), (100, 63), (129, 257)]  # outputs, inputs
 ACTIVATIONS = {None: np.array, "gelu": lambda v: v * special.ndtr(v), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
 
@@ -20,7 +20,7 @@ each_stored = pytest.mark.parametrize("stored", backends.DTYPES)
 
 
 def case(outputs, inputs, tokens):
-    """x, weight, bias, residual; sums of order 1."""
+    """Random (x, weight, bias, residual) whose sums are of order 1."""
     rng = np.random.default_rng([outputs, inputs])
     shapes = (tokens, inputs), (outputs, inputs), (outputs,), (tokens, outputs)
     x, weight, bias, residual = (rng.standard_normal(shape, np.float32) for shape in shapes)
@@ -34,14 +34,14 @@ def product(ops, x, matrix, bias=None, activation=None, residual=None, out=None)
 
 
 def bfloat16(x):
-    """Rounded to the nearest bfloat16, ties to even: worked out with floats, not with bits."""
+    """Values rounded to the nearest bfloat16, ties to even, by float arithmetic and not by bits."""
     _, exponent = np.frexp(x.astype(np.float64))
     unit = np.ldexp(1.0, np.maximum(exponent - 8, -133))
     return np.rint(x / unit) * unit
 
 
 def int8(x):
-    """Integers and each row's scale, absmax / 127; a row of next to nothing is zeros."""
+    """(integers, scale of each row), with scale = absmax / 127. A row of tiny values becomes zeros."""
     most = np.abs(x).max(-1, initial=0)
     tiny = most < 1e-30
     inverse = np.float32(127) / np.where(tiny, np.float32(1), most)
@@ -49,7 +49,7 @@ def int8(x):
 
 
 def int8_sums(x, weight):
-    """(exact sums (T, N), what to multiply them by) for int8 products with rows as stored."""
+    """(exact sums (T, N), their factors) of int8 products with stored rows."""
     q, scale = int8(x)
     if weight.dtype == "int8":
         return q @ weight.data.astype(np.int64).T, scale[:, None] * weight.scale
@@ -61,7 +61,7 @@ def int8_sums(x, weight):
 
 
 def in_float64(dtype, x, weight):
-    """x W^T of the factors as the dtype rounds them, and the error that float32 sums over them may have."""
+    """(x W^T in float64 of factors rounded to the dtype, the largest error of a float32 sum)."""
     if dtype == "int8":
         sums, scale = int8_sums(x, weight)
         exact = sums * scale.astype(np.float64)
@@ -69,7 +69,7 @@ def in_float64(dtype, x, weight):
     a, b = x.astype(np.float64), weight.float32().astype(np.float64)
     if dtype == "bfloat16":
         a, b = bfloat16(a), bfloat16(b)
-    # Two roundings a term where there is no FMA.
+    # Without FMA, each term is rounded twice.
     return a @ b.T, 2 * x.shape[1] * UNIT * (np.abs(a) @ np.abs(b).T)
 
 
@@ -93,7 +93,7 @@ def test_against_float64(device, dtype, stored):
                         got = product(ops, x[part], matrix, b, activation, out, out)
                         before = exact[part] + (0 if b is None else b)
                         want = function(before) + (0 if r is None else r[part])
-                        # An activation's slope is at most 1.13, its own error 5 ulp or 1e-7 of its input.
+                        # An activation's slope is at most 1.13, and its own error is 5 ulp or 1e-7 of its input.
                         allowed = 1.2 * slack[part] + 8 * UNIT * (np.abs(before) + np.abs(want)) + 1e-7 * (activation in ("gelu", "tanh"))
                         assert (np.abs(got - want) <= allowed).all(), (outputs, inputs, tokens, b is not None, activation, r is not None)
 
@@ -113,7 +113,7 @@ def test_int8_is_exact_in_integers(device, stored):
 @each_device
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sums_are_taken_in_the_written_order(device, dtype):
-    """One FMA for each input, ascending, from zero, then the bias: the exact bits. (In float64 a product is exact; an FMA rounds once.)"""
+    """The exact bits are one FMA per input from zero, ascending, then the bias. (In float64 a product is exact; an FMA rounds once.)"""
     if dtype == "bfloat16" and device == "cpu:avx512_bf16":
         pytest.skip("VDPBF16PS takes inputs in pairs, in an order of its own")
     x, weight, bias, _ = case(50, 65, 17)
@@ -144,7 +144,7 @@ def test_bfloat16_rounds_to_nearest_even(device):
 
 @each_device
 def test_int8_rounds_to_nearest_even(device):
-    # A scale of exactly 1, and weights that pick the second input out.
+    # The scale is exactly 1, and the weights select the second input.
     values = np.arange(-127, 127.25, 0.25, dtype=np.float32)
     x = np.stack([np.full_like(values, 127), values], 1)
     ops = fastinfer.backends.get(device, dtype="int8")
@@ -166,7 +166,7 @@ def test_a_token_is_bitwise_the_same_in_any_batch_place_and_team(device, dtype):
     rng = np.random.default_rng(6)
     for outputs, inputs in [*SHAPES, (800, 96), (40, 1531)]:
         x, weight, bias, residual = case(outputs, inputs, 150)
-        # Of many threads, a team gets as many as are worth it.
+        # A small product uses only as many threads as pay off.
         ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 2, 3, 16, 24)]
         matrices = [each.matrix(Tensor(weight, "float32")) for each in ops]  # packed by teams of every size
         whole = product(ops[0], x, matrices[0], bias, "gelu", residual)

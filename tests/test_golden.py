@@ -1,5 +1,5 @@
-"""Kept checkpoints, stage by stage: the authors' against the outputs of the authors' own PyTorch code, and those of each version of this
-project's format against float64 (tests/data/make_golden.py). Files of a version stay as they were written: later releases must read them.
+"""Golden checkpoints, stage by stage: the authors' files against their own PyTorch code, and files of each version of this project's
+format against float64 (tests/data/make_golden.py). Files of a version never change, because later releases must read them.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ FORMAT_1 = sorted(folder.name for folder in (GOLDEN / "format-1").iterdir())
 
 
 def close(got, want):
-    """Within 1e-5 * max(1, |value|)."""
+    """Assert a difference of at most 1e-5 * max(1, |value|)."""
     assert got.shape == want.shape
     assert_array_less(np.abs(got - want), 1e-5 * np.maximum(1, np.abs(want)))
 
@@ -32,7 +32,7 @@ def unpadded(golden):
 
 @pytest.fixture(params=["as published", "converted"])
 def folder(request, tmp_path):
-    """A function from a golden name to a folder: the authors' files, or these written in our format."""
+    """A function from a golden name to a folder with the authors' files, or with the same model in our format."""
 
     def find(name):
         if request.param == "as published":
@@ -123,7 +123,7 @@ def test_routes_of_a_model(device):
 
 
 def stages(model, batch):
-    """{stage: rows of all texts} of what make_golden.py computes."""
+    """{stage: rows of all texts}, for the stages that make_golden.py computes."""
     count = model.config.layers
     states = model.hidden_states(batch, layers=(*range(count + 1), -1))
     said = {f"hidden.{i}" if i <= count else "final": np.concatenate([s[i] for s in states]) for i in range(count + 2)}
@@ -136,7 +136,7 @@ def stages(model, batch):
 
 
 def of_format_1(name, **options):
-    """(a kept checkpoint, its batch, what float64 gives)."""
+    """(golden checkpoint, its batch, its outputs in float64)."""
     want = load_file(GOLDEN / "format-1" / name / "expected.safetensors")
     model = fastinfer.load(GOLDEN / "format-1" / name, **options)
     ids, types, lengths = (want.pop(key) for key in ("ids", "token_types", "lengths"))
@@ -157,7 +157,7 @@ def test_a_file_of_format_1(name, device):
 @pytest.mark.parametrize("device", [d for d in backends.ALL if d != "numpy"])
 @pytest.mark.parametrize("name", [n for n in FORMAT_1 if n.startswith("dense")])
 def test_a_file_of_format_1_computed_as_it_is_stored(name, device):
-    """Without trees, whose paths may hang on the rounding of what comes down them."""
+    """This uses only checkpoints without trees, because the rounding of a tree's input may change its paths."""
     model, batch, want = of_format_1(name, device=device)
     got = stages(model, batch)
     for stage, values in want.items():

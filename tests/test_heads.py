@@ -1,4 +1,4 @@
-"""Decoding: words of a text, spans of answers, windows of long texts, what a filled mask joins."""
+"""Decoding: words of a text, spans of answers, windows of long texts, and the spaces around a filled mask."""
 
 import tracemalloc
 
@@ -32,11 +32,11 @@ def test_best_spans_of_a_long_context_take_memory_by_the_token():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(best) == 12
-    assert peak < 8000 * heads.answer.ANSWER_TOKENS * 8 * 6  # bytes; all pairs would be 512 MB
+    assert peak < 8000 * heads.answer.ANSWER_TOKENS * 8 * 6  # bytes; a table of all pairs would take 512 MB
 
 
 def tokens_of(text, *parts, words=None, special=()):
-    """Tokens that cover `parts` of text one after another."""
+    """Tokens that cover the `parts` of a text in order."""
     offsets, at = [], 0
     for part in parts:
         at = text.index(part, at)

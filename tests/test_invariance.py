@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
         layers = FEEDFORWARDS[kind]
         config = builders.tiny(
             hidden=48,
-            heads=4 if kind == "heads of 12" else 2,  # of 24: a multiple of 8, not of a vector's 16
+            heads=4 if kind == "heads of 12" else 2,  # of size 24: a multiple of 8, but not of a vector's 16
             layers=len(layers),
             ffn=layers,
             vocabulary=70,
@@ -53,20 +53,20 @@ def folders(tmp_path_factory):
 
 
 def texts():
-    """Ids and token types."""
+    """(ids, token types) of random texts."""
     rng = np.random.default_rng(0)
     return [rng.integers(1, 70, length).tolist() for length in LENGTHS], [rng.integers(0, 2, length).tolist() for length in LENGTHS]
 
 
 def batches():
-    """(texts' numbers, threads): in order, turned round, shuffled, some twice; and each alone."""
+    """(indices of texts, threads): in order, reversed, shuffled, some twice, and each alone."""
     everything = list(range(len(LENGTHS)))
     shuffled = np.random.default_rng(1).permutation(everything).tolist()
     yield from itertools.product([everything, everything[::-1], shuffled, [3, 3, 6, 0, 3]], (1, 2, 3))
     yield from (([i], 3) for i in everything)
 
 
-# What is asked of a model: per text an array, a tuple of arrays or a list of (label, score).
+# Calls of a model. Each gives, per text, an array, a tuple of arrays or a list of (label, score).
 ASKS = {
     "final states": lambda model, batch, **on: model.hidden_states(batch, **on),
     "hidden states": lambda model, batch, **on: model.hidden_states(batch, layers=(*range(len(model.config.ffn) + 1), -1), **on),

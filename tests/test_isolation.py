@@ -1,4 +1,4 @@
-"""NaN and infinity in one text never reach another text of the batch: bit for bit, in every op, by model, ISA, dtype and team."""
+"""NaN and infinity in one text never change a bit of another text of the batch, in every op and model, ISA, dtype and number of threads."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from fastinfer import PackedBatch, checkpoint
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Tag, Tasks
 
-# Short texts share tiles of tokens, long ones fill several; a poisoned one stands first, last and between.
+# Short texts share tiles of tokens, and long ones fill several. A poisoned text is first, last or between.
 LENGTHS = (3, 1, 70, 2, 17, 40, 1, 33, 8, 5)
 BOUNDS = list(itertools.pairwise(np.cumsum([0, *LENGTHS])))
 POISONS = {"nan": np.nan, "inf": -np.inf}
@@ -26,7 +26,7 @@ each_backend = pytest.mark.parametrize(("device", "dtype"), ON)
 
 
 def others_stay(run, arrays, poison, every=1):
-    """run() -> outputs of T rows from `arrays` (T, ...): poisoning the values of a text there changes no bit of another text's rows."""
+    """Assert that poisoning a text in `arrays` (T, ...) changes no bit of other texts' rows in the outputs of run()."""
     want = [a.copy() for a in run()]
     for (begin, end), place in zip(BOUNDS, itertools.cycle(["all", "first", "last", "one"])):
         token = {"first": begin, "last": end - 1, "one": (begin + end) // 2}.get(place)
@@ -76,7 +76,7 @@ def test_linear(device, dtype):
 @each_backend
 @pytest.mark.parametrize("shape", [(1, 7), (3, 4), (64, 2), (300, 0), "pruned"], ids=str)
 def test_fff(device, dtype, shape):
-    """Deep trees, many small ones, pruned ones; all tokens go through the first nodes together."""
+    """The trees are deep, many and small, or pruned. All tokens go through the first nodes together."""
     rng = np.random.default_rng(2)
     (trees, depth), children = ((2, 6), []) if shape == "pruned" else (shape, None)
     count = 2 ** (depth + 1) - 1
@@ -119,7 +119,7 @@ def test_pool(poison, kind):
 # --- models ---
 
 VOCABULARY = 60
-BAD = dict(zip(range(VOCABULARY - 3, VOCABULARY), (np.nan, np.inf, -np.inf), strict=True))  # tokens whose embedding is no number
+BAD = dict(zip(range(VOCABULARY - 3, VOCABULARY), (np.nan, np.inf, -np.inf), strict=True))  # tokens whose embedding is not finite
 FEEDFORWARDS = {
     "dense": (Dense(100), Dense(40)),
     "deep": (FFF(1, 8), FFF(2, 5)),
@@ -154,7 +154,7 @@ def folders(tmp_path_factory):
 
 
 def asked(model, batch, **on):
-    """Per text, all that a model says of it."""
+    """Per text, all answers of a model."""
     said = [
         model.hidden_states(batch, layers=(0, 1, 2, -1), **on),
         [[a for layer in text if layer is not None for a in layer] for text in model.routes(batch, **on)],
@@ -168,7 +168,7 @@ def asked(model, batch, **on):
 @each_backend
 @pytest.mark.parametrize("kind", FEEDFORWARDS)
 def test_a_text_of_a_model(folders, kind, device, dtype):
-    """A text's token is replaced by one whose embedding is NaN or infinite: that text says so, the others stay as they are."""
+    """A token of one text gets an embedding of NaN or infinity. Its answers are not all finite; others do not change."""
     model = fastinfer.load(folders(kind), device=device, dtype=dtype, validate=False)
     rng = np.random.default_rng(4)
     rows = [rng.integers(0, min(BAD), length).tolist() for length in LENGTHS]

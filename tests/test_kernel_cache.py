@@ -1,4 +1,4 @@
-"""Compiled kernels on the disk: kept, and used only where nobody else can have written them. Needs no GPU."""
+"""Compiled kernels on the disk are kept, and used only if nobody else can have written them. This needs no GPU."""
 
 import os
 import stat

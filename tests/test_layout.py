@@ -1,4 +1,4 @@
-"""The modules of the project: no circle of imports, no runtime module that needs tools/, short functions and files."""
+"""The modules of the project have no circles of imports, no runtime module needs tools/, and functions and files are short."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOTS = {"fastinfer": ROOT, "tools": ROOT / "tools"}  # folder -> where the names of its modules begin
-COMPILED = {"fastinfer._cpu"}  # modules without a .py file, which import nothing
+COMPILED = {"fastinfer._cpu"}  # modules without a .py file; they import nothing
 
 
 def module_name(path, base):
@@ -23,7 +23,7 @@ def is_for_types(node):
 
 
 def imports(node, later):
-    """The import statements that run when the module is imported, and `later` also those in functions; never those of TYPE_CHECKING."""
+    """The import statements that run at import and, if `later`, those in functions. Those under TYPE_CHECKING never count."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
@@ -34,7 +34,7 @@ def imports(node, later):
 
 
 def imported(statement, name, is_package):
-    """The modules that an import statement of module `name` may name, by their dotted names; the known ones among them count."""
+    """The dotted names that an import statement of module `name` may import. Some may not be modules."""
     if isinstance(statement, ast.Import):
         return [alias.name for alias in statement.names]
     package = name.split(".") if is_package else name.split(".")[:-1]
@@ -44,10 +44,10 @@ def imported(statement, name, is_package):
 
 
 def graph(folder, base, later=False):
-    """{module: the modules of the folder that it imports when it is imported, and `later` also those that its functions import}.
+    """{module: the modules of the folder that it imports at import and, if `later`, in its functions}.
 
-    `from a import b` needs the module a.b where there is one, and a alone where b is a name in it. A package's __init__ is needed by what
-    is imported through it; that an import inside the package runs its __init__ first is no circle, which Python resolves.
+    `from a import b` needs the module a.b if it exists, else the module a. An import through a package needs the package's __init__.
+    An import inside a package also runs that __init__ first, but Python resolves this, so it does not count as a circle.
     """
     files = {module_name(path, base): path for path in sorted(folder.rglob("*.py"))}
     edges = {}
@@ -100,7 +100,7 @@ def a_way_round(edges, group):
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_no_circle_of_imports(root):
-    """Imports inside of functions count, too: they would only hide a circle from Python."""
+    """Imports in functions count, too, because they would only hide a circle from Python."""
     edges = graph(ROOT / root, ROOTS[root], later=True)
     assert sum(map(len, edges.values())) > 20
     found = [f"{', '.join(group)}: {a_way_round(edges, group)}" for group in circles(edges)]
@@ -108,7 +108,7 @@ def test_no_circle_of_imports(root):
 
 
 def test_a_circle_is_found_by_its_names(tmp_path):
-    """Five modules: three in a circle, which goes through a package and a relative import; imports that do not run make none."""
+    """Three of five modules form a circle through a package and a relative import. Imports that do not run form no circle."""
     files = {
         "pack/__init__.py": "from . import a\n",
         "pack/a.py": "import os\ntry:\n    from pack.b import thing\nexcept ImportError:\n    pass\n",
@@ -130,7 +130,7 @@ def test_a_circle_is_found_by_its_names(tmp_path):
 
 
 def test_the_runtime_never_imports_tools():
-    """Neither by the names that the commands use nor as tools.NAME, and not inside of functions."""
+    """It imports tools neither by the names that commands use nor as tools.NAME, and not in functions either."""
     files = [path for path in (ROOT / "tools").iterdir() if path.suffix == ".py" or path.is_dir()]
     known = {"tools", *(path.stem for path in files)}
     assert {"train", "training", "conversion"} <= known

@@ -1,4 +1,4 @@
-"""Long texts are tokenised in parts, and no token knows it: cuts at boundaries, beginnings that suffice, whole texts in pieces."""
+"""Long texts are tokenised in parts, which never changes a token: cuts at boundaries, beginnings of texts, whole texts in pieces."""
 
 import functools
 import string
@@ -162,7 +162,7 @@ texts = st.lists(fragments, max_size=30).map("".join)
 
 
 def columns(tokens):
-    """What must agree, without the special tokens: id, type, characters, text of the pair."""
+    """The columns that must agree, without special tokens: id, type, characters, text of the pair."""
     return [row for row in zip(tokens.ids, tokens.type_ids, tokens.offsets, tokens.sequence_ids, strict=True) if row[3] is not None]
 
 
@@ -183,7 +183,7 @@ def opened(raw, folder, limit=12) -> Tokenizer:
     return Tokenizer(folder / "tokenizer.json", make_config(max_tokens=limit, vocabulary=raw.get_vocab_size()))
 
 
-# Versions 0.23.1 and 0.23.2 of the library cut otherwise than those before and after.
+# Versions 0.23.1 and 0.23.2 of the library cut differently from those before and after.
 right_oracle = pytest.mark.skipif(tokenizers.__version__ in ("0.23.1", "0.23.2"), reason="these versions cut otherwise, and lose tokens")
 
 

@@ -17,10 +17,10 @@ FUNCTIONS = {
     # erfc keeps the digits of the left tail, which 1 + erf cancels.
     "gelu": lambda x: 0.5 * x * special.erfc(-x * 0.5**0.5),
 }
-# {beyond this x: the largest error allowed there, in units in the last place of float32; a denormal's unit is the least denormal}
+# {beyond this x: the largest error allowed there, in units in the last place of float32; the unit of a denormal is the least denormal}
 ULPS = {"exp": {-INF: 1.5}, "erf": {-INF: 2.5}, "tanh": {-INF: 3}, "gelu": {-1: 5, -2: 10, -3: 14, -4: 32}}
-GELU_ERROR = 1e-7  # times max(1, |x|), everywhere
-# A dense line where the function bends.
+GELU_ERROR = 1e-7  # largest error divided by max(1, |x|)
+# Dense points where the function bends.
 SPAN = {"exp": (-104, 88.8), "erf": (-5, 5), "tanh": (-11, 11), "gelu": (-15, 15)}
 
 each_function = pytest.mark.parametrize("function", FUNCTIONS)

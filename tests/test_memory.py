@@ -1,4 +1,4 @@
-"""Memory of a process that loads a model: no second copy of the weights, nothing kept of large batches, trees shared between processes."""
+"""Memory of a process that loads a model: it has no second copy of the weights, keeps nothing of large batches, and shares trees."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def numbers(code: str, *arguments: str) -> list[float]:
 
 
 def save(folder, **changes) -> float:
-    """A model with about 60 MB of weights in float32; returns the megabytes stored."""
+    """Save a model with about 60 MB of float32 weights, and return its stored megabytes."""
     options = {"hidden": 512, "heads": 8, "layers": 4, "vocabulary": 2000, "max_tokens": 128, "positions": Positions("learned", 128)}
     config = builders.tiny(**options | {"ffn": (Dense(2560),) * 4, "tasks": Tasks(Embed("mean", True))} | changes)
     builders.save(folder, config)
@@ -50,7 +50,7 @@ def save(folder, **changes) -> float:
 def test_loading_keeps_one_copy_of_the_weights(tmp_path, stored):
     megabytes = save(tmp_path, stored=Stored(stored, stored, stored))
     (grown,) = numbers("model.embed(texts(1, 16)); print(pss() - before)", str(tmp_path), "cpu")
-    # 8 MB: the compiled module, scipy's loaded parts, thread stacks
+    # 8 MB are for the compiled module, scipy's loaded parts and thread stacks
     assert grown < 1.1 * megabytes + 8
 
 
@@ -102,4 +102,4 @@ vectors = model.embed(texts)
 print(peak() - before - vectors.nbytes / 1e6)
 """
     (grown,) = numbers(code, str(tmp_path), "cpu")
-    assert grown < 40  # MB; all texts tokenised at once took 1,500 for the dots and 350 for the many texts
+    assert grown < 40  # MB: tokenising all texts at once took 1,500 for the dots and 350 for the many texts

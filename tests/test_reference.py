@@ -23,7 +23,7 @@ LENGTHS = [1, 7, 3, 16, 2]
 CU = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
 
 
-@pytest.fixture(params=[name for name in backends.ALL if name != "cuda"])  # test_cuda.py has the ops of the GPU
+@pytest.fixture(params=[name for name in backends.ALL if name != "cuda"])  # test_cuda.py tests the ops of the GPU
 def ops(request):
     return fastinfer.backends.get(request.param)
 
@@ -51,13 +51,13 @@ def public(backend):
 
 
 def taken(function):
-    """Name, kind and default of each parameter. The types are for the type checker."""
+    """(name, kind, default) of each parameter. The type checker compares the types."""
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
 @pytest.mark.parametrize("backend", [CPU, CUDA, FittedCUDA])
 def test_every_backend_has_the_signatures_of_the_reference(backend):
-    """Without a device: importing the module of a backend needs none."""
+    """This needs no device, because the modules of backends can be imported without one."""
     for name, member in public(Reference).items():
         own = getattr(backend, name)
         if inspect.isfunction(member):

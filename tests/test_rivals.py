@@ -1,4 +1,4 @@
-"""The rivals of tools/rivals compute what they are compared with; what needs a GPU is checked by the benchmark itself."""
+"""The rivals of tools/rivals compute the right results. The benchmark itself checks those that need a GPU."""
 
 from pathlib import Path
 
@@ -37,11 +37,11 @@ def test_dense_on_the_cpu(make):
 
 
 def test_bert(tmp_path):
-    """The split functions of BERT on the CPU, against transformers."""
+    """The split functions of BERT agree with transformers on the CPU."""
     transformers = pytest.importorskip("transformers", reason="the oracle of BERT is transformers")
     sizes = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
     model = transformers.BertModel(transformers.BertConfig(**sizes), add_pooling_layer=False).eval()
-    for weight in model.parameters():  # biases and norms start at 0 and 1
+    for weight in model.parameters():  # else biases would be 0 and norms 1
         torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(tmp_path)
     weights, functions = gpu.Bert.read(tmp_path, 2, "float32", "cpu"), gpu.bert_functions(24, 3, 1e-12)

@@ -1,4 +1,4 @@
-"""Calls that are interrupted, and where the system gives no threads or no memory: an error or an answer, and the next call is right."""
+"""An interrupted call, or one without threads or memory, gives an error or a right answer, and the next call is right."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from fastinfer.backends.cpu import default_isa
 pytest.importorskip("resource", reason="no limits of a process can be set here")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::fastinfer.tokenizer.TruncationWarning"),
-    # Python drops an exception that a signal raises while memory is collected; the next signal ends the call.
+    # Python drops an exception that a signal raises during garbage collection. The next signal then ends the call.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -29,7 +29,7 @@ TEXTS = ["ada lived in london " * (i % 9) for i in range(40)] + ["." * 4000, "ad
 
 @pytest.fixture
 def interrupt():
-    """interrupt(after): Ctrl-C so many seconds later, and again each second that it is not heard."""
+    """interrupt(after) sends Ctrl-C after so many seconds, and again each second until it is caught."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     yield lambda after: signal.setitimer(signal.ITIMER_REAL, after, 1)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -38,7 +38,7 @@ def interrupt():
 
 @pytest.mark.parametrize("device", ["cpu", "numpy"])
 def test_calls_that_were_interrupted_leave_the_model_right(random_model, device, interrupt):
-    """Other threads go on with the same model."""
+    """Other threads use the same model meanwhile."""
     model = fastinfer.load(random_model, device=device, threads=2)
     calls = [
         lambda: model.embed(TEXTS, batch_tokens=64),
@@ -76,7 +76,7 @@ def test_calls_that_were_interrupted_leave_the_model_right(random_model, device,
 
 
 def test_kernels_stop_between_ops(interrupt):
-    """What was collected is not run to its end, and the kernels run the next call to its end."""
+    """An interrupt ends a program between two ops, and the kernels run the next program to its end."""
     kernels = _cpu.Kernels(default_isa())
     ones, x = np.ones(1024, np.float32), np.random.default_rng(0).normal(size=(4096, 1024)).astype(np.float32)
 
@@ -162,7 +162,7 @@ sys.exit(cli.main(sys.argv[2:]))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc/self/status on this system")
 def test_memory_that_is_short_is_an_error(random_model, tmp_path):
-    """At no limit does a library end the process; the least says so, the largest suffices."""
+    """A library never ends the process. The lowest limit gives our error, and the highest suffices."""
     (tmp_path / "texts").write_text("ada lived in london\n" * 2000 + "." * 100_000 + "\n" + "ada " * 50_000)
     arguments = ("embed", "-m", random_model, "--device", "cpu", "-i", f"{tmp_path}/texts", "-o", f"{tmp_path}/out.npy")
     said = [python(SHORT, str(megabytes), *arguments) for megabytes in (4, 20, 36, 52, 68, 100, 2000)]

@@ -1,4 +1,4 @@
-"""The C sources: no compiler warnings; and for the CPUs that no machine here has, that they compile."""
+"""The C sources compile without warnings, also for CPUs that the test machines do not have."""
 
 import shutil
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "cpu"
-# A size or an index of the kernels is an int, which pointer arithmetic and sizeof turn into size_t in every line: where one cannot be
-# negative, that is meant, so conversions of sign are let through. Conversions that may lose a value are written as casts.
+# Sizes and indices in the kernels are ints, and pointer arithmetic and sizeof turn them into size_t in every line. This is intended
+# where a value cannot be negative, so conversions of sign are allowed. Conversions that may lose a value are written as casts.
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Wshadow", "-Werror"]
 
 
@@ -31,6 +31,6 @@ def test_no_warnings_in_the_fuzzer():
 
 @pytest.mark.parametrize("source", ["isa_neon.c", "isa_portable.c", "dispatch.c", "team.c"])
 def test_compiles_for_aarch64(source, tmp_path):
-    # With code generation: operands that must be constants are checked only there.
+    # This generates code, because only then are operands checked to be constants.
     compile_with("aarch64-linux-gnu-gcc", "-O1", "-c", SOURCES / source, "-o", tmp_path / "out.o")
     assert (tmp_path / "out.o").stat().st_size > 500

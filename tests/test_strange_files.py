@@ -1,4 +1,4 @@
-"""Files of a checkpoint that are no files, lie elsewhere, are too large, or change while and after they are read."""
+"""Files of a checkpoint that are not regular files, are links, are too large, or change during or after reading."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def made():
     return seeds.make()
 
 
-# --- what is no file -------------------------------------------------------------------------------
+# --- not a regular file -------------------------------------------------------------------------------
 
 
 def a_pipe(path):
@@ -115,7 +115,7 @@ def test_a_file_that_has_more_than_it_said():
         files.read_file("/proc/self/status", 1000)
 
 
-# --- what lies elsewhere ---------------------------------------------------------------------------
+# --- links ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/etc", "../other", "1_Pooling/../../other", "..", 5, None, ["1_Pooling"]], ids=repr)
@@ -130,7 +130,7 @@ def test_modules_outside_the_folder(tmp_path, made, path):
 
 
 def test_a_folder_of_links_as_a_cache_of_models_has_them(tmp_path, made):
-    """Each file of a snapshot is a link to a blob outside of it."""
+    """Each file of a snapshot is a link to a blob outside the folder."""
     for i, (name, text) in enumerate(made["bert"].items()):
         write(tmp_path, {f"blobs/{i}": text})
         link = tmp_path / "snapshots" / "main" / name
@@ -142,7 +142,7 @@ def test_a_folder_of_links_as_a_cache_of_models_has_them(tmp_path, made):
     assert_array_equal(model.embed(["ada lived in london"]), expected.embed(["ada lived in london"]))
 
 
-# --- what is larger than anything confirms ---------------------------------------------------------
+# --- larger than the other files confirm ---------------------------------------------------------
 
 
 def test_a_table_of_sines_is_bounded_by_the_weights(tmp_path):
@@ -168,13 +168,13 @@ def test_a_long_header_is_not_read(tmp_path):
         fastinfer.load(tmp_path)
 
 
-# --- what changes ----------------------------------------------------------------------------------
+# --- changes ----------------------------------------------------------------------------------
 
 LARGE = builders.tiny(hidden=32, heads=4, ffn=(FFF(4, 12, children=True),), tasks=Tasks(Embed("mean", True)))
 
 
 def save_large(folder, seed=0):
-    """LARGE with full trees: node n leads to 2n + 1 and 2n + 2."""
+    """Save LARGE with full trees, where node n leads to 2n + 1 and 2n + 2."""
     made = builders.weights(dataclasses.replace(LARGE, ffn=(FFF(4, 12),)), seed)
     table = 2 * np.arange(8191)[:, None] + [1, 2]
     table[table > 8190] = -1
@@ -197,7 +197,7 @@ def place(path, name):
 
 @pytest.mark.parametrize("device", ["cpu", "numpy"])
 def test_children_that_are_overwritten_later_are_not_followed(tmp_path, device):
-    """Kernels follow the table without looking: an index from the file would lead anywhere."""
+    """Kernels do not check the table, so an index read later from the file could lead anywhere."""
     save_large(tmp_path)
     path = tmp_path / "model.safetensors"
     table = place(path, "layers.0.ffn.children")
@@ -328,7 +328,7 @@ def test_a_file_that_is_cut_while_it_is_copied(tmp_path, monkeypatch):
 
 
 def test_a_copy_takes_no_more_memory_for_long(tmp_path):
-    """What was packed is not kept beside its packed form."""
+    """A packed tensor is not kept beside its packed form."""
     if not os.path.exists("/proc/self/smaps_rollup"):
         pytest.skip("no /proc/self/smaps_rollup on this system")
     config = builders.tiny(hidden=256, heads=4, layers=4, vocabulary=1000, ffn=(Dense(8000),) * 4, tasks=Tasks(Embed("mean", True)))

@@ -1,4 +1,4 @@
-"""A short run of what tests/stress repeats for hours."""
+"""A short run of the stress tests that tests/stress repeats for hours."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""tools/evaluation: each loader on tiny files, each metric against its definition, what is refused."""
+"""tools/evaluation: each loader on tiny files, each metric against its definition, and the refusals."""
 
 import json
 import lzma
@@ -30,7 +30,7 @@ def refuses(message, task, data, split="dev", **options):
 
 
 def test_glue_files_are_read_as_they_are_published(tmp_path):
-    """Quotes are ordinary, MRPC begins with a byte order mark, CoLA has no line of column names."""
+    """Quotes are ordinary characters, MRPC begins with a byte order mark, and CoLA has no line of column names."""
     write(tmp_path / "SST-2" / "dev.tsv", 'sentence\tlabel\na "fine film \t1\nbad\t0\n')
     write(tmp_path / "glue" / "CoLA" / "dev.tsv", 'gj04\t1\t\tHe said "no.\ngj04\t0\t*\tSaid he no.\r\n')
     write(tmp_path / "MRPC" / "dev.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe "left.\tHe went.\n')
@@ -97,7 +97,7 @@ def test_files_of_ones_own(tmp_path, name, content):
 
 
 def test_articles_kept_out_of_training(tmp_path):
-    """Only articles whose title's checksum is divisible by five; paragraphs of two sentences; the same ones in any order of the file."""
+    """Only articles whose title's checksum is divisible by five count, with paragraphs of two sentences, in any order of the file."""
     tail = " ".join(f"It also had a number {i} of further facts that fill a line." for i in range(4))
     articles = {
         f"Title {i}": [
@@ -280,7 +280,7 @@ def test_predictions_and_targets_of_different_lengths():
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """The bootstrap's 95% interval of an accuracy, over 200 sets drawn with a known one."""
+    """The bootstrap's 95% interval is checked on 200 sets drawn with a known accuracy."""
     task, rng, hits, widths = tasks.TASKS["SST-2"], np.random.default_rng(3), 0, []
     for _ in range(200):
         right = (rng.random(150) < 0.8).astype(int)
@@ -292,7 +292,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_sets_are_drawn_alike_for_all_predictions(binary):
-    """So that a model which errs on one more example never seems better on any set."""
+    """Then a model that errs on one more example is never better on any drawn set."""
     predictions, targets = binary
     task = tasks.TASKS["SST-2"]
     first, again, other = (metrics.resampled(task, *binary, seed=seed)["accuracy"] for seed in (0, 0, 1))

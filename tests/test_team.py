@@ -1,4 +1,4 @@
-"""Teams of threads: where there are none to be had, and never more than the CPUs that the process may use."""
+"""Teams of threads: calls succeed if no threads are available, and never use more than the CPUs that the process may use."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from fastinfer.backends import cpu
 
 pytest.importorskip("fastinfer._cpu", reason="the compiled module is not built")
 
-# What each script below begins with: call(threads) -> the output of a layer, by a team of that size where there are threads for it.
+# The beginning of each script below. call(threads) gives the output of a layer, by that many threads if they are available.
 BEGIN = """
 import os, sys, threading
 import numpy as np
@@ -35,7 +35,7 @@ def tasks():
 
 
 def run(script):
-    """Run a script in a process of its own, which dumps its stacks when it crashes or hangs."""
+    """The output of a script in a new process, which dumps its stacks if it crashes."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", BEGIN + textwrap.dedent(script)],
         capture_output=True,
@@ -51,7 +51,7 @@ def run(script):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on threads is Linux's")
 @pytest.mark.parametrize("before", [1, 2], ids="a team of {}".format)
 def test_where_no_more_threads_are_to_be_had_calls_go_on_with_those_there_are(before):
-    """The limit is that of a user; root has none and so becomes somebody else first."""
+    """The limit belongs to a user. It does not hold for root, so root first becomes another user."""
     said = run(f"""
     import resource
     want = call(1)
@@ -76,7 +76,7 @@ def test_where_no_more_threads_are_to_be_had_calls_go_on_with_those_there_are(be
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="this system has no scheduling policies")
 def test_a_caller_of_real_time_priority_lets_its_team_run():
-    """On one CPU it would yield to itself, and wait for ever for a thread that cannot run."""
+    """On one CPU the caller would yield only to itself, and wait forever for a thread that cannot run."""
     said = run("""
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     want = call(1)

@@ -1,4 +1,4 @@
-"""The command line's files: input of every form, output that fails, streams that are closed, signals. Real processes where it matters."""
+"""The command line's files: every form of input, failing output, closed streams, signals. Real processes run where they matter."""
 
 import errno
 import gzip
@@ -34,7 +34,7 @@ needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev
 
 
 def process(*arguments, streams="", **options):
-    """A finished process; streams closes some of its standard streams as a shell does, e.g. ">&-"."""
+    """A finished process. streams: a shell's redirections, such as ">&-", which closes standard output."""
     words = command(*map(str, arguments))
     if streams:
         words = ["sh", "-c", f'exec "$0" "$@" {streams}', *words]
@@ -85,7 +85,7 @@ def test_a_list_in_a_json_file(embed, tmp_path, indent):
 
 
 def test_lists_and_lines_are_told_apart(embed, tmp_path):
-    """Whatever the layout, the texts of a .json file are those that json.loads finds, of the whole or of each line."""
+    """In every layout, a .json file has the texts that json.loads finds in the whole file or in each line."""
     chance = random.Random(4)
     path = tmp_path / "a.json"
     for _ in range(40):
@@ -212,7 +212,7 @@ def test_odd_arguments(run, random_model, arguments):
     assert len(err) < 6000
 
 
-# --- what is shown ---------------------------------------------------------------------------------
+# --- text shown on a terminal ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_help_to_a_full_device(arguments, unbuffered):
 
 
 def test_a_full_disk_while_an_array_is_written(random_model, tmp_path):
-    """A limit on the size of files stands for the full disk: the old file stays, no other is left."""
+    """A limit on file sizes imitates a full disk. The old file stays, and no other file is left."""
     old = tmp_path / "x.npy"
     old.write_bytes(b"old")
 
@@ -360,7 +360,7 @@ def test_no_texts_at_all(run, random_model, tmp_path):
 
 
 def test_two_writers_of_one_file(random_model, tmp_path):
-    """Two processes that write at the same time: the file is whole, of the one that ended last."""
+    """Two processes write at the same time. The file is whole, and comes from the one that ended last."""
     path, texts = tmp_path / "x.jsonl", {"ada": 2000, "paris": 3000}
     pipes = [
         subprocess.Popen(command("embed", "-m", random_model, "-o", str(path)), stdin=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Text to ids: what a checkpoint's tokenizer.json decides, what the model's limit decides, and the spans that come of it."""
+"""From text to ids: the effects of tokenizer.json and of the model's limit, and the spans of tokens."""
 
 import json
 import warnings
@@ -55,7 +55,7 @@ def test_text_without_words_is_a_text(tmp_path, text):
 
 
 def test_words_that_are_given(tmp_path):
-    """Each token knows the word that it is of, a word of two tokens and a word of none included; the limit holds here, too."""
+    """Each token knows its word, also if words have two tokens or none. The limit holds here, too."""
     tokenizer = make(tmp_path, max_tokens=8)
     (encoding,) = tokenizer.encode([["Ada", "friendly", "\u200b", "in.", "london"]], words=True)
     assert words(encoding) == "[CLS] ada friend ##ly in . london [SEP]"
@@ -178,7 +178,7 @@ def test_what_is_no_text(texts, message):
 
 
 class Table:
-    """What iterates over its columns, as tables of pandas, polars and pyarrow do."""
+    """An object that iterates over its columns, like tables of pandas, polars and pyarrow."""
 
     columns = ("text", "label")
 
@@ -242,7 +242,7 @@ def test_a_broken_file(tmp_path, content):
 
 
 def spaced_tokenizer() -> tokenizers.Tokenizer:
-    """As of the RoBERTa family: the space before a word or a mask belongs to its token."""
+    """A tokenizer as in the RoBERTa family: the space before a word or a mask belongs to its token."""
     vocabulary = {w: i for i, w in enumerate(["<pad>", "<unk>", "<s>", "</s>", "<mask>", "▁ada", "▁in", "▁london"])}
     raw = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -1,4 +1,4 @@
-"""A tokenizer.json of a stranger: one error at load, where the library would abort, panic, hang or take all memory."""
+"""A hostile tokenizer.json gives one error at load if the library would abort, panic, hang or take all memory."""
 
 import base64
 import json
@@ -157,7 +157,7 @@ def test_a_file_like_published_ones_is_used_as_the_library_does(tmp_path, change
     expected = tokenizers.Tokenizer.from_file(str(path))
     expected.no_padding()
     expected.no_truncation()
-    if expected.decoder is None:  # pieces then join as BERT's do
+    if expected.decoder is None:  # pieces then join like BERT's
         expected.decoder = tokenizers.decoders.WordPiece()
     raw = open_tokenizer(path, len(WORDS))
     for text in ("", "Ada Lovelace  lived in London, 1842.", "``friendly'' aaaa   bb"):
@@ -166,7 +166,7 @@ def test_a_file_like_published_ones_is_used_as_the_library_does(tmp_path, change
 
 
 def test_a_map_of_characters_is_used(tmp_path):
-    """A map that sends nothing anywhere: a double array whose one unit has no child."""
+    """The map changes no character: its double array has one unit without a child."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"normalizer": charsmap(4 * 256, bytes(4 * 256) + "ﷺ".encode() + b"\0")}))
     assert open_tokenizer(path, len(WORDS)).encode("ada").ids == [2, WORDS.index("ada"), 3]
@@ -191,7 +191,7 @@ def test_a_vocabulary_far_beyond_the_model_is_not_read(tmp_path):
 
 
 def test_errors_and_panics_in_use_are_checkpoint_errors(tmp_path):
-    """A word outside a vocabulary without [UNK], and a decoder that panics on the one token that shows it."""
+    """One tokenizer fails on a word outside its vocabulary without [UNK]. The other has a decoder that panics on one token."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"model": {"type": "WordLevel", "vocab": {"ada": 0}, "unk_token": "none"}, "post_processor": None}))
     raw = open_tokenizer(path, len(WORDS))
@@ -249,9 +249,9 @@ def test_the_trial_stops_what_grows_and_what_is_outside():
 
 
 def test_the_trial_of_a_process_has_limits():
-    """The same process, on a file that takes ever more memory, and on one that takes ever more time: both end."""
+    """The trial process ends, both for a file that takes ever more memory and for one that takes ever more time."""
     grows = PLAIN | {"normalizer": row("normalizer", *[replace({"String": "a"}, "a" * 2000)] * 8)}
-    # Just below the library's own limit for a match, and begun at each character.
+    # Each match is just below the library's own limit, and one starts at every character.
     slow = PLAIN | {"pre_tokenizer": split("(?:" + "a*" * 7 + "){1,2}[^a!]")}
     for file in (grows, slow):
         begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""tools/train.py from text to a model that the engine loads; runs that resume, share their work, break, or are set up wrongly."""
+"""tools/train.py, from text to a model that the engine loads. Runs resume, share their work, break, or have wrong settings."""
 
 import dataclasses
 import errno
@@ -36,7 +36,7 @@ MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A text file: some hundred paragraphs of the tiny tokenizer's words."""
+    """A text file with some hundred paragraphs of the tiny tokenizer's words."""
     rng = random.Random(0)
     words = [w for w in WORDS if w.isalpha()]
     sentences = [" ".join(rng.choices(words, k=rng.randint(4, 14))).capitalize() + "." for _ in range(3000)]
@@ -47,7 +47,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A folder: a tiny dense embedder with random weights."""
+    """The folder of a tiny dense embedder with random weights."""
     folder = tmp_path_factory.mktemp("teacher")
     config = make_config(tasks=Tasks(Embed("mean", True)), ffn=(Dense(24),) * 2, layers=2, norm=Norm("post", 1e-12), embedding_norm=True)
     checkpoint.save(folder, config, builders.weights(config))
@@ -105,7 +105,7 @@ def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_pat
     assert lines[-2]["loss"] < lines[0]["loss"] - 0.3
     assert lines[-1]["validation_balance"] < 0.25
 
-    # what was trained is what the engine computes
+    # the engine computes the trained model
     encoder = runs.trained(out).eval()
     batch = fastinfer.PackedBatch.from_ids([[2, 7, 9, 4, 3], [2, 4, 3]])
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_export_stores_a_run_in_any_dtype(tmp_path, corpus, teacher):
 
 
 def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):
-    clock = itertools.count()  # seconds, one a look
+    clock = itertools.count()  # seconds: each reading is one later
     monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     run("distill", "--teacher", teacher, "--text", corpus, "--out", tmp_path / "run", "--shape", "2x2", "--seconds", "40", *SMALL)
     rates = [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line]
@@ -174,7 +174,7 @@ def test_two_processes_equal_one(tmp_path, corpus, teacher, command):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
-    for name in one:  # AdamW makes a whole step of the rounding of gradients that are zero, so a few weights differ more
+    for name in one:  # AdamW turns rounding errors of zero gradients into whole steps, so a few weights differ more
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
         assert (two[name] - one[name]).abs().mean() < 1e-5
     first, second = (metrics(tmp_path / n) for n in ("one", "two"))

@@ -1,4 +1,4 @@
-"""Every public function, every argument, a zoo of values: the right answer, or one error of ours that can be read."""
+"""Every argument of every public function gets a zoo of values, and gives the right answer or one readable error of ours."""
 
 import array
 import decimal
@@ -39,14 +39,14 @@ class Listed(list):
 
 
 class Index:
-    """An integer to operator.index alone."""
+    """An integer only for operator.index."""
 
     def __index__(self):
         return 2
 
 
 class Wrapped:
-    """An array to numpy alone."""
+    """An array only for numpy."""
 
     def __array__(self, dtype=None, copy=None):
         return X
@@ -233,7 +233,7 @@ ARRAYS = {
 ZOO = PLAIN | {f"array {name}": make for name, make in ARRAYS.items()}
 
 
-# What is right, by name in the zoo: each stands for the plain value beside it.
+# {name in the zoo of a valid value: the plain value that it stands for}
 TEXTS = {
     "''": "",
     "text": "ada lived",
@@ -285,7 +285,7 @@ TYPES = {name: IDS[name] for name in ("[[1, 2], [3]]", "((1, 2), (3,))", "array 
 
 
 def calls(model, layer, folder):
-    """{name: (call of one value, what is right: {name in the zoo: plain value})}."""
+    """{name: (function of one value, {name in the zoo of each valid value: its plain value})}."""
     device = model.device
     found = {}
 
@@ -382,7 +382,7 @@ def every_call(request, random_model):
 
 
 def same(left, right) -> bool:
-    """Equality that goes into lists and arrays, bit by bit; NaN is NaN."""
+    """Whether values are equal, inside lists and arrays, too. NaN equals NaN."""
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, np.ndarray):
@@ -391,7 +391,7 @@ def same(left, right) -> bool:
 
 
 def test_every_argument_of_every_call(every_call, capfd):
-    """Each is given the whole zoo. What is right gives what the plain value gives; all else one tame error of ours, no warning."""
+    """Each gets the whole zoo. A valid value gives the answer of its plain value. Others give one tame error of ours, and no warning."""
     wrong = []
     for call, (function, right) in every_call.items():
         for name, make in ZOO.items():
@@ -414,7 +414,7 @@ def test_every_argument_of_every_call(every_call, capfd):
 
 
 def test_every_public_name_is_called(every_call):
-    """A function, method or argument that is added later joins the zoo."""
+    """A function, method or argument that is added later must get the zoo, too."""
     named = {call.partition(" ")[0] for call in every_call}
     methods = {name for name, value in inspect.getmembers(fastinfer.Model, callable) if not name.startswith("_")}
     assert methods - named == {"release"}
@@ -428,7 +428,7 @@ def test_every_public_name_is_called(every_call):
 
 
 def test_what_the_caller_raises_is_raised():
-    """An error of a stream of texts is its own."""
+    """An error that the caller's stream of texts raises reaches the caller."""
 
     def texts():
         yield "ada"

@@ -1,6 +1,6 @@
-"""BERT in plain PyTorch, straight from the tensors of a Hugging Face file: an oracle that shares nothing with the package.
+"""BERT in plain PyTorch, from the tensors of a Hugging Face file. This oracle shares no code with the package.
 
-One text at a time, float32, nothing padded. `w` is {name: tensor}, names as in the file; `prefix` is "bert." or "".
+It takes one text at a time, in float32 and without padding. `w` is {name in the file: tensor}; `prefix` is "bert." or "".
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 
 def read(path):
-    """{name: float32 tensor} of a .safetensors or a .bin file, the old names of a norm's parameters made new."""
+    """{name: float32 tensor} of a .safetensors or a .bin file, with the current names of a norm's parameters."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -28,7 +28,7 @@ def _norm(w, name, x, eps=1e-12):
 
 @torch.no_grad()
 def hidden_states(w, ids, *, heads, prefix="", types=None):
-    """ids (T,) -> the embedding and the output of every layer, each (T, D)."""
+    """The embedding and the output of every layer, each (T, D), from ids (T,)."""
     tokens = torch.as_tensor(ids)
     types = torch.zeros_like(tokens) if types is None else torch.as_tensor(types)
     at = f"{prefix}embeddings"
@@ -48,12 +48,12 @@ def hidden_states(w, ids, *, heads, prefix="", types=None):
 
 @torch.no_grad()
 def mask_logits(w, x, prefix="bert."):
-    """Final hidden states (T, D) -> (T, V), the decoder being the word embedding."""
+    """Logits (T, V) from final hidden states (T, D). The decoder is the word embedding."""
     x = _norm(w, "cls.predictions.transform.LayerNorm", gelu(_linear(w, "cls.predictions.transform.dense", x)))
     return linear(x, w[f"{prefix}embeddings.word_embeddings.weight"], w["cls.predictions.bias"])
 
 
 @torch.no_grad()
 def class_logits(w, x, prefix="bert."):
-    """Final hidden states (T, D) -> (K,), from the first token."""
+    """Logits (K,) of the first token, from final hidden states (T, D)."""
     return _linear(w, "classifier", torch.tanh(_linear(w, f"{prefix}pooler.dense", x[0])))

@@ -1,4 +1,4 @@
-"""The CPU backend: the reference with each op replaced by one of the compiled module."""
+"""The CPU backend: the reference, with most of its ops replaced by those of the compiled module."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ class CPU(Reference):
 
     @property
     def _attends_in(self) -> str:
+        """The dtype in which attention multiplies."""
         return "float32" if self.dtype in (None, "float32") else "bfloat16"
 
     def qkv_dtype(self, head_size: int) -> Any:
@@ -226,5 +227,6 @@ def cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -
 
 
 def _line(path: str) -> str:
+    """The first line of a file."""
     with open(path) as file:
         return file.readline()

@@ -168,7 +168,7 @@ class Reference:
         return rows
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
-        """The trees of a layer in the form that `fff` takes: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
+        """The trees of a layer for `fff`, as an object with `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
 
     # --- the encoder, and the two blocks of its layers: model.py defines them ---

@@ -30,10 +30,12 @@ PRODUCT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 1e-1}  # largest
 
 
 def _into(layer: FFF, out: np.ndarray, threads: int, x: np.ndarray) -> np.ndarray:
+    """layer(x) into `out`, with x last for functools.partial."""
     return layer(x, out=out, threads=threads)
 
 
 def _matmul(weight: np.ndarray, out: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """x @ weight into `out`, with x last for functools.partial."""
     return np.matmul(x, weight, out=out)
 
 

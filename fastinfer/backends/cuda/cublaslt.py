@@ -74,10 +74,12 @@ class Product:
         self.algorithm = self.candidates()[0]
 
     def _set(self, attribute: int, value: Any) -> None:
+        """Set an attribute of the product's description."""
         _call("cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value), size_t(ctypes.sizeof(value)))
 
     @staticmethod
     def _layout(kind: int, rows: int, columns: int) -> ctypes.c_void_p:
+        """The description of a matrix stored by columns."""
         layout = pointer()
         sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
         _call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), kind, *sizes)

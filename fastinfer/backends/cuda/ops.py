@@ -167,6 +167,7 @@ class FittedCUDA(CUDA):
         self.kernels.launch(name, blocks, PRODUCT_WARPS * 32, x, weight.data, bias, residual, out, *sizes, shared=shared)
 
     def _linear_by_cublas(self, x: Any, weight: Matrix, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
+        """linear() by cuBLASLt. The kernel `activate` then applies what the product cannot: activation and a late residual."""
         session, outputs = self.sessions.current(), len(weight.data)
         aside = out.shape[1] != outputs or (activation is not None and residual is not None)
         y = self.empty(len(x), outputs) if aside else out

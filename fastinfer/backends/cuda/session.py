@@ -49,6 +49,7 @@ class Session(Workspace):
         self.starts: Any = None  # of the last batch: cu_seqlens on the host, the device array that has a copy, and its first index there
 
     def __enter__(self) -> Session:
+        """Make the session's GPU and stream the current ones of this thread. __exit__ restores the earlier ones."""
         cupy = self._pool.memory.cupy
         device, session = cupy.cuda.runtime.getDevice(), self._pool.entered
         cupy.cuda.runtime.setDevice(self._pool.memory.number)
