@@ -392,6 +392,8 @@ def _chosen(options: list[Any], value: Any, at: str) -> Any:
     """The one of several dataclasses that the "kind" of a value names."""
     if len(options) == 1:
         return options[0]
+    if isinstance(value, tuple(options)):  # perhaps a subclass with a kind of its own
+        return next(o for o in options if isinstance(value, o))
     by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
     got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     if not isinstance(got, str) or got not in by_kind:

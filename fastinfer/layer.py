@@ -81,7 +81,7 @@ class FFF:
                 d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
             dense_in = Linear(ops.matrix(Tensor(d_in.copy(), "float32")), d_bias)
             dense_out = Linear(ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32")))
-        self._layer = FeedForward(None, made, dense_in, dense_out, bias, activation)
+        self._layer = FeedForward("fff", None, made, dense_in, dense_out, bias, activation, {})
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
         """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).

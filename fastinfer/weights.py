@@ -60,15 +60,21 @@ class Attention:
 class FeedForward:
     """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or behind.
 
-    norm is None for a feedforward without a model around it. Trees know one activation, the exact GELU.
+    kind    of feedforward.KINDS
+    norm    None for a feedforward without a model around it
+    others  the tensors of a kind that has more than these, by name, such as "gate.weight"
+
+    Trees know one activation, the exact GELU.
     """
 
+    kind: str
     norm: Norm | None
     trees: Trees | None
     dense_in: Linear | None
     dense_out: Linear | None
     b_out: Array | None
     activation: str
+    others: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +108,18 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
     def linear(name: str) -> Linear:
         return Linear(prepared[f"{name}.weight"], prepared.get(f"{name}.bias"))
 
-    def feedforward(name: str) -> FeedForward:
+    def feedforward(i: int) -> FeedForward:
+        name = f"layers.{i}.ffn"
         dense = f"{name}.dense_in.weight" in prepared
         return FeedForward(
+            config.ffn[i].kind,
             norm(f"{name}.norm"),
             prepared.get(f"{name}.trees"),
             linear(f"{name}.dense_in") if dense else None,
             linear(f"{name}.dense_out") if dense else None,
             prepared.get(f"{name}.b_out"),
             config.activation,
+            {key.removeprefix(f"{name}."): value for key, value in prepared.items() if key.startswith(f"{name}.")},
         )
 
     def attention(name: str) -> Attention:
@@ -130,7 +139,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
         eps,
         config.norm.order == "pre",
         embedding,
-        tuple(Layer(attention(f"layers.{i}.attention"), feedforward(f"layers.{i}.ffn")) for i in range(config.layers)),
+        tuple(Layer(attention(f"layers.{i}.attention"), feedforward(i)) for i in range(config.layers)),
         norm("final_norm") if config.final_norm else None,
         {name.removeprefix("tasks."): value for name, value in prepared.items() if name.startswith("tasks.")},
     )

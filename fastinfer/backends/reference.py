@@ -20,7 +20,7 @@ from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
 from ..config import FFF, Config
 from ..errors import BackendError, InputError, about, check_array, check_int
-from ..feedforward import forward
+from ..feedforward import KINDS
 from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
 from ..workspace import Workspace
 
@@ -330,7 +330,8 @@ class Reference:
             and not np.may_share_memory(x, out)
         ):
             check_layer_arrays(x, out, hidden)
-        forward(self, x, layer, residual=None, out=out, work=None if layer.dense_in is None else Workspace())
+        work = None if layer.dense_in is None else Workspace()
+        KINDS[layer.kind].forward(self, x, layer, residual=None, out=out, work=work)
         return out
 
     def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
