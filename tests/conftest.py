@@ -19,9 +19,10 @@ from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Posit
 backends.AUTO = ("cpu", "numpy")
 # Teams are as large as a test asks for, also where this machine has fewer CPUs.
 cpu.most_threads = lambda: 1024
-# A shell script that starts the tests in the background tells them, and so the processes they start, to ignore Ctrl-C.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A script that starts the tests in the background, or nohup, tells them, and so the processes that they start, to ignore a signal.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "ada", "lovelace", "lived", "in", "london", "paris", "is", "the", "capital", "of", "france"]
