@@ -1,7 +1,7 @@
-"""Feedforward kinds: the tensors that each declares, and the forward that they share.
+"""Feedforward kinds: the tensors that each declares, and the forward pass that they share.
 
-A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both, and
-an output bias may follow:
+A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both. With an
+optional output bias, the output is
 
     y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
       + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
@@ -57,13 +57,13 @@ def _forward(
 
 
 class Kind(NamedTuple):
-    """The two functions of a kind of feedforward: tensors(config of the layer, hidden), and forward() as below."""
+    """The two functions of a kind of feedforward, with the parameters of tensors() and forward() below."""
 
     tensors: Callable[[Any, int], dict[str, tuple[tuple[int, ...], str]]]
     forward: Callable[..., None]
 
 
-# By the `kind` of a feedforward in the config. Dense layers and trees are one formula.
+# Keys are the `kind` of a feedforward in a Config. Dense layers and trees share one formula.
 KINDS: dict[str, Kind] = {"dense": Kind(_tensors, _forward), "fff": Kind(_tensors, _forward)}
 
 
@@ -75,9 +75,12 @@ def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], s
 def forward(
     ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
 ) -> None:
-    """out = residual + feedforward(x), by ops alone: a backend may run them later.
+    """out = residual + feedforward(x), computed only by ops, since a backend may run these later.
 
-    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; work: needed where neurons are always on;
-    routes None or (nodes, z), both (T, P, depth + 1), to be filled.
+    x         (T, D)
+    residual  (T, D) or None; it may be `out` itself
+    out       (T, D); it must not be x
+    work      needed only for neurons that are always on
+    routes    None, or (nodes, z), both (T, P, depth + 1), to be filled
     """
     KINDS[ffn.kind].forward(ops, x, ffn, residual=residual, out=out, work=work, routes=routes)
