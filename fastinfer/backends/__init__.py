@@ -1,4 +1,4 @@
-"""Backends: which there are, which can run here, and why not."""
+"""The choice of a backend, and the reasons why one cannot run here."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..errors import BackendError, short
 
 __all__ = ["available", "get", "gpus"]
 
-AUTO = ("cuda", "cpu", "numpy")  # what "auto" takes, the first that can run
+AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Any:
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
-    dtype    what to compute in; None: what is stored suggests
-    threads  most threads per call; None, or more than there are: the CPUs that this process may use
+    dtype    the dtype of computing; None: the stored dtype decides
+    threads  most threads per call, but never more than the CPUs that this process may use; None: as many as these
 
-    Raises BackendError naming what can run here.
+    Raises BackendError, which names the devices that can run here.
     """
     from .reference import Reference, check_threads
 
@@ -60,7 +60,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
 
 def available() -> dict[str, str | None]:
-    """{device: None where it can run here, else why not}."""
+    """{device: None if it can run here, else the reason why it cannot}."""
     found: dict[str, str | None] = {"numpy": None, "cpu": _why_no_cpu(), "cuda": _why_no_cuda()}
     if found["cpu"] is None:
         from .cpu import isas
@@ -70,7 +70,7 @@ def available() -> dict[str, str | None]:
 
 
 def gpus() -> list[str]:
-    """Each GPU that can be used here: its name, compute capability, memory."""
+    """A line per GPU that can be used here: its name, compute capability and memory."""
     if _why_no_cuda() is not None:
         return []
     from .cuda.device import names
@@ -79,6 +79,7 @@ def gpus() -> list[str]:
 
 
 def _why_no_cpu() -> str | None:
+    """None if the CPU backend can run here, else the reason."""
     try:
         from .. import _cpu  # noqa: F401
     except ImportError as error:
@@ -87,11 +88,13 @@ def _why_no_cpu() -> str | None:
 
 
 def _why_no_cuda() -> str | None:
+    """None if the GPU backend can run here, else the reason."""
     from .cuda.device import why_not
 
     return why_not()
 
 
 def _cannot(device: str, why: str) -> BackendError:
+    """The error for a device that cannot run here; it names those that can."""
     usable = [name for name, reason in available().items() if reason is None]
     return BackendError(f"device {short(device)} was asked for but cannot run: {why}\n  Available here: {', '.join(usable)}.")

@@ -1,4 +1,4 @@
-"""The CPU backend: the reference with its ops replaced, one by one, by the compiled module's."""
+"""The CPU backend: the reference with each op replaced by one of the compiled module."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..weights import Embedding, Norm, Weights
 from ..workspace import Workspace
 from .reference import Reference, check_threads
 
-HUGE_PAGE = 2 << 20
+HUGE_PAGE = 2 << 20  # bytes
 
 
 class Roots(NamedTuple):
-    """Trees of depth 0: what is no choice is a dense layer, two packed matrix products. `trees` serves routes."""
+    """Trees of depth 0 have no decisions, so they are also packed as two dense matrices, `first` and `second`. `trees` gives routes."""
 
     trees: Any
     first: Any
@@ -30,7 +30,7 @@ class Roots(NamedTuple):
 
 
 class CPU(Reference):
-    """Compiled kernels for one ISA, run by up to `threads` threads per call, and never by more than `most`."""
+    """The compiled kernels for one ISA. A call uses up to `threads` threads, and never more than `most`."""
 
     name = "cpu"
     dtypes = ("float32", "bfloat16", "int8")
@@ -39,11 +39,11 @@ class CPU(Reference):
         self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None, most: int | None = None
     ) -> None:
         self.isa = isa or default_isa()
-        self.most = most or most_threads()  # counted once, when the backend is made: it takes 0.1 ms
+        self.most = most or most_threads()  # counted only here, since counting takes 0.1 ms
         self.threads = min(check_threads(threads) or default_threads(), self.most)
         self.dtype = dtype
         self.kernels = kernels or _cpu.Kernels(self.isa)
-        self._others: dict[int, CPU] = {}  # by number of threads
+        self._others: dict[int, CPU] = {}  # the key is the number of threads
 
     @property
     def device(self) -> str:
@@ -52,7 +52,7 @@ class CPU(Reference):
     def using(self, threads: int | None) -> CPU:
         if threads is None or (type(threads) is int and threads == self.threads):
             return self
-        if type(threads) is not int or threads not in self._others:  # a check takes a third of a layer's time for one token
+        if type(threads) is not int or threads not in self._others:  # a check takes a third of the time of a layer for one token
             threads = min(check_threads(threads) or self.threads, self.most)
             if threads == self.threads:
                 return self
@@ -60,13 +60,13 @@ class CPU(Reference):
         return self._others[threads]
 
     def _computes_in(self, stored: Tensor) -> str:
-        """What a weight is computed in: the dtype asked for, else the one it is stored in; float16 only stores."""
+        """The dtype in which a weight is used: the one asked for, else the stored one. Stored float16 becomes float32."""
         return self.dtype or ("float32" if stored.dtype == "float16" else stored.dtype)
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py, its ops collected and then run by one team; op by op where NumPy has a part in it."""
+        """The forward pass of model.py. Its ops are collected and then run by one thread team, or one by one if NumPy runs some."""
         if taps or weights.hidden // weights.heads % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
         program = _cpu.Program(self.kernels)
@@ -122,7 +122,7 @@ class CPU(Reference):
         return "float32" if self.dtype in (None, "float32") else "bfloat16"
 
     def qkv_dtype(self, head_size: int) -> Any:
-        """bfloat16 (as uint16) where attention would round to it anyway: the same answers, half the memory."""
+        """bfloat16 (as uint16) where attention would round to bfloat16 anyway: this gives the same answers in half the memory."""
         return np.uint16 if self._attends_in == "bfloat16" and self.kernels.half and head_size % 8 == 0 else np.float32
 
     def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
@@ -132,7 +132,7 @@ class CPU(Reference):
             self.kernels.attention(qkv, cu_seqlens, heads, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:
-        """A copy in huge pages, where the system gives them: rows visited at random in 4 KB pages miss the TLB (10 to 18% of a call)."""
+        """A copy in huge pages, if the system gives them. In pages of 4 KB, random visits to rows miss the TLB (10 to 18% of a call)."""
         rows = rows.to(self._computes_in(rows))
         if rows.data.nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             return rows
@@ -147,7 +147,7 @@ class CPU(Reference):
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
         nodes = nodes.to(self._computes_in(nodes))
         made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth)
-        if depth or nodes.dtype != "float32":  # the products round x to bfloat16 or int8, which trees do not
+        if depth or nodes.dtype != "float32":  # products of bfloat16 or int8 would round x, and trees do not
             return made
         roots = [Tensor(np.ascontiguousarray(rows), nodes.dtype) for rows in (nodes.data[:, 0, 0], nodes.data[:, 0, 1].T)]
         return Roots(made, self.matrix(roots[0]), self.matrix(roots[1]), None if b_in is None else np.ascontiguousarray(b_in[:, 0]), depth)
@@ -179,7 +179,7 @@ def isas() -> list[str]:
 
 
 def default_isa() -> str:
-    """The best ISA here, or what the environment variable FASTINFER_ISA names. Raises BackendError where this CPU lacks it."""
+    """The ISA that the environment variable FASTINFER_ISA names, else the best one here. Raises BackendError if this CPU lacks it."""
     wanted = os.environ.get("FASTINFER_ISA")
     if wanted and wanted not in isas():
         raise BackendError(f"FASTINFER_ISA is {wanted!r}, but this CPU has only {', '.join(isas())}")
@@ -187,19 +187,19 @@ def default_isa() -> str:
 
 
 def most_threads() -> int:
-    """The largest team of a call, however many threads are asked for: threads of a team that share a CPU wait for each other."""
+    """The most threads that a call may use, whatever the caller asks for: threads of a team that share a CPU wait for each other."""
     return default_threads()
 
 
 def default_threads() -> int:
-    """The CPUs that this process may use: its affinity, cut by the CPU quota of its control group."""
+    """The number of CPUs that this process may use, by its affinity and by the CPU quota of its control group."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 def cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
-    """CPUs' worth of time that the control group grants (the least of it and its parents, version 1 or 2), or None."""
+    """The CPU quota, in CPUs, of the control group (version 1 or 2): the least of its own and its parents'. None: no limit."""
     try:
         with open(own) as file:
             groups = [line.strip().split(":", 2) for line in file]

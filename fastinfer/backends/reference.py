@@ -1,8 +1,8 @@
-"""The NumPy backend: the contract that every other backend keeps, op by op.
+"""The NumPy backend. Its ops are the contract for every other backend.
 
-Arrays are float32, C order. T tokens, B texts, D hidden, H heads, P trees, N nodes per tree. Ops write
-into `out`, return nothing, and read all of their input before they write, except where a docstring says
-that `out` may not be an input. The public entrances have checked shapes, dtypes and ids.
+Arrays are float32 in C order. T: tokens, B: texts, D: hidden, H: heads, P: trees, N: nodes per tree. Ops write
+into `out` and return nothing. They read all of their input before they write, unless a docstring says that `out`
+may not be an input. Public functions check shapes, dtypes and ids before they call ops.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
 from ..workspace import Workspace
 
 FLOAT32 = np.dtype(np.float32)
-GATHER_BYTES = 32 << 20  # rows of a tree that fff gathers at a time
+GATHER_BYTES = 32 << 20  # bytes: rows of a tree that fff gathers at a time
 
 
 def check_threads(threads: int | None) -> int | None:
-    """`threads` as an int; None stays. Raises BackendError for anything but a positive integer."""
+    """`threads` as an int from 1 to 1024, or None for None. Raises BackendError for other values."""
     if threads is None:
         return None
     return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
 
 
 def check_layer_arrays(x: Any, out: Any, hidden: int) -> None:
-    """Raise ShapeError, DtypeError or InputError unless a layer of `hidden` columns can read x and write `out` (None: it makes one)."""
+    """Raise ShapeError, DtypeError or InputError unless a layer of `hidden` columns can read x and, if it is not None, write `out`."""
     check_array("x", x, ("T", hidden), because=f"hidden={hidden} comes from w_in")
     if out is None:
         return
@@ -48,7 +48,7 @@ def check_layer_arrays(x: Any, out: Any, hidden: int) -> None:
 
 
 class Trees(NamedTuple):
-    """nodes (P, N, 2, D); b_in (P, N) or None; children (P, N, 2) int32 or None; depth: decisions to walk, at most the tree's."""
+    """The trees of a layer: nodes (P, N, 2, D); b_in (P, N) or None; children (P, N, 2) int32 or None; depth: decisions of a walk."""
 
     nodes: np.ndarray
     b_in: np.ndarray | None
@@ -57,55 +57,55 @@ class Trees(NamedTuple):
 
 
 class Reference:
-    """Every op in NumPy, float32."""
+    """Every op in NumPy and float32."""
 
     name = "numpy"
     dtypes: tuple[str, ...] = ("float32",)
-    # Tokens per packed batch: weights are still read for many at a time, and activations (32 MB at D = 768 in float32, 22 with q, k and
-    # v in bfloat16) are of the size of an L3. At 32x128 one batch of 4,096 took 3% (float32) to 15% (int8) more.
+    # Tokens per packed batch: enough tokens share each read of a weight, and activations are about as large as an L3 (at D = 768:
+    # 32 MB in float32, 22 MB with q, k and v in bfloat16). At 32x128, one batch of 4,096 took 3% (float32) to 15% (int8) longer.
     batch_tokens = 2048
-    asynchronous = False  # whether encode and heads only start work, which leaves the host free
+    asynchronous = False  # whether encode and heads return before their work is done
 
     @property
     def device(self) -> str:
-        """What get() takes to give this backend."""
+        """The name for which get() gives this backend."""
         return self.name
 
     def using(self, threads: int | None) -> Reference:
-        """This backend with another number of threads; NumPy's own threads are not ours to set."""
+        """This backend with another number of threads. It does not change the threads of NumPy's BLAS."""
         check_threads(threads)
         return self
 
     def fitted(self, hidden: int, heads: int, stored: str) -> Reference:
-        """The backend that prepares and runs weights of these sizes: this one, where kernels do not depend on them.
+        """The backend that prepares and runs weights of these sizes. It is this one, unless kernels depend on the sizes.
 
         hidden  columns of the activations
         heads   attention heads; 0: no attention
-        stored  the dtype of the dense weights as they are stored
+        stored  the stored dtype of the dense weights
 
         Raises BackendError for sizes or a dtype that this device does not compute.
         """
         return self
 
-    # --- memory: the arrays that ops take and give ---
+    # --- memory: the arrays that ops read and write ---
 
     def workspace(self) -> Workspace:
-        """The buffers of one call, to be closed when it ends."""
+        """The buffers of one call. The caller closes them when the call ends."""
         return Workspace()
 
     def release(self) -> None:
-        """Give back memory that no call is using and that is not weights."""
+        """Give back all memory except weights and the buffers of running calls."""
 
     def empty(self, *shape: int, dtype: Any = None) -> Any:
-        """An uninitialised array for an op to write into. dtype None: that of activations."""
+        """An uninitialised array for an op to write into. dtype None: the dtype of activations."""
         return np.empty(shape, np.float32 if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        """Start to bring an op's result to the host; what is returned waits for it and gives it, float32 where it is of floats."""
+        """A function that gives an op's result on the host; the copy starts now, the function waits for it. Floats become float32."""
         return lambda: array
 
     def to_host(self, array: Any) -> Any:
-        """An array that a caller gave, on the host; what is no array is left to the checks."""
+        """An array that a caller gave, copied to the host. An object that is not an array is returned, and later checks refuse it."""
         return array
 
     def rows(self, x: Any, which: np.ndarray) -> Any:
@@ -115,14 +115,15 @@ class Reference:
     # --- preparing weights, once at load ---
 
     def prepare(self, config: Config, stored: Mapping[str, Tensor], max_depth: int | None = None) -> Weights:
-        """Stored tensors to what the ops take.
+        """The Weights that ops take, from stored tensors. Errors name the tensor.
 
-        Trees are walked at most `max_depth` decisions deep; a position table is made of sines where the config
-        says so; a tied decoder is the word embedding. Errors name the tensor.
+        max_depth  the most decisions of a walk down a tree; None: no limit
+
+        The position table is made of sines if the config says so. A tied decoder is made from the word embedding.
         """
         prepared: dict[str, Any] = {}
         for name, (_, _, family) in tensors(config).items():
-            if name not in stored:  # a scale: it came with its tensor
+            if name not in stored:  # a scale: it is part of its Tensor
                 continue
             with about(name):
                 if family == "trees":
@@ -135,7 +136,7 @@ class Reference:
                 elif family != "table" and not name.endswith(".ffn.b_in"):
                     prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
                     prepared[name] = prepare(stored[name])
-            stored[name].release()  # what was packed is not read again; what is used where it lies comes back page by page
+            stored[name].release()  # packed tensors are not read again; mapped ones are read again page by page
         if config.tasks.fill_mask and config.tasks.fill_mask.tied:
             with about("embedding.word, which is the decoder, too"):
                 prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
@@ -147,11 +148,11 @@ class Reference:
         return assemble(config, prepared)
 
     def vector(self, values: Tensor) -> Any:
-        """A bias, a norm's weight or a small table as the ops want it."""
+        """A bias, a norm's weight or a small table in the form that ops take."""
         return values.float32()
 
     def matrix(self, weight: Tensor) -> Any:
-        """A dense weight (out, in) as `linear` wants it."""
+        """A dense weight (out, in) in the form that `linear` takes."""
         return weight.float32()
 
     def outputs(self, weight: Any) -> int:
@@ -159,18 +160,18 @@ class Reference:
         return len(weight)
 
     def table(self, rows: Tensor) -> Any:
-        """The word embedding (V, D) as `embed` wants it."""
+        """The word embedding (V, D) in the form that `embed` takes."""
         return rows.float32()
 
     def own(self, rows: Tensor) -> Tensor:
-        """A tensor that no file holds, in memory that suits `trees` best."""
+        """A tensor that is not mapped from a file, in the memory that suits `trees` best."""
         return rows
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
-        """The trees of a layer as `fff` wants them, with a `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
+        """The trees of a layer in the form that `fff` takes: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
         return Trees(nodes.float32(), b_in, children, depth)
 
-    # --- the encoder, and the two blocks of its layers: model.py says what they do ---
+    # --- the encoder, and the two blocks of its layers: model.py defines them ---
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
@@ -186,7 +187,7 @@ class Reference:
     # --- primitives ---
 
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
-        """out (T, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm."""
+        """out (T, D) = word[ids] + position[positions] + token_type[token_types], then the norm if there is one."""
         np.take(embedding.word, batch.ids, axis=0, out=out)
         out += embedding.position[batch.positions]
         if embedding.token_type is not None:
@@ -206,8 +207,8 @@ class Reference:
     ) -> None:
         """out (T, M) = activation(x @ weight.T + bias) + residual.
 
-        x (T, K); weight a prepared matrix (M, K); bias (M,); activation None, "gelu", "tanh" or "relu";
-        residual (T, M), may be out itself.
+        x (T, K); weight: a prepared matrix (M, K); bias (M,); activation: None, "gelu", "tanh" or "relu";
+        residual (T, M), which may be out itself.
         """
         y = x @ weight.T
         if bias is not None:
@@ -219,25 +220,25 @@ class Reference:
         out[...] = y
 
     def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
-        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x, out (T, D), may be the same.
+        """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x and out (T, D) may be the same.
 
-        A row whose variance float32 cannot hold (deviations of 1e19) becomes NaN.
+        A row whose variance overflows float32 (deviations of about 1e19) becomes NaN.
         """
         centred = x - x.mean(-1, keepdims=True)
-        centred -= centred.mean(-1, keepdims=True)  # where the mean is large, so is its rounding error
+        centred -= centred.mean(-1, keepdims=True)  # the second pass removes the rounding error of a large mean
         variance = np.mean(centred * centred, -1, keepdims=True)
         centred /= np.where(np.isfinite(variance), np.sqrt(variance + np.float32(eps)), np.float32(np.nan))
         np.multiply(centred, norm.weight, out=out)
         out += norm.bias
 
     def qkv_dtype(self, head_size: int) -> Any:
-        """The dtype in which `linear` hands q, k and v to `attention`."""
+        """The dtype of q, k and v between `linear` and `attention`."""
         return np.float32
 
     def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
         """Multi-head self-attention inside each text: softmax(q k^T / sqrt(D / H)) v.
 
-        qkv (T, 3 D): q, then k, then v, heads side by side in each; cu_seqlens (B + 1,); out (T, D).
+        qkv (T, 3 D): q, then k, then v, each with its heads side by side; cu_seqlens (B + 1,); out (T, D).
         """
         size = out.shape[1] // heads
         for begin, end in itertools.pairwise(cu_seqlens.tolist()):
@@ -259,13 +260,13 @@ class Reference:
         nodes: np.ndarray | None = None,
         z: np.ndarray | None = None,
     ) -> None:
-        """Send each token down P trees; sum what the visited nodes say; add bias and residual.
+        """out (T, D) = the sum over the nodes that each token visits in P trees, plus bias and residual.
 
-        x (T, D); bias (D,); residual (T, D), may be out itself; out (T, D), not x. To be filled when
-        given: nodes (T, P, depth + 1) int32, the visited nodes, -1 after a stop; z, same shape, their logits, 0 after a stop.
+        x (T, D); bias (D,); residual (T, D), which may be out itself; out may not be x. If given, these are filled:
+        nodes (T, P, depth + 1) int32, the visited nodes, -1 after a stop; z, same shape, their logits, 0 after a stop.
 
         At node n: z = x.in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0), or where
-        children[n, z > 0] says, -1 = stop. z == 0 goes left. 2 T P (depth + 1) D multiply-adds.
+        children[n, z > 0] says, -1 = stop. z == 0 goes left. This takes 2 T P (depth + 1) D multiply-adds.
         """
         w_in, w_out = trees.nodes[:, :, 0], trees.nodes[:, :, 1]
         step = max(1, GATHER_BYTES // (4 * x.shape[1]))
@@ -293,9 +294,9 @@ class Reference:
             out[part] = y
 
     def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, out: np.ndarray) -> None:
-        """One vector per text: "mean", "max" or "lse" (log of the sum of exp) over its tokens, or "cls", its first.
+        """out (B, D) = one vector per text from x (T, D).
 
-        x (T, D), out (B, D).
+        kind: "mean", "max" or "lse" (the log of the sum of exp) over the tokens of the text, or "cls", its first token.
         """
         first, lengths = cu_seqlens[:-1], (cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
         if kind == "cls":
@@ -308,16 +309,17 @@ class Reference:
             if kind == "lse":
                 out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
 
-    # --- a layer alone: what the public FFF asks for ---
+    # --- a layer alone, for the public FFF ---
 
     def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
-        """feedforward(x) for an array x (T, hidden) float32 that a caller gave, in `out` when given (it may not overlap x).
+        """feedforward(x) (T, hidden) float32 for an array x of the same shape, written into `out` if that is given.
 
         layer  the prepared weights of one feedforward, as feedforward.forward takes them
+        out    may not overlap x
 
-        A device's own arrays may be taken, too; the answer is then one of them. Raises ShapeError, DtypeError, InputError.
+        A GPU backend also takes arrays of its device, and then the result is one, too. Raises ShapeError, DtypeError or InputError.
         """
-        # One token takes a few microseconds: a right x is recognised before a wrong one is explained.
+        # One token takes a few microseconds, so a cheap test accepts correct arrays before the slower checks explain wrong ones.
         if not (type(x) is np.ndarray and x.dtype == FLOAT32 and x.ndim == 2 and x.shape[1] == hidden and x.flags.carray):
             check_layer_arrays(x, None, hidden)
         if out is None:
@@ -335,7 +337,7 @@ class Reference:
         return out
 
     def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:
-        """The paths of x (T, hidden) down the `trees` of a layer: node ids (T, trees, depth + 1) int32, and their logits z, float32."""
+        """The routes of x (T, hidden) through the `trees` of a layer: node ids (T, trees, depth + 1) int32, and their logits z, float32."""
         check_layer_arrays(x, None, hidden)
         assert layer.trees is not None
         nodes = np.empty((len(x), trees, layer.trees.depth + 1), np.int32)

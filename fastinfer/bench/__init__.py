@@ -1,1 +1,1 @@
-"""The benchmarks of `fastinfer bench`, which alone imports them."""
+"""The benchmarks of `fastinfer bench`. Only that command imports them."""

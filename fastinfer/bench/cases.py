@@ -8,22 +8,22 @@ import numpy as np
 
 from ..config import tree_nodes
 
-# trees x depth: every row of the paper's table (arXiv 2311.10770), about 4,095 neurons each
+# (trees, depth) of every row of the paper's table (arXiv 2311.10770); each has about 4,095 neurons
 PAPER_SHAPES = (
     (3072, 0), (1536, 1), (512, 2), (256, 3), (128, 4), (64, 5), (32, 6), (16, 7), (8, 8), (4, 9), (2, 10), (1, 11),
 )  # fmt: skip
 
 Paths: TypeAlias = Literal["balanced", "skewed", "left", "right", "ties"]
-Arrays: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray]  # of trees: w_in (P, N, D), b_in (P, N), w_out (P, N, D)
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray]  # of an FFF: w_in (P, N, D), b_in (P, N), w_out (P, N, D)
 DenseArrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a dense layer: w1 (W, D), b1 (W,), w2 (D, W)
-DENSE_WIDTH = 3072  # the dense feedforward that the paper compares with
+DENSE_WIDTH = 3072  # neurons of the dense feedforward that the paper compares with
 
 
 class FFFCase(NamedTuple):
-    """T tokens of width D through P trees of a depth.
+    """The sizes of an FFF and of its input: T tokens of width D, P trees of a depth.
 
     paths  "balanced": each node sends about half of its tokens to the right, at random; "skewed": most tokens
-           turn right at every node, so few leaves get most; "left", "right": all tokens take one path;
+           turn right at every node, so few leaves get most tokens; "left", "right": all tokens take one path;
            "ties": every third node gives z == 0 for every token
     """
 
@@ -38,7 +38,7 @@ class FFFCase(NamedTuple):
         return f"{self.trees}x{self.depth}-D{self.hidden}-T{self.tokens}-{self.paths}" + ("" if self.bias else "-nobias")
 
     def build(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-        """x (T, D), w_in (P, N, D), b_in (P, N) or None, w_out (P, N, D); float32; logits about normal."""
+        """x (T, D), w_in (P, N, D), b_in (P, N) or None, w_out (P, N, D), all float32. Logits are nearly normal."""
         rng = np.random.default_rng(seed)
         shape = (self.trees, tree_nodes(self.depth), self.hidden)
         x = rng.standard_normal((self.tokens, self.hidden), np.float32)

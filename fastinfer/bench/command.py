@@ -1,6 +1,6 @@
 """Benchmarks of this machine. Results are checked before anything is timed.
 
-Each row shows a median with its spread, the rivals beside it and the limits of the machine. The layer and its rivals take turns on the
+Each row shows a median with its spread, the rivals and the limits of the machine. The layer and its rivals take turns on the
 same random tokens, with the same number of threads. tools/bench.py adds rivals that are not dependencies, such as PyTorch.
 """
 
@@ -30,21 +30,23 @@ from .timing import reexecute
 
 
 def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A parser of comma-separated values of one kind."""
     return lambda text: [kind(part) for part in text.split(",")]
 
 
 def _shape(text: str) -> tuple[int, int]:
+    """(P, D) of "PxD", such as trees and depth."""
     trees, depth = map(int, text.split("x"))
     return trees, depth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The description and options of `fastinfer bench` and tools/bench.py."""
+    """Add the description and options of `fastinfer bench` and tools/bench.py to a parser."""
     parser.description = __doc__
     parser.add_argument(
         "what",
         choices=["cmm", "gemm", "ladder", "model"],
-        help="fast feedforward layers; packed matrix products; the paper's BLAS levels; whole models",
+        help="cmm: fast feedforward layers; gemm: packed matrix products; ladder: the paper's BLAS levels; model: whole models",
     )
     parser.add_argument(
         "--shapes",
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cpu:ISA, cuda or cuda:N (cmm, ladder, model)")
     parser.add_argument("--threads", type=int, help="threads of every engine (default: the CPUs this process may use)")
     parser.add_argument("--paths", default="balanced", choices=["balanced", "skewed"], help="cmm: how tokens spread over a tree")
-    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call (on a GPU it is always measured, too)")
+    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call (a GPU is measured both ways)")
     parser.add_argument("--seconds", type=float, help="time per engine and row (default 1, on a GPU 0.05)")
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--plot", metavar="FILE", help="cmm, model: draw the speeds (.svg or .png; needs matplotlib)")
@@ -68,15 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BxS,...",
         help="model: texts x tokens (default 1x16, 1x128 ... 8x512 or, on a GPU, 64x512)",
     )
-    parser.add_argument("--engines", metavar="WORD,...", help="model: only engines whose name, model or dtype holds one of these words")
-    parser.add_argument("--cache", metavar="FOLDER", help="model: where prepared models are kept (default: a temporary folder)")
-    parser.add_argument("--start", action="store_true", help="model: load time, first answer, memory of fresh processes instead of speed")
+    parser.add_argument("--engines", metavar="WORD,...", help="model: only engines whose name, model or dtype contains one of these words")
+    parser.add_argument("--cache", metavar="FOLDER", help="model: the folder that keeps prepared models (default: a temporary folder)")
+    parser.add_argument("--start", action="store_true", help="model: measure load time, first answer and memory of fresh processes")
     parser.add_argument("--texts", metavar="FILE", help="model: real texts, one per line, instead of random tokens")
-    parser.add_argument("--tokenizer", metavar="FILE", help="model: tokenizer.json for --texts, where weights are random")
+    parser.add_argument("--tokenizer", metavar="FILE", help="model: tokenizer.json for --texts with random weights")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `fastinfer bench` in an argument list, for run()."""
+    """The options in an argument list of `fastinfer bench`, for run()."""
     parser = argparse.ArgumentParser(prog="fastinfer bench", formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return parser.parse_args(argv)
@@ -86,7 +88,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, rivals: Rivals | None = None) -> None:
-    """Run the benchmark that parsed options ask for, and print it; rivals: the engines of others for its device."""
+    """Run the benchmark that parsed options ask for, and print its rows. rivals: other projects' engines for the device."""
     ops = backends.get(options.device, threads=options.threads)
     rivals = rivals or Rivals()
     if ops.name == "cuda":
@@ -98,12 +100,12 @@ def run(options: argparse.Namespace, rivals: Rivals | None = None) -> None:
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The values of those options that were given."""
+    """{name: value} of the named options that are not None."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def run_cpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
-    """The benchmarks of the CPU backend `ops`."""
+    """Run the benchmark that options ask for on the CPU backend `ops`, in a process with the right BLAS threads."""
     seconds = 1.0 if options.seconds is None else options.seconds
     reexecute(ops.threads)
     output = Output(describe_cpu(ops), options.json)
@@ -126,14 +128,14 @@ def run_cpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
 
 
 def run_gpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
-    """The benchmarks of the GPU backend `ops`."""
+    """Run the benchmark that options ask for on the GPU backend `ops`."""
     if options.what == "gemm":
         raise InputError(f"gemm measures the CPU's matrix products; with device {options.device!r} there are cmm, ladder and model")
     seconds = 0.05 if options.seconds is None else options.seconds
     output = Output(describe_gpu(ops), options.json)
     with ops.cupy.cuda.Device(ops.number):
         if options.what == "model":
-            others = None if options.start else rivals.models  # theirs do not load in a process of their own
+            others = None if options.start else rivals.models  # rivals' models do not load in a fresh process
             run_models(options, ops, output, None, others, seconds)
         elif options.what == "ladder":
             shown = output.table(report.LADDER_HEADER, report.ladder_line)
@@ -154,10 +156,10 @@ def run_gpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
 class Source(NamedTuple):
     """The model to measure.
 
-    folder  its checkpoint
-    cache   the folder where other forms of it are kept
-    config  its sizes
-    base    its name in tables: "dense", or the form of its feedforward
+    folder  the folder of its checkpoint
+    cache   the folder that keeps other forms of it
+    config  its Config
+    base    its name in tables: "dense", or the shape of its feedforward
     """
 
     folder: Path
@@ -167,7 +169,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, options: argparse.Namespace, cache: Path) -> Source:
-        """The model that options name, or BERT-base with random weights, which is made in the cache."""
+        """The model that options name, or else BERT-base with random weights, created in the cache."""
         folder = Path(options.model) if options.model else bert_base(cache / "bert-base")
         config, _ = checkpoint.load(folder, validate=False)
         base = "dense" if all(isinstance(f, Dense) for f in config.ffn) else str(config.ffn[0])
@@ -180,7 +182,7 @@ class Source(NamedTuple):
         return cls(folder, cache, config, base)
 
     def folder_of(self, model: str) -> Path:
-        """The folder of a model in float32: this one, or a shape PxD."""
+        """The folder of a float32 model: this one for `base`, or the same with an FFF of the shape "PxD"."""
         if model == self.base:
             return self.folder
         return stored_as(self.folder, self.cache / f"fastinfer-{model}-float32", "float32", _shape(model))
@@ -189,7 +191,7 @@ class Source(NamedTuple):
 def chosen(
     options: argparse.Namespace, ops: Any, source: Source, threads: int | None, find: FindEngines | None
 ) -> tuple[list[Engine], dict[str, str]]:
-    """(the engines that options ask for, {name: why it is left out}). Raises InputError where no engine is left."""
+    """(the engines that options ask for, {name of another engine: why it cannot run}). Raises InputError if no engine is left."""
     words = options.engines.split(",") if options.engines else [""]
     left_out: dict[str, str] = {}
 
@@ -208,7 +210,7 @@ def chosen(
 def run_models(
     options: argparse.Namespace, ops: Any, output: Output, threads: int | None, find: FindEngines | None, seconds: float
 ) -> None:
-    """Whole models: their speed, or with --start fresh processes, or with --texts real texts."""
+    """Measure whole models: their speed; with --start, fresh processes; with --texts, real texts."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Source.of(options, Path(options.cache or scratch))
         engines, left_out = chosen(options, ops, source, threads, find)
@@ -243,7 +245,7 @@ def run_models(
 
 
 def show_sizes(output: Output, measured: Iterator[list[Row]]) -> list[Row]:
-    """Print a table per size as it is measured, then one of all sizes; the rows."""
+    """All rows. A table per size is printed when it has been measured, and at the end one of all sizes."""
     rows: list[Row] = []
     for done in measured:
         output.say("\n{texts} texts x {tokens} tokens\n".format(**done[0]) + report.header(done[0]["op"]))

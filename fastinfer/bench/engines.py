@@ -1,4 +1,4 @@
-"""Engines that run whole models, those of this project, and the models that they run."""
+"""The type of engines that run whole models, this project's engines, and the models for benchmarks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .. import checkpoint
 from ..checkpoint import Tensor
 from ..config import FFF, Stored
 
-NEEDS = ("numpy", "scipy", "tokenizers", "safetensors")
+NEEDS = ("numpy", "scipy", "tokenizers", "safetensors")  # fastinfer's dependencies
 
-# encode(ids (B, S) int64, mask (B, S) or None) -> hidden states, (B, S, D) or B times (S, D). Some carry more: fastinfer its `model`,
-# engines on a GPU `encoder(batches)`, which gives a gpu_models.Encoder.
+# encode(ids (B, S) int64, mask (B, S) or None) -> hidden states, (B, S, D) or B times (S, D). Some have attributes: fastinfer's has
+# `model`; rivals on a GPU have `encoder(batches)`, which gives a gpu_models.Encoder.
 Encode: TypeAlias = Any
 EmbedTexts = Callable[[list[str]], Any]
 
@@ -27,10 +27,10 @@ EmbedTexts = Callable[[list[str]], Any]
 class Engine(NamedTuple):
     """One way to run one model.
 
-    load       a function that stands alone (a fresh process runs its source): load(*arguments) -> Encode
+    load       load(*arguments) -> Encode; a fresh process runs its source, so it uses nothing outside the function
     arguments  strings and numbers
-    packages   the packages that must be installed for it, except fastinfer itself
-    embed      (encode, tokenizer) -> run(texts) -> (B, D), of an engine that takes texts in its own way; None: in padded batches
+    packages   packages that the engine needs, without fastinfer itself
+    embed      (encode, tokenizer) -> run(texts) -> (B, D), if the engine batches texts itself; None: it gets padded batches
     """
 
     name: str
@@ -43,20 +43,20 @@ class Engine(NamedTuple):
 
     @property
     def own(self) -> bool:
-        """Whether the engine is this project."""
+        """Whether the engine belongs to this project."""
         return self.load is load_fastinfer
 
     def __str__(self) -> str:
         return f"{self.name} {self.model} {self.dtype}"
 
 
-# (folder in the Hugging Face layout, cache, threads, wanted(name), left_out) -> engines of others; it adds to left_out
-# {name: why it cannot run}.
+# (folder in the Hugging Face layout, cache, threads, wanted(name), left_out) -> engines of other projects. The function adds
+# {name: why it cannot run} to left_out.
 FindEngines = Callable[[Path, Path, Any, Callable[[str], bool], dict[str, str]], Iterator[Engine]]
 
 
 def load_fastinfer(folder: str, dtype: str, device: str, threads: int) -> Encode:
-    """fastinfer with the checkpoint in `folder`."""
+    """The Encode of fastinfer with the checkpoint in `folder`."""
     import fastinfer
 
     model = fastinfer.load(folder, device=device, dtype=dtype, threads=threads)
@@ -70,7 +70,7 @@ def load_fastinfer(folder: str, dtype: str, device: str, threads: int) -> Encode
 
 
 def embed_own(encode: Encode, tokenizer: Any) -> EmbedTexts:
-    """model.embed: texts ordered by length, packed, nothing padded."""
+    """model.embed as run(texts). It orders texts by length and packs them without padding."""
     return functools.partial(encode.model.embed, normalize=False)
 
 
@@ -84,7 +84,7 @@ def own_engines(
     dtypes: Sequence[str],
     wanted: Callable[[str], bool],
 ) -> Iterator[Engine]:
-    """fastinfer with the model of `source`, called `base`, and with an FFF of each shape, in each dtype."""
+    """This project's engines that are wanted: the model in folder `source`, named `base`, and an FFF of each shape, in each dtype."""
     for shape in (None, *shapes):
         model = base if shape is None else "{}x{}".format(*shape)
         for dtype in dtypes:
@@ -104,7 +104,7 @@ BERT_BASE = {
 
 
 def bert_base(folder: Path) -> Path:
-    """`folder` with BERT-base in the Hugging Face layout, random weights of seed 0; made once."""
+    """`folder`, which holds BERT-base in the Hugging Face layout with random weights of seed 0. It is written if it is empty."""
     from safetensors.numpy import save_file
 
     if (folder / "config.json").exists():
@@ -116,7 +116,7 @@ def bert_base(folder: Path) -> Path:
 
 
 def bert_base_weights() -> dict[str, np.ndarray]:
-    """Random float32 weights of seed 0 for BERT_BASE, by their names in the Hugging Face layout."""
+    """{name in the Hugging Face layout: weight} of BERT_BASE, random float32 values of seed 0."""
     rng = np.random.default_rng(0)
     hidden, width = 768, 3072
     weights: dict[str, np.ndarray] = {}
@@ -147,7 +147,7 @@ def bert_base_weights() -> dict[str, np.ndarray]:
 
 
 def stored_as(source: Path, folder: Path, dtype: str, shape: tuple[int, int] | None = None) -> Path:
-    """`folder` with the model of `source` stored in `dtype`, its feedforwards replaced by random balanced trees where a shape is given."""
+    """`folder`, which holds the model of `source` in `dtype`. shape: (trees, depth) of random trees that replace its feedforwards."""
     if (folder / "config.json").exists():
         return folder
     config, weights = checkpoint.load(source, validate=False)

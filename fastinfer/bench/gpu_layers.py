@@ -1,6 +1,6 @@
-"""Benchmarks of the GPU's layers: fast feedforward layers beside dense ones, and the paper's layers.
+"""Benchmarks of layers on a GPU: fast feedforward layers against dense ones, and the paper's layers.
 
-A layer and its rivals take turns on one stream. The sets of few tokens stay in the L2 cache between replays, so those are timed a
+A layer and its rivals take turns on one stream. Sets of few tokens stay in the L2 cache between replays, so they are timed a
 second time with the cache flushed before every call. A result is compared with float64 before it is timed.
 """
 
@@ -22,20 +22,23 @@ from .report import Report, Row, ladder_rows, silent
 from .timing import Spread
 
 DTYPES = ("float16", "float32", "bfloat16", "int8")
-CHECKED = 256  # tokens whose output is compared, fewer where a token visits many nodes
-CHECKED_NODES = 8192
-# Largest error, relative to the largest value, of sums in float32 and of one rounding to the dtype.
+CHECKED = 256  # most tokens whose output is compared
+CHECKED_NODES = 8192  # visited nodes: fewer tokens are compared if theirs are more
+# Largest allowed error, relative to the largest value. It covers sums in float32 and one rounding to the dtype.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
-DENSE_TOLERANCE = 0.03  # the same of a dense layer in any dtype
-# Where a deciding |z| is below, a tree may take another path than in float64: logits are of order 1, and some strategies round them.
+DENSE_TOLERANCE = 0.03  # the same for a dense layer in any dtype
+# If a deciding |z| is less, a tree may take another path than in float64. Logits are of order 1, and some strategies round them.
 MARGIN = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2}
-COLD_TOKENS = 1024  # up to here a cold cache is measured, too: more tokens pass through it anyway
+COLD_TOKENS = 1024  # most tokens measured also with a cold cache: more tokens exceed the cache anyway
 
 Make = Callable[..., Callable[[int], Work]]
 
 
 class Rival(NamedTuple):
-    """A dense layer of others. make(stream, inputs (T, D) float32 on the device per set, w1 (W, D), b1 (W,), w2 (D, W)) -> work(tokens)"""
+    """Another project's dense layer.
+
+    make  (stream, inputs, w1 (W, D), b1 (W,), w2 (D, W)) -> work(tokens); inputs has an array (T, D) float32 on the device per set
+    """
 
     dtype: str
     make: Make
@@ -45,12 +48,12 @@ class Rival(NamedTuple):
 
 
 def rows_once(trees: int, depth: int, tokens: int) -> int:
-    """The most nodes that so many tokens can visit: of each level all of them, or one a token."""
+    """The most distinct nodes that so many tokens can visit: per tree and level, one per token or all nodes."""
     return trees * sum(min(1 << level, tokens) for level in range(depth + 1))
 
 
 def floor_bytes(case: FFFCase, dtype: str) -> int:
-    """Bytes that must pass through memory once: x in, y out, and both rows of each node that may be visited (int8 ones with scales)."""
+    """The least bytes of memory traffic: x, y, and both rows of each node that may be visited (int8 rows with their scales)."""
     act = 4 if dtype == "float32" else 2
     row = case.hidden + 4 if dtype == "int8" else act * case.hidden
     return 2 * case.tokens * case.hidden * act + 2 * row * rows_once(case.trees, case.depth, case.tokens)
@@ -65,7 +68,7 @@ def cmm_row(
     dense: Mapping[str, Rival | None],
     rate: float,
 ) -> Row:
-    """The arithmetic of a row. spreads, cold: us per call by name; dense: names of dense layers; rate: bytes per us of a copy."""
+    """The row of a layer. spreads, cold: us per call by name; dense: dense layers by name; rate: bytes per us of a copy."""
     mine, floor = spreads[key].median, floor_bytes(case, dtype) / rate
     us = {name: spreads[name].median for name in dense}
     exact = [name for name, rival in dense.items() if rival is None or rival.dtype != "tf32"]
@@ -98,7 +101,7 @@ def cmm_row(
 
 
 def check_dense(works: Mapping[str, Work], x: np.ndarray, weights: DenseArrays) -> None:
-    """Compare dense layers with float64 on the first tokens. Raises BackendError."""
+    """Compare dense layers with float64 on the tokens x. Raises BackendError if one is wrong."""
     want = dense64(x, *weights, gelu=True)
     for name, work in works.items():
         work.calls[0]()
@@ -110,9 +113,9 @@ def check_dense(works: Mapping[str, Work], x: np.ndarray, weights: DenseArrays) 
 def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype: str) -> tuple[float, float]:
     """(largest error relative to the largest value, share of tokens rerouted) of a layer's output y for the tokens x on the device.
 
-    Both are compared with float64 on the weights as stored and x as rounded: a tree's route may differ, and with it the token's output,
-    only where a deciding |z| is within MARGIN. Rerouted tokens are those whose route differs from that of the float32 weights.
-    Raises BackendError.
+    Both are compared with float64 on the stored weights and the rounded x. A tree's route, and so the token's output, may differ
+    only if a deciding |z| is less than MARGIN. Rerouted tokens are those whose route differs from that of the float32 weights.
+    Raises BackendError if the layer is wrong.
     """
     w_in, b_in, w_out = arrays
     depth = trees.depth
@@ -134,8 +137,8 @@ def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype
 
 
 def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Arrays, dtype: str) -> tuple[float, float]:
-    """check_fff of some tokens of what the first call writes into `out`. Raises BackendError also where a token is not written."""
-    out.view(np.uint8).fill(0xFF)  # not a number in any dtype
+    """check_fff for some tokens of the output `out` of the first call. Raises BackendError also if a token is not written."""
+    out.view(np.uint8).fill(0xFF)  # NaN in every dtype
     work.calls[0]()
     y = work.result()
     if not np.isfinite(y).all():
@@ -149,21 +152,21 @@ def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Array
 
 
 def copied(weights: Any) -> Any:
-    """Prepared weights at other addresses: arrays and named tuples of them."""
+    """A copy of prepared weights at other addresses. weights: an array, or a named tuple of arrays."""
     if isinstance(weights, tuple):
         return type(weights)(*map(copied, weights))
     return weights.copy() if hasattr(weights, "data") else weights
 
 
 def prepared(ops: Any, arrays: Arrays, depth: int, sets: int) -> list[Any]:
-    """The trees of a layer, and copies of them."""
+    """`sets` copies of a layer's prepared trees."""
     w_in, b_in, w_out = arrays
     first = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth)
     return [first, *(copied(first) for _ in range(sets - 1))]
 
 
 def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1: np.ndarray, w2: np.ndarray) -> Callable[[int], Work]:
-    """This project's dense layer as a model runs it: two products of cuBLASLt, a GELU kernel between them."""
+    """work(tokens) of this project's dense layer as a model runs it: two products with a GELU between them."""
     first, bias, second = ops.matrix(Tensor(w1, "float32")), ops.vector(Tensor(b1, "float32")), ops.matrix(Tensor(w2, "float32"))
     weights = [(first, bias, second), *([copied(w) for w in (first, bias, second)] for _ in inputs[1:])]
 
@@ -183,7 +186,12 @@ def own_dense(ops: Any, session: Any, inputs: Sequence[Any], w1: np.ndarray, b1:
 
 
 class Inputs(NamedTuple):
-    """What does not depend on the dtype: tokens per set, float32 on the device; bytes per us of a copy; what flushes the L2 cache."""
+    """Values that do not depend on the dtype.
+
+    floats  the tokens (T, D) of each set, float32 on the device
+    rate    bytes per us of a copy
+    flush   a launch that flushes the L2 cache
+    """
 
     floats: list[Any]
     rate: float
@@ -191,10 +199,10 @@ class Inputs(NamedTuple):
 
     @classmethod
     def make(cls, ops: Any, session: Any, hidden: int, most: int) -> Inputs:
-        """Sets of `most` tokens, as many as fit the GPU's memory."""
+        """Inputs with sets of `most` tokens: SETS of them, or as many as fit into the GPU's memory, but at least 2."""
         rate, flush = copy_rate(session.stream), flusher(ops.number)
         free = ops.cupy.cuda.runtime.memGetInfo()[0]
-        sets = int(min(SETS, max(2, free // 2 // (16 * hidden * most))))  # 16 bytes a value: both dtypes, out, a rival's
+        sets = int(min(SETS, max(2, free // 2 // (16 * hidden * most))))  # 16 bytes per value: x in two dtypes, out, a rival's out
         return cls([ops.cupy.asarray(FFFCase(1, 0, hidden, most).build(seed)[0]) for seed in range(1, 1 + sets)], rate, flush)
 
 
@@ -216,7 +224,7 @@ class Layers:
         return own_work(self.ops, self.session, calls, self.outs[0][:count])
 
     def check(self, shape: tuple[int, int], work: Work, count: int) -> tuple[float, float]:
-        """check_work of the layer of a shape."""
+        """The result of check_work for the layer of a shape."""
         x, trees = self.inputs[0][:count], self.trees[shape][0]
         return check_work(self.ops, work, x, self.outs[0], trees, self.arrays[shape], self.dtype)
 
@@ -237,9 +245,9 @@ def bench_cmm(
     dense: Mapping[str, Rival] | None = None,
     report: Report = silent,
 ) -> list[Row]:
-    """A row per (dtype, tokens, shape). dense: the dense layers of others.
+    """A row per (dtype, tokens, shape). dense: other projects' dense layers by name.
 
-    Raises BackendError where a result is wrong: nothing wrong is timed.
+    Raises BackendError if a result is wrong, before it is timed.
     """
     if any(d not in DTYPES for d in dtypes):
         raise InputError(f"dtypes is {dtypes!r}, expected some of {', '.join(DTYPES)}")
@@ -276,7 +284,7 @@ def bench_cmm(
 
 
 def warm_and_cold(works: Mapping[str, Work], flush: Call | None, seconds: float) -> tuple[dict[str, Spread], dict[str, Spread]]:
-    """(us per call, us per call with the cache flushed before; {} without `flush`), by name."""
+    """({name: us per call}, {name: us per call after a flush of the cache}). Without `flush`, the second is empty."""
     warm = interleaved({name: replay(work) for name, work in works.items()}, seconds=seconds)
     if flush is None:
         return warm, {}
@@ -295,7 +303,7 @@ def bench_ladder(
     others: Mapping[str, Make] | None = None,
     report: Report = silent,
 ) -> list[Row]:
-    """A row per layer, dense 3072 and FFF 1x11 in float32: this project's, and `others` whose names begin with "dense" or "fff"."""
+    """A row per layer in float32: dense 3072 and FFF 1x11 of this project, and `others`, whose names begin with "dense" or "fff"."""
     ops = backends.get(device, dtype="float32").fitted(hidden, 0, "float32")
     dense, fff = dense_weights(hidden), FFFCase(1, 11, hidden, 1).build(0)[1:]
     with ops.workspace() as session:
@@ -315,7 +323,7 @@ def bench_ladder(
 
 
 def ladder_wants(dense: DenseArrays, fff: Arrays, x: np.ndarray) -> dict[str, tuple[np.ndarray, Any]]:
-    """{"dense" or "fff": (its output in float64, the tokens to compare: those of a tree that decides clearly)}."""
+    """{"dense" or "fff": (outputs in float64, tokens to compare)}. For "fff" these are tokens whose |z| all exceed MARGIN."""
     w_in, b_in, w_out = fff
     y, _, margin = walk64(x, np.stack([w_in, w_out], 2), b_in, 11)
     sure = margin[:, 0] > MARGIN["float32"]
@@ -325,7 +333,7 @@ def ladder_wants(dense: DenseArrays, fff: Arrays, x: np.ndarray) -> dict[str, tu
 def ladder_spreads(
     works: Mapping[str, Work], stream: Any, wants: Mapping[str, tuple[np.ndarray, Any]], seconds: float
 ) -> dict[str, Spread]:
-    """Microseconds per call of layers, after each was compared with what is wanted of its kind. Raises BackendError."""
+    """Microseconds per call of layers. Each is compared with the output in `wants` first. Raises BackendError if one is wrong."""
     replays: dict[str, Replay] = {}
     long: dict[str, Spread] = {}
     for name, work in works.items():
@@ -335,7 +343,7 @@ def ladder_spreads(
         error = float(np.abs(work.result()[:compared][which] - want).max() / np.abs(want).max())
         if not error < 1e-4:
             raise BackendError(f"{name} is wrong: it differs from float64 by {error:g}; nothing is timed")
-        if once > 1e6:  # seconds: no second time
+        if once > 1e6:  # it takes seconds, so it is timed only once
             long[name] = Spread(once, once, once)
         else:
             replays[name] = replay(work)

@@ -1,4 +1,4 @@
-"""Benchmarks of whole models on a GPU: the graph of a forward pass, its launch, a call from the host, and parts of a layer."""
+"""Benchmarks of whole models on a GPU: the graph of a forward pass, its launch, a call from the host, parts of a layer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PARTS = ("attention", "attention block", "ffn block")
 class Encoder(NamedTuple):
     """A whole model on the GPU, ready for batches of one size.
 
-    replay  the graph of its forward pass, ids on the device to hidden states on the device
-    call    (which batch) -> ids on the host in, hidden states on the device out, and waited for
-    parts   {part: Replay per layer}: some of PARTS; "attention" is what lies between the projections
+    replay  the graph of its forward pass, from ids on the device to hidden states on the device
+    call    call(which batch) takes ids on the host to hidden states on the device, and waits for them
+    parts   {part: Replay per layer} for some of PARTS; "attention" excludes the projections
     """
 
     replay: Replay
@@ -37,7 +37,7 @@ class Encoder(NamedTuple):
 
 
 def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
-    """fastinfer's, of batches (texts, tokens); `encode` is what engines.load_fastinfer gives."""
+    """The Encoder of fastinfer for batches (texts, tokens). encode: the result of engines.load_fastinfer."""
     ops, weights = encode.model._runner.replicas[0]
     packed = [PackedBatch.from_ids(ids.tolist()) for ids in batches]
     with ops.cupy.cuda.Device(ops.number):
@@ -56,7 +56,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
 
 
 def own_parts(ops: Any, weights: Any, session: Any, batch: PackedBatch) -> dict[str, Replay]:
-    """{part: Replay per layer} of fastinfer, inside a session that is in use."""
+    """{part: Replay per layer} of fastinfer. The session must be entered."""
     tokens = len(batch.ids)
     placed = session.place(batch, tokens, False)
     x = session.take("x", tokens, weights.hidden)
@@ -65,7 +65,7 @@ def own_parts(ops: Any, weights: Any, session: Any, batch: PackedBatch) -> dict[
     for array, layer in zip(qkv, weights.layers, strict=False):
         ops.linear(x, layer.attention.qkv.weight, bias=layer.attention.qkv.bias, out=array)
     out = ops.empty(tokens, weights.hidden)
-    start = x.copy()  # blocks work in place, and x would grow without bounds
+    start = x.copy()  # blocks work in place, so x would grow without bounds
 
     def restore() -> None:
         x[...] = start
@@ -90,7 +90,7 @@ def started(replay: Replay, which: int) -> None:
 
 
 class Ready(NamedTuple):
-    """The engines that are right for batches of one size, and the last error of fastinfer's that was left out."""
+    """The engines whose answers are right for batches of one size. wrong: the last error of a fastinfer engine, or None."""
 
     engines: dict[str, Engine]
     encodes: dict[str, Encode]
@@ -100,16 +100,16 @@ class Ready(NamedTuple):
 
 
 def ready(engines: Loaded, oracle: Oracle, inputs: Sequence[np.ndarray]) -> Ready:
-    """Compare the engines with the reference and make their encoders; those that fail are left out, and standard error says why."""
+    """Compare the engines with the reference and make their encoders. Engines that fail are left out, with a line on standard error."""
     texts, tokens = inputs[0].shape
     errors: dict[str, tuple[float, float]] = {}
     encoders: dict[str, Encoder] = {}
     wrong: BackendError | None = None
     for name, (engine, encode) in engines.items():
-        if not engine.own and not hasattr(encode, "encoder"):  # it is for --texts
+        if not engine.own and not hasattr(encode, "encoder"):  # this engine is only for --texts
             continue
         if engine.own:
-            encode.model._runner.replicas[0][0].batch_tokens = texts * tokens  # what is checked is cut as what is timed
+            encode.model._runner.replicas[0][0].batch_tokens = texts * tokens  # so that the check uses the same batches as the timing
         try:
             errors[name] = oracle.errors(engine, encode, inputs[0])
             encoders[name] = own_encoder(encode, inputs) if engine.own else encode.encoder(inputs)
@@ -125,11 +125,11 @@ def ready(engines: Loaded, oracle: Oracle, inputs: Sequence[np.ndarray]) -> Read
 class Times(NamedTuple):
     """Microseconds by engine.
 
-    graphs    the graph of the forward pass, on the device
-    launches  the graph launched and waited for, by the host's clock as the next two
-    walls     a whole call, ids on the host to hidden states on the device
-    states    ids to hidden states on the host (fastinfer's alone)
-    parts     {part: per layer}
+    graphs    the graph of the forward pass, by the device's clock
+    launches  launching the graph and waiting for it, by the host's clock
+    walls     a whole call from ids on the host to hidden states on the device, by the host's clock
+    states    from ids to hidden states on the host, by the host's clock; only fastinfer's
+    parts     {part: time per layer}, by the device's clock
     """
 
     graphs: dict[str, Spread]
@@ -140,7 +140,7 @@ class Times(NamedTuple):
 
 
 def measure(made: Ready, inputs: Sequence[np.ndarray], seconds: float) -> Times:
-    """The times of the engines, which take turns."""
+    """The Times of the engines, which take turns."""
     encoders = made.encoders
     on_host = functools.partial(timing.interleaved, seconds=seconds, least=LEAST, pause=0)
     return Times(
@@ -180,7 +180,7 @@ def row_of(name: str, made: Ready, times: Times, texts: int, tokens: int) -> Row
 def bench_sizes(
     engines: Loaded, oracle: Oracle, vocabulary: int, *, sizes: Sequence[tuple[int, int]], seconds: float
 ) -> Iterator[list[Row]]:
-    """Per size (texts, tokens) a list of rows, one per engine. Raises BackendError after the last size where fastinfer was wrong."""
+    """Per size (texts, tokens), a list with a row per engine. Raises BackendError after the last size if fastinfer was wrong."""
     wrong: BackendError | None = None
     for texts, tokens in sizes:
         rng = np.random.default_rng(texts * tokens)

@@ -1,6 +1,6 @@
-"""Timing on a GPU: replays of CUDA graphs over arrays on the device, by events.
+"""Timing on a GPU: replays of CUDA graphs over arrays on the device, timed by events.
 
-Works take turns on one stream. Each has up to SETS sets of weights and random inputs, one after another in a graph.
+Works take turns on one stream. A graph goes through up to SETS sets of weights and random inputs, one after another.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from .timing import Spread
 
-SETS = 8
-GRAPH_US, LONG_US = 1000.0, 20_000.0  # what is timed takes about the first; beyond the second, two sets are enough
-LEAST = 7  # replays
-COPIED_BYTES = 1 << 30
+SETS = 8  # sets of weights and inputs
+GRAPH_US, LONG_US = 1000.0, 20_000.0  # us: aim of a timed graph; above LONG_US, two sets are enough
+LEAST = 7  # replays at least
+COPIED_BYTES = 1 << 30  # bytes that copy_rate copies
 
 Call = Callable[[], Any]
 
 
 class Work(NamedTuple):
-    """Something to time.
+    """Calls to time.
 
-    stream   the stream that it runs on
+    stream   the stream that they run on
     calls    the same work on sets of weights and inputs; each launches it
-    capture  (launch) -> replay of a graph of what it launches
-    result   () -> what calls[0] has written, float32 on the host
+    capture  capture(launch) gives a function that replays a graph of the kernels that `launch` launches
+    result   result() gives the output of calls[0], float32 on the host
     """
 
     stream: Any
@@ -39,10 +39,10 @@ class Work(NamedTuple):
 class Replay(NamedTuple):
     """A graph to time.
 
-    launch  starts it on the stream
-    calls   how many calls it holds
-    before  microseconds of it that are not theirs
-    keep    the object that holds the arrays it uses
+    launch  starts the graph on the stream
+    calls   the number of calls in the graph
+    before  microseconds of the graph that other work takes
+    keep    an object that keeps the graph's arrays alive
     """
 
     stream: Any
@@ -53,7 +53,7 @@ class Replay(NamedTuple):
 
 
 def own_work(ops: Any, session: Any, calls: Sequence[Call], out: Any) -> Work:
-    """Work of ops inside their session; the first call writes `out`."""
+    """The Work of calls to ops inside their session. The first call writes `out`."""
 
     def capture(launch: Call) -> Call:
         return functools.partial(session.capture(launch).launch, session.stream)
@@ -62,7 +62,7 @@ def own_work(ops: Any, session: Any, calls: Sequence[Call], out: Any) -> Work:
 
 
 def elapsed(stream: Any, launch: Call, times: int = 1, *, ahead: bool = False) -> float:
-    """Microseconds on the device of so many launches; ahead: one more goes before them, so that none waits for the host."""
+    """Microseconds on the device of `times` launches. ahead: one untimed launch precedes them, so that none waits for the host."""
     import cupy
 
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -77,7 +77,7 @@ def elapsed(stream: Any, launch: Call, times: int = 1, *, ahead: bool = False) -
 
 
 def replay(work: Work, first: Call | None = None) -> Replay:
-    """A graph of rounds of all calls, of about GRAPH_US; or of one round with `first` before each call, its own time taken off."""
+    """A graph of about GRAPH_US with rounds of all calls. With `first`, one round with `first` before each call, less its time."""
     for call in work.calls:
         call()
     once = elapsed(work.stream, lambda: [call() for call in work.calls])
@@ -95,7 +95,7 @@ def replay(work: Work, first: Call | None = None) -> Replay:
 
 
 def interleaved(replays: Mapping[str, Replay], *, seconds: float) -> dict[str, Spread]:
-    """Microseconds per call of graphs that take turns, for about `seconds` each and at least LEAST times."""
+    """Microseconds per call of each graph. The graphs take turns, for about `seconds` each and at least LEAST times."""
     times: dict[str, list[float]] = {name: [] for name in replays}
     spent = dict.fromkeys(replays, 0.0)
     waiting = list(replays)
@@ -112,7 +112,7 @@ def interleaved(replays: Mapping[str, Replay], *, seconds: float) -> dict[str, S
 
 
 def flusher(number: int) -> Call:
-    """A launch on the current stream that reads three times what the L2 cache of GPU `number` holds."""
+    """A function that launches, on the current stream, a read of three times the L2 cache of GPU `number`."""
     import cupy
 
     code = r"""
@@ -128,7 +128,7 @@ def flusher(number: int) -> Call:
 
 
 def copy_rate(stream: Any) -> float:
-    """Bytes per microsecond of a large copy on the device, bytes read and bytes written both counted."""
+    """Bytes per microsecond of a large copy on the device. Bytes read and bytes written both count."""
     import cupy
 
     source, to = cupy.ones(COPIED_BYTES // 4, np.float32), cupy.empty(COPIED_BYTES // 4, np.float32)

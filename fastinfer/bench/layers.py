@@ -1,7 +1,7 @@
 """Benchmarks of the CPU's kernels: fast feedforward layers, packed matrix products, the paper's BLAS levels.
 
-Each row of a table is measured in one interleaved run: the layer and its rivals take turns on the same random tokens, which change
-from call to call, with the same number of threads. A result is compared with float64 before it is timed.
+The layer and its rivals take turns in one interleaved run. They get the same random tokens, which change from call to call, and
+the same number of threads. A result is compared with float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .timing import INPUTS, Run, Spread, interleaved
 
 DTYPES = ("float32", "bfloat16", "int8")
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "int8": 1}
-PRODUCT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 1e-1}  # largest error of a packed product of normal numbers
+PRODUCT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 1e-1}  # largest allowed error of a packed product of normal numbers
 
 
 def _into(layer: FFF, out: np.ndarray, threads: int, x: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def _matmul(weight: np.ndarray, out: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 class Checked(NamedTuple):
-    """A layer whose output is right: its largest error, and the share of its tokens whose route differs from float64's."""
+    """A layer whose output was found right, with its largest error and the share of tokens whose route differs from float64's."""
 
     case: FFFCase
     dtype: str
@@ -57,7 +57,7 @@ class Checked(NamedTuple):
 def check_fff(layer: FFF, x: np.ndarray, arrays: Arrays, dtype: str) -> tuple[float, float]:
     """(largest error, share of the tokens whose route differs) of a layer against float64.
 
-    The output is compared with float64 sums of the weights as stored, along the layer's own route; the
+    The output is compared with float64 sums of the stored weights along the layer's own route. The
     routes are compared with those of float64 logits of the float32 weights.
     """
     w_in, b_in, w_out = arrays
@@ -69,7 +69,7 @@ def check_fff(layer: FFF, x: np.ndarray, arrays: Arrays, dtype: str) -> tuple[fl
 
 
 def checked_layers(device: str, cases: Sequence[FFFCase], dtypes: Sequence[str], x: np.ndarray) -> list[Checked]:
-    """Layers of each case in each dtype, compared with float64 for the tokens x. Raises BackendError where one is wrong."""
+    """Layers of each case in each dtype, compared with float64 for the tokens x. Raises BackendError if one is wrong."""
     layers = []
     for case in cases:
         _, w_in, b_in, w_out = case.build(0)
@@ -95,9 +95,9 @@ def bench_cmm(
     dense: Mapping[str, Dense] | None = None,
     report: Report = silent,
 ) -> list[Row]:
-    """A row per (tokens, shape, dtype). dense: the dense layers beside them (default: installed_dense).
+    """A row per (tokens, shape, dtype). dense: the dense layers to compare with (default: installed_dense).
 
-    Raises BackendError where a result is wrong: nothing wrong is timed.
+    Raises BackendError if a result is wrong, before it is timed.
     """
     if any(d not in DTYPES for d in dtypes):
         raise InputError(f"dtypes is {dtypes!r}, expected some of {', '.join(DTYPES)}")
@@ -124,7 +124,9 @@ def bench_cmm(
 def cmm_row(made: Checked, spread: Spread, us: dict[str, float], roofline: Roofline, nodes: np.ndarray, facts: Row) -> Row:
     """The row of a layer.
 
-    us  microseconds per token of the dense layers; nodes (T, P, depth + 1): the nodes that the tokens visit; facts: of the run
+    us     microseconds per token of each dense layer
+    nodes  (T, P, depth + 1), the nodes that the tokens visit
+    facts  columns that describe the run
     """
     case, itemsize, mine = made.case, ITEMSIZE[made.dtype], spread.median / made.case.tokens
     distinct = sum(len(np.unique(nodes[:, p])) for p in range(case.trees))
@@ -161,7 +163,7 @@ def cmm_row(made: Checked, spread: Spread, us: dict[str, float], roofline: Roofl
 
 
 def checked_product(ops: Any, weight: np.ndarray, dtype: str, x: np.ndarray, out: np.ndarray) -> tuple[Run, float]:
-    """(run(x) into `out`, its largest error) of the packed product by a float32 weight (N, K). Raises BackendError where it is wrong."""
+    """(run(x), which writes `out`, its largest error) of the packed product by a float32 weight (N, K). Raises BackendError if wrong."""
     of_dtype = backends.get(ops.device, dtype=dtype, threads=ops.threads)
     matrix = of_dtype.matrix(Tensor(weight, "float32"))
     of_dtype.linear(x, matrix, out=out)
@@ -183,7 +185,7 @@ def bench_gemm(
     others: Mapping[str, Product] | None = None,
     report: Report = silent,
 ) -> list[Row]:
-    """A row per (outputs x inputs, tokens, dtype): the packed product beside numpy's and those of `others`."""
+    """A row per (outputs x inputs, tokens, dtype), which compares the packed product with numpy's and those of `others`."""
     roofline = Roofline(ops)
     rng = np.random.default_rng(2)
     rows = []
@@ -226,11 +228,11 @@ def bench_gemm(
 
 
 def bench_ladder(ops: Any, *, tokens: int = 128, hidden: int = 768, seconds: float = 1.0, report: Report = silent) -> list[Row]:
-    """The paper's comparison, rebuilt with a correct FFF: dense 3072 and FFF 1x11 on each BLAS level, and this project's kernel.
+    """A row per level of the paper's comparison, with a correct FFF: dense 3072 and FFF 1x11, and this project's kernel.
 
-    Level 1: dot and axpy per neuron. Level 2: a gemv per token for the dense layer; for the FFF per token and level
-    the two vectors of its node, as one-row gemvs. Level 3: two gemms (dense only). All single precision, through scipy's BLAS, from
-    compiled loops, on one thread per token loop (BLAS itself may use ops.threads at level 3).
+    Level 1 has dot and axpy per neuron. Level 2 has a gemv per token for the dense layer, and two one-row gemvs per token and tree
+    level for the FFF. Level 3 has two gemms (dense only). All use scipy's single-precision BLAS from compiled loops. A token loop
+    has one thread, but BLAS itself may use ops.threads at level 3.
     """
     w1, b1, w2 = dense_weights(hidden)
     case = FFFCase(1, 11, hidden=hidden, tokens=tokens)

@@ -1,4 +1,4 @@
-"""The machine that numbers were measured on: its description, and what its CPU can do at most."""
+"""The description of the machine that numbers were measured on, and the peak rates of its CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def describe_gpu(ops: Any) -> dict[str, Any]:
 
 
 class Roofline:
-    """The rates of the CPU with one ISA and team of threads, measured once: multiply-adds, and reads by working set."""
+    """The peak rates of the CPU with one ISA and number of threads, measured once: FLOP per second, and reads per working set."""
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops
@@ -58,7 +58,7 @@ class Roofline:
         self._reads: dict[int, float] = {}
 
     def read(self, nbytes: float) -> float:
-        """Bytes per second of reading a working set of `nbytes`, shared by the team, in order, again and again."""
+        """Bytes per second when the threads together read a working set of `nbytes` in order, again and again."""
         size = 1 << max(15, int(np.ceil(np.log2(max(nbytes, 1)))))
         if size not in self._reads:
             data = np.ones(size // 4, np.float32)
@@ -66,17 +66,20 @@ class Roofline:
         return self._reads[size]
 
     def fff_seconds(self, case: FFFCase, itemsize: int, distinct: int) -> tuple[float, str]:
-        """(the least time of a layer, the name of its bound).
+        """(the least seconds of a layer, the name of the bound that gives them).
 
-        The time is the largest of three. The multiply-adds take the FMA rate. Distinct rows, x and y take the rate of the cache level
-        that holds a set so large. One tree also loads x and both rows of every visited node at L1's rate; with more trees, register
-        tiles share loads.
+        itemsize  bytes of a value in a tree's row
+        distinct  the number of distinct nodes that the tokens visit
+
+        The time is the largest of three. Multiply-adds run at the FMA rate. Distinct rows, x and y are read at the rate of a working
+        set of that size. A single tree also loads x and both rows of every visited node at L1's rate. With more trees, register
+        tiles share these loads.
         """
         visited = case.tokens * case.trees * (case.depth + 1)
         once = (2 * itemsize * distinct + 8 * case.tokens) * case.hidden
         bounds = {"FMA": 4.0 * visited * case.hidden / self.flops, f"{once / 1e6:.1f} MB once": once / self.read(once)}
         if case.trees == 1:
-            fastest = max(self.read(size) for size in (16 << 10, 32 << 10, 64 << 10))  # short sets pay for the loop around them
+            fastest = max(self.read(size) for size in (16 << 10, 32 << 10, 64 << 10))  # loop overhead slows short sets
             bounds["L1 loads"] = visited * case.hidden * (4 + 2 * itemsize) / fastest
         name = max(bounds, key=lambda k: bounds[k])
         return bounds[name], name

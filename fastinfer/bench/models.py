@@ -1,7 +1,7 @@
 """Benchmarks of whole models on the CPU, and of real texts on any device.
 
-Every engine gets the same weights and the same number of threads. Its answers are compared before it is timed: hidden states with the
-NumPy reference, along the routes that the engine took; means of texts with those of each text alone.
+Every engine gets the same weights and the same number of threads. Its answers are compared before it is timed. Hidden states are
+compared with the NumPy reference along the engine's own routes; means of texts with those of each text alone.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .report import Row, ratios
 from .timing import INPUTS, interleaved
 
 SIZES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))  # texts x tokens
-TEXTS_TOLERANCE = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05, "int8": 0.3}  # relative, of a batch against each text alone
+TEXTS_TOLERANCE = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05, "int8": 0.3}  # relative, of a batch to each text alone
 RIVAL_BATCH = 32  # texts in a padded batch of a rival
-PAUSE_SECONDS = 0.25  # between turns: Intel's OpenMP, which CTranslate2 brings, spins for 0.2 s after a call
+PAUSE_SECONDS = 0.25  # seconds between turns: Intel's OpenMP, which CTranslate2 brings, spins for 0.2 s after a call
 
-Loaded = Mapping[str, tuple[Engine, Encode]]  # by the engine's name
+Loaded = Mapping[str, tuple[Engine, Encode]]  # the key is the engine's name
 
 
 def bench_sizes(
     engines: Loaded, oracle: Oracle, vocabulary: int, *, sizes: Sequence[tuple[int, int]], threads: int, seconds: float
 ) -> Iterator[list[Row]]:
-    """Per size (texts, tokens) a list of rows, one per engine.
+    """Per size (texts, tokens), a list with a row per engine.
 
-    A rival that is wrong is left out. Raises BackendError where fastinfer is wrong.
+    A rival whose answers are wrong is left out. Raises BackendError if fastinfer's are wrong.
     """
     for texts, tokens in sizes:
         rng = np.random.default_rng(texts * tokens)
@@ -75,7 +75,7 @@ def bench_sizes(
 
 
 def embed_padded(encode: Encode, tokenizer: Any, *, ordered: bool) -> EmbedTexts:
-    """run(texts) -> means over each text's tokens, in padded batches of 32: texts as they came, or ordered by length."""
+    """run(texts) -> the mean over each text's tokens (B, D), in padded batches of RIVAL_BATCH. ordered: sort texts by length first."""
 
     def run(texts: list[str]) -> np.ndarray:
         rows = [e.ids for e in tokenizer.encode_batch(texts)]
@@ -96,14 +96,14 @@ def embed_padded(encode: Encode, tokenizer: Any, *, ordered: bool) -> EmbedTexts
 
 
 def ways_of(engine: Engine, encode: Encode, tokenizer: Any) -> dict[str, EmbedTexts]:
-    """{order of the texts: run(texts)}: the engine's own way, or padded batches of texts as they arrive and sorted by length."""
+    """{order of the texts: run(texts)}: "own" if the engine batches texts itself, else "arrival" and "sorted" with padded batches."""
     if engine.embed is not None:
         return {"own": engine.embed(encode, tokenizer)}
     return {way: embed_padded(encode, tokenizer, ordered=way == "sorted") for way in ("arrival", "sorted")}
 
 
 def check_texts(name: str, run: EmbedTexts, dtype: str, encode: Encode, texts: list[str], tokenizer: Any) -> None:
-    """Compare means of a batch with those of each text alone. Raises BackendError."""
+    """Compare the means of a batch with those of each text alone. Raises BackendError if they differ too much."""
     alone = np.stack([np.asarray(encode(np.array([e.ids]))[0], np.float32).mean(0) for e in tokenizer.encode_batch(texts)])
     error = float(np.linalg.norm(run(texts) - alone) / np.linalg.norm(alone))
     if not error < TEXTS_TOLERANCE[dtype]:
@@ -111,7 +111,7 @@ def check_texts(name: str, run: EmbedTexts, dtype: str, encode: Encode, texts: l
 
 
 def bench_texts(engines: Loaded, texts: list[str], tokenizer_file: Path, limit: int, *, seconds: float) -> list[Row]:
-    """A row per engine and order of texts: text in, means out. limit: most tokens of a text."""
+    """A row per engine and order of texts, for the way from texts to means. limit: most tokens of a text."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

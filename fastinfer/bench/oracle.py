@@ -1,4 +1,4 @@
-"""What layers and models should answer: layers in float64, models by the NumPy reference along the routes that an engine took."""
+"""The answers that layers and models should give: layers in float64, models by the NumPy reference along an engine's routes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..errors import BackendError
 from ..workspace import Workspace
 from .engines import Encode, Engine
 
-CHECKED = 256  # tokens whose answers are compared, one text at least
-# What an engine may differ by from the float32 reference: mean of the errors of hidden states, whose own size is about 1.
+CHECKED = 256  # tokens whose answers are compared, but at least one text
+# Largest allowed mean error of an engine's hidden states against the float32 reference. Hidden states are of order 1.
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 0.03, "int8": 0.15}
 
 
@@ -33,7 +33,7 @@ def walk64(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(y (T, D), the visited nodes (T, P, depth + 1), the smallest deciding |z| (T, P)) of trees in float64.
 
-    x (T, D); nodes (P, N, 2, D); b_in (P, N) or None; along: the nodes to visit; None: where the signs of z lead.
+    x (T, D); nodes (P, N, 2, D); b_in (P, N) or None; along: the nodes to visit; None: follow the signs of z.
     """
     x = x.astype(np.float64)
     y, margin = np.zeros(x.shape), np.full((len(x), len(nodes)), np.inf)
@@ -51,13 +51,13 @@ def walk64(
 
 
 def dense64(x: np.ndarray, w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, gelu: bool) -> np.ndarray:
-    """The dense layer in float64."""
+    """The output (T, D) of the dense layer in float64. gelu: whether to add b1 and apply GELU between the products."""
     middle = x.astype(np.float64) @ w1.T.astype(np.float64)
     return np.asarray((gelu64(middle + b1) if gelu else middle) @ w2.T.astype(np.float64))
 
 
 class Along(Reference):
-    """The reference, its trees walked along given nodes: an array (T, P, depth + 1) per layer that has trees."""
+    """The reference with routes that the caller gives. nodes: an array (T, P, depth + 1) per layer that has trees."""
 
     def __init__(self, nodes: Sequence[np.ndarray]) -> None:
         self._nodes = iter(nodes)
@@ -74,9 +74,9 @@ class Along(Reference):
 
 
 class Oracle:
-    """The answers that engines should give: the NumPy reference in float32, of the weights stored in float32.
+    """The right answers of engines, from the NumPy reference with float32 weights.
 
-    folder_of  (name of a model) -> the folder that has it in float32
+    folder_of  folder_of(name of a model) gives the folder that has the model in float32
     """
 
     def __init__(self, folder_of: Callable[[str], Any]) -> None:
@@ -85,9 +85,9 @@ class Oracle:
         self._dense: dict[bytes, np.ndarray] = {}
 
     def errors(self, engine: Engine, encode: Encode, ids: np.ndarray) -> tuple[float, float]:
-        """(largest, mean) error over the first texts of a batch. Raises BackendError where that is too much.
+        """(largest, mean) error over the first texts of a batch. Raises BackendError if the mean exceeds TOLERANCE.
 
-        Routes are those of the whole batch: on a GPU its size decides how products round, and so on which side a near-tie falls.
+        Routes come from the whole batch: on a GPU, its size decides how products round, and so which way a near-tie goes.
         """
         some = ids[: max(1, CHECKED // ids.shape[1])]
         got = np.stack([np.asarray(rows, np.float32) for rows in encode(ids)[: len(some)]])

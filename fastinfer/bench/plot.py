@@ -1,4 +1,4 @@
-"""Figures of benchmarks; they need matplotlib."""
+"""Figures of benchmarks. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .report import Row
 
 
 def _pyplot() -> Any:
-    """matplotlib.pyplot, drawing into files. Raises InputError where matplotlib is missing."""
+    """matplotlib.pyplot, set to draw into files. Raises InputError if matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
@@ -23,7 +23,7 @@ def _pyplot() -> Any:
 
 
 def plot_cmm(rows: Sequence[Row], path: str, speedup: Callable[[Row], float], against: str) -> None:
-    """Draw the speed-up over `against` by tokens into a file: a line per shape and dtype, each shape's limit dotted."""
+    """Draw speed-ups over `against` by tokens into a file, with a line per shape and dtype. Dotted lines are the shapes' limits."""
     figure, axes = _pyplot().subplots(figsize=(9, 5.5))
     shapes = list(dict.fromkeys(r["shape"] for r in rows))
     styles = {"float32": "-", "float16": "-.", "bfloat16": "--", "int8": ":"}
@@ -44,7 +44,7 @@ def plot_cmm(rows: Sequence[Row], path: str, speedup: Callable[[Row], float], ag
 
 
 def plot_models(rows: Sequence[Row], path: str) -> None:
-    """Draw tokens per second as bars into a file, a panel per size: rivals grey, fastinfer dense and with trees coloured."""
+    """Draw tokens per second as bars into a file, with a panel per size. Rivals are grey, fastinfer is coloured."""
     pyplot = _pyplot()
     sizes = list(dict.fromkeys((r["texts"], r["tokens"]) for r in rows))
     ordered = sorted(rows, key=lambda r: list(TOLERANCE).index(r["dtype"]))

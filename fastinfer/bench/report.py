@@ -1,4 +1,4 @@
-"""Rows of results: the ratios in them, and the lines and tables that show them."""
+"""Rows of results: their ratios, and the lines and tables that show them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Report = Callable[[Row], None]
 
 
 def silent(row: Row) -> None:
-    """The report of a benchmark whose rows nobody reads while it runs."""
+    """The Report that prints nothing, for callers who use only the returned rows."""
 
 
 class Output:
-    """Standard output of a benchmark: rows as lines for people or, as_json, each as a JSON object with the machine's description."""
+    """Standard output of a benchmark: a line per row or, with as_json, a JSON object per row with the machine's description."""
 
     def __init__(self, machine: Row, as_json: bool) -> None:
         self.machine = "  ".join(f"{k} {v}" for k, v in machine.items())
@@ -27,15 +27,15 @@ class Output:
         self.as_json = as_json
 
     def row(self, row: Row, line: Callable[[Row], str]) -> None:
-        """A row, which `line` makes readable."""
+        """Print a row. line: the function that formats it for people."""
         print(json.dumps({**row, "machine": self._about}) if self.as_json else line(row), flush=True)
 
     def say(self, text: str) -> None:
-        """Text beside the rows; next to JSON it goes to standard error."""
+        """Print text that is not a row. With JSON it goes to standard error."""
         print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def table(self, header: str, line: Callable[[Row], str]) -> Report:
-        """The report of a table of layers: its head now, then a line per row. JSON has no head."""
+        """The Report of a table of layers, which prints a line per row. The header is printed now, but not with JSON."""
         if not self.as_json:
             print(self.machine)
             print(header, flush=True)
@@ -46,7 +46,7 @@ class Output:
 
 
 def ladder_rows(spreads: Mapping[str, Spread], tokens: int) -> list[Row]:
-    """A row per layer of the paper. Names are "dense LEVEL" and "fff LEVEL"; the spreads are of calls with so many tokens."""
+    """A row per layer of the paper. spreads: {"dense LEVEL" or "fff LEVEL": us per call}; tokens: tokens per call."""
     us = {name: s.median / tokens for name, s in spreads.items()}
     fastest = min(t for name, t in us.items() if name.startswith("dense"))
     rows = []
@@ -68,7 +68,7 @@ def ladder_rows(spreads: Mapping[str, Spread], tokens: int) -> list[Row]:
 
 
 def ratios(name: str, engines: Mapping[str, Engine], times: Mapping[str, float]) -> Row:
-    """How many times faster an engine of our own is than each rival, its own dense form, the best rival of its dtype, the best of all."""
+    """Speed-ups of a fastinfer engine over each rival, its own dense form, the best rival of its dtype, and the best of all rivals."""
     engine = engines[name]
     speedup = {n: times[n] / times[name] for n, other in engines.items() if engine.own and not other.own}
     same = [speedup[n] for n in speedup if engines[n].dtype == engine.dtype]
@@ -101,7 +101,7 @@ def cmm_line(r: Row) -> str:
     )
 
 
-# floor us: x in and y out once, both rows of each node that can be visited once, at the rate of a copy
+# floor us: the time to move x, y and both rows of each node that can be visited once, at the rate of a copy
 GPU_CMM_HEADER = (
     f"{'shape':>6} {'tokens':>6} {'dtype':>8} {'us':>9} {'p10..p90':>19} {'ns/token':>9} {'own dense':>9} {'best dense, us':>26} "
     f"{'x own':>6} {'x best':>6} {'x TF32':>6} {'cold us':>7} {'x cold':>6} {'floor us':>8} {'of floor':>8} {'max_err':>7} {'rerouted':>8} "
@@ -147,7 +147,7 @@ def ladder_line(r: Row) -> str:
 
 # --- tables of models ------------------------------------------------------------------------------
 
-# per table: (title, key of the row, width, format); us per token count no padding
+# {table: its columns (title, key of the row, width, format)}. Padding does not count as tokens in us per token.
 WHO = (("engine", "engine", 24, ""), ("model", "model", 6, ""), ("dtype", "dtype", 8, ""))
 SPEED = (("us/token", "us_per_token", 8, ".1f"), ("p10", "p10", 8, ".1f"), ("p90", "p90", 8, ".1f"), ("texts/s", "texts_per_s", 8, ".1f"))
 RATIOS = (
@@ -159,7 +159,7 @@ RATIOS = (
 )
 COLUMNS = {
     "model": (*WHO, *SPEED, *RATIOS),
-    "gpu": (  # launch us, host us: what launching and waiting, and a whole call, take beyond the graph; us of parts: per layer
+    "gpu": (  # launch us: launch and wait, minus the graph; host us: call, minus the graph; parts: us per layer
         *WHO,
         ("graph ms", "graph_ms", 8, ".3f"),
         ("p10", "p10", 8, ".3f"),
@@ -174,7 +174,7 @@ COLUMNS = {
         *RATIOS,
     ),
     "texts": (*WHO, ("order", "order", 8, ""), *SPEED),
-    "start": (  # peak: with a batch of 32x128; PSS: after the first answer
+    "start": (  # peak is that of a batch of 32x128; PSS is taken after the first answer
         *WHO,
         ("load s", "load_s", 7, ".2f"),
         ("first answer s", "first_answer_s", 14, ".2f"),
@@ -192,13 +192,13 @@ def header(op: str) -> str:
 
 
 def line(row: Row) -> str:
-    """A row under its table's header."""
+    """A row as a line under its table's header."""
     cells = (("-" if row[key] is None else format(row[key], spec), width) for _, key, width, spec in COLUMNS[row["op"]])
     return " ".join(f"{cell:>{width}}" for cell, width in cells)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Microseconds per token, or a GPU's milliseconds per batch: a line per engine, a column per size."""
+    """A table of microseconds per token, or of a GPU's milliseconds per batch, with a line per engine and a column per size."""
     title, key, spec = ("ms", "graph_ms", ".3f") if rows[0]["op"] == "gpu" else ("us per token", "us_per_token", ".1f")
     sizes = list(dict.fromkeys((r["texts"], r["tokens"]) for r in rows))
     times = {(r["engine"], r["model"], r["dtype"], r["texts"], r["tokens"]): format(r[key], spec) for r in rows}

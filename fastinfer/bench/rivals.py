@@ -1,4 +1,4 @@
-"""Dense layers that need nothing beyond the dependencies, and the place where tools/bench.py adds the engines of others."""
+"""Dense layers that need only fastinfer's dependencies, and the record to which tools/bench.py adds other projects' engines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Product = Callable[[np.ndarray, int], Run]
 
 @dataclasses.dataclass(frozen=True)
 class Rivals:
-    """The engines of others for one device, by name, and those that cannot run.
+    """Other projects' engines for one device, by name, and the reasons why others cannot run.
 
-    dense      dense layers: each a Dense, or on a GPU a gpu_layers.Rival
-    products   CPU: single matrix products
-    ladder     GPU: layers of the paper, make(stream, inputs, arrays) -> work(tokens); names begin with "dense" or "fff"
-    models     finds engines of whole models
+    dense      dense layers: a Dense each, or on a GPU a gpu_layers.Rival
+    products   on the CPU: single matrix products
+    ladder     on a GPU: layers of the paper, make(stream, inputs, *arrays) -> work(tokens); names begin with "dense" or "fff"
+    models     the function that finds engines of whole models
     left_out   {name: why it cannot run here}
     """
 
@@ -38,7 +38,7 @@ class Rivals:
 
 
 def numpy_matmuls(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
-    """The dense layer's two matrix products through numpy's BLAS, without bias and GELU."""
+    """run(x) of a dense layer's two matrix products by numpy's BLAS, without bias and GELU."""
     w1, w2 = np.ascontiguousarray(w1.T), np.ascontiguousarray(w2.T)
     buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -51,7 +51,7 @@ def numpy_matmuls(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) 
 
 
 def numpy_with_gelu(kernels: Any) -> Dense:
-    """A whole dense layer: numpy's two products, bias and this project's vectorised exact GELU between them."""
+    """A whole dense layer: two products of numpy, with the bias and this project's vectorised exact GELU between them."""
 
     def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
         w1, w2 = np.ascontiguousarray(w1.T), np.ascontiguousarray(w2.T)
@@ -70,7 +70,7 @@ def numpy_with_gelu(kernels: Any) -> Dense:
 
 
 def own_dense(isa: str, dtype: str) -> Dense:
-    """This project's 3072x0: two packed matrix products, bias and GELU in the first one's epilogue."""
+    """This project's dense layer: two packed matrix products. The epilogue of the first adds the bias and applies GELU."""
 
     def make(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, threads: int) -> Run:
         ops = backends.get(f"cpu:{isa}", dtype=dtype, threads=threads)
@@ -89,7 +89,7 @@ def own_dense(isa: str, dtype: str) -> Dense:
 
 
 def installed_dense(ops: Any) -> dict[str, Dense]:
-    """The dense layers that run wherever fastinfer does."""
+    """The dense layers that need only fastinfer's dependencies, by name."""
     return {
         "numpy": numpy_matmuls,
         "numpy+gelu": numpy_with_gelu(ops.kernels),

@@ -1,4 +1,4 @@
-"""Fresh processes: their load time, first answer and memory, and the size of what must be installed."""
+"""Load time, first answer and memory of fresh processes, and the size of the packages that they need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(json.dumps(dict(load_s=loaded - start, pss_mb=shared / 1e3, peak_mb=kiloby
 
 
 def bench_start(engine: Engine, repeats: int = 3) -> dict[str, Any]:
-    """A row of medians over fresh processes, files in the page cache: load time, first answer (16 tokens), memory; and installed bytes."""
+    """A row with medians over fresh processes: load time, first answer (16 tokens) and memory. It also has stored and installed MB."""
     runs = [fresh_process(engine, large=i == repeats - 1) for i in range(repeats)]
     row = {key: float(np.median([r[key] for r in runs])) for key in runs[0]} | {"peak_mb": runs[-1]["peak_mb"]}
     stored = sum(f.stat().st_size for f in Path(engine.arguments[0]).rglob("*.safetensors")) / 1e6 if engine.own else None
@@ -51,7 +51,7 @@ def bench_start(engine: Engine, repeats: int = 3) -> dict[str, Any]:
 
 
 def fresh_process(engine: Engine, *, large: bool) -> dict[str, float]:
-    """{load_s, first_answer_s, pss_mb, peak_mb} of one process; large: its peak includes a batch of 32x128. Raises BackendError."""
+    """{load_s, first_answer_s, pss_mb, peak_mb} of one process. large: also run a batch of 32x128. Raises BackendError if it fails."""
     source = inspect.getsource(engine.load).replace("-> Encode", "")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))}
     code = PROBE.format(source=source, name=engine.load.__name__, arguments=json.dumps(engine.arguments), large=large)
@@ -72,7 +72,7 @@ def fresh_process(engine: Engine, *, large: bool) -> dict[str, float]:
 
 
 def installed_mb(packages: Sequence[str]) -> float:
-    """Megabytes of files that these packages and all their dependencies have in site-packages."""
+    """Megabytes of the installed files of these packages and of all their dependencies."""
     found: dict[str, float] = {}
     waiting = list(packages)
     while waiting:
@@ -82,7 +82,7 @@ def installed_mb(packages: Sequence[str]) -> float:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = 0.0  # a dependency of other platforms, or one that was left out
+            found[name] = 0.0  # a dependency for other platforms, or one that is not installed
             continue
         paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
         found[name] = sum(p.stat().st_size for p in paths if p.is_file()) / 1e6

@@ -1,4 +1,4 @@
-"""Timing of functions on the CPU: they take turns, and each gets a median with its spread."""
+"""Timing of functions on the CPU. They take turns, and each gets a median with its spread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 INPUTS = 8  # different random inputs that take turns
-TURN_SECONDS = 0.05
-LONG_SECONDS = 0.5  # calls that take longer get no untimed ones before them
-PAUSE_SECONDS = 0.05  # OpenBLAS threads spin for about 20 ms after a call
-EVICT_BYTES = 128 << 20  # read before each cold run: beyond any cache
-MASKED_ENV = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; they halve numpy's speed
+TURN_SECONDS = 0.05  # seconds of timed calls per turn
+LONG_SECONDS = 0.5  # seconds: longer calls are not preceded by untimed ones
+PAUSE_SECONDS = 0.05  # seconds between turns: OpenBLAS threads spin for about 20 ms after a call
+EVICT_BYTES = 128 << 20  # bytes read before each cold call, meant to exceed every cache
+MASKED_ENV = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # some machines set these, and they halve numpy's speed
 
 Run = Callable[[Any], Any]
 
@@ -29,12 +29,12 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, times: Sequence[float]) -> Spread:
-        """The spread of microseconds that were measured."""
+        """The Spread of measured microseconds."""
         return cls(*np.percentile(times, [50, 10, 90]).tolist())
 
 
 def reexecute(threads: int) -> None:
-    """Start this process again with BLAS at `threads` threads and without settings that slow it, unless that is so already."""
+    """Restart this process with `threads` threads for BLAS and without MASKED_ENV, unless its environment is so already."""
     wanted = {f"{lib}_NUM_THREADS": str(threads) for lib in ("OPENBLAS", "MKL", "OMP")}
     if all(os.environ.get(k) == v for k, v in wanted.items()) and not any(k in os.environ for k in MASKED_ENV):
         return
@@ -51,11 +51,12 @@ def interleaved(
     least: int = 7,
     pause: float = PAUSE_SECONDS,
 ) -> dict[str, Spread]:
-    """The spread of each run's times. The runs take turns, for about `seconds` each in all and at least `least` calls; the inputs rotate.
+    """The Spread of each run. The runs take turns, each for about `seconds` in all and at least `least` calls. The inputs rotate.
 
-    A turn is a pause, two calls untimed (none before calls that were long), then calls for TURN_SECONDS. The pause is there because
-    thread pools of BLAS libraries spin for a while after their last call, and would slow the next run. cold: caches are evicted
-    before each timed call.
+    cold   evict caches before each timed call
+    pause  seconds of sleep at the start of a turn: thread pools of BLAS spin after their last call and would slow the next run
+
+    A turn is a pause, two untimed calls (none if calls are long), then timed calls for TURN_SECONDS.
     """
     evict = np.ones(EVICT_BYTES // 4, np.float32) if cold else None
     times: dict[str, list[float]] = {name: [] for name in runs}

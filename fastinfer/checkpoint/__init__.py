@@ -1,8 +1,8 @@
-"""The format: which tensors a Config has, and how they are saved, mapped, checked and validated.
+"""The checkpoint format: the tensors that a Config has, and how they are saved, mapped, checked and validated.
 
 A checkpoint folder holds config.json, model.safetensors (or shards with model.safetensors.index.json) and
 tokenizer.json. Files are safetensors; tensors whose size is a multiple of 64 bytes start 64-byte
-aligned, so that trees are used where they lie in the mapped file.
+aligned, so that kernels read trees directly from the mapped file.
 """
 
 from .check import check, check_children, check_finite

@@ -13,12 +13,15 @@ from .tensor import DTYPES, Tensor
 
 __all__ = ["check", "check_children", "check_finite"]
 
-SCAN = 1 << 20  # values that the scan converts at a time
-MAX_SINUSOIDS = 64 << 20  # bytes of a table that no tensor confirms, where the weights are not larger
+SCAN = 1 << 20  # values that check_finite converts at a time
+MAX_SINUSOIDS = 64 << 20  # bytes: a table of sines may be so large, or as large as the weights; no stored tensor confirms its size
 
 
 def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """`stored` with int8 scales attached, when it is exactly what `config` says; else one error that lists all that is not."""
+    """The tensors of `stored` by name, with the scales of int8 tensors attached.
+
+    Raises CheckpointError, which lists every tensor of another name, shape or dtype than `config` says.
+    """
     spec = tensors(config)
     problems = [f"missing    {name} {spec[name].shape} {spec[name].dtype}" for name in spec if name not in stored]
     problems += [f"surplus    {short(name)} {t.data.shape} {t.dtype}" for name, t in stored.items() if name not in spec]
@@ -49,7 +52,7 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
 
 
 def _problem(name: str, tensor: Tensor, spec: Spec) -> str | None:
-    """How a tensor differs from what the format expects, as a line; None: it does not."""
+    """A line that says how a tensor differs from its Spec, or None when it does not differ."""
     shape, dtype, family = spec
     if tensor.dtype != dtype:
         return f"dtype      {name} is {tensor.dtype}, expected {dtype}"
@@ -67,9 +70,9 @@ def _problem(name: str, tensor: Tensor, spec: Spec) -> str | None:
 
 
 def check_children(children: np.ndarray, depth: int, what: str) -> None:
-    """A table of children (P, N, 2) is a forest that a walk leaves within depth + 1 nodes, or CheckpointError.
+    """Raise CheckpointError unless every walk down a table of children (P, N, 2) ends after at most depth + 1 nodes.
 
-    Each child is -1 (stop) or the index of a later node, so no walk loops; and no node lies deeper than `depth`.
+    Each child must be -1 (stop) or the index of a later node, so that no walk loops. No node may lie deeper than `depth`.
     """
     count = children.shape[1]
     parent = np.arange(count)[None, :, None]
@@ -97,7 +100,7 @@ def check_children(children: np.ndarray, depth: int, what: str) -> None:
 
 
 def check_finite(found: Mapping[str, Tensor], where: str) -> None:
-    """Raise CheckpointError naming every tensor that holds NaN or infinity (scales included)."""
+    """Raise CheckpointError that names every tensor, or scale of one, which holds NaN or infinity."""
     bad = []
     for name, tensor in found.items():
         if tensor.dtype == "int32":

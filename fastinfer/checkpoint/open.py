@@ -1,4 +1,4 @@
-"""load(): the Config and the checked tensors of a checkpoint folder, of this format or another tool's."""
+"""load() gives the Config and the checked tensors of a checkpoint folder, in this format or another tool's."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def load(
     copy: bool = False,
     read: Callable[[Path], dict[str, Tensor]] | None = None,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """Map and check the checkpoint in folder `path`, of this format or another that layouts.py can rename.
+    """The Config and {name: Tensor} of the checkpoint in folder `path`, in this format or one that layouts/ can translate.
 
-    validate  scan all weights for NaN and infinity; None: when the files are small
-    copy      read the weights into memory; False: map them, except small tensors and tables of children
-    read      gets the folder's tensors; None: map_folder, which knows safetensors alone
+    validate  scan all weights for NaN and infinity; None: only when they take less than VALIDATE_BELOW bytes
+    copy      True: read the weights into memory; False: map them, except small tensors and tables of children
+    read      a function from the folder to its tensors; None: map_folder, which reads only safetensors
 
     Raises ConfigError or CheckpointError; a message about tensors lists every missing, surplus or
-    misshapen one. Nothing is allocated before it is checked against the files' sizes.
+    misshapen one. Every size is checked against the files' sizes before memory is allocated for it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")

@@ -1,4 +1,4 @@
-"""Reading the files of a checkpoint folder: tensors are views of the mapped file, or copies."""
+"""Readers of a checkpoint folder's files. They give tensors as views of the mapped file, or as copies."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 __all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # how names of a checkpoint's files end
-MAX_HEADER = 16 << 20  # bytes: 1,024 layers need 4 MB
-SMALL = 64 << 10  # bytes: smaller tensors are copied, since nothing would be gained by mapping them
+FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # name endings that unchanged() watches
+MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
+SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 
 
 def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
     """{name: Tensor} of the folder's `file_name`, or of the shards that its index lists.
 
-    read  gets the tensors of one file; None: map_file, which maps a safetensors file and reads nothing of the weights
+    read  a function from one file to its tensors; None: map_file, which maps a safetensors file without reading the weights
+
+    Raises CheckpointError where a file or a tensor is missing, or where the index names another shard for a tensor.
     """
     read = read or map_file
     single, index = folder / file_name, folder / f"{file_name}.index.json"
@@ -50,7 +52,7 @@ def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dic
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """{tensor: shard} as the index has it; the shards are files of its folder."""
+    """{name of a tensor: name of its shard} from the index. Raises CheckpointError unless every shard is a file of the same folder."""
     folder, parts = index.parent, read_json(index)
     parts = parts.get("weight_map") if isinstance(parts, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(v, str) for v in parts.values()):
@@ -67,12 +69,12 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
-    """{name: Tensor} of one safetensors file: views of its memory map, or copies.
+    """{name: Tensor} of one safetensors file: views of its memory map, or copies. Raises CheckpointError for a broken file.
 
-    copy  copies of all; False: of small tensors and of integers, which may be indices that kernels follow unchecked
+    copy  True: copy all tensors; False: copy only small ones and int32 ones, because kernels follow indices without checks
 
-    The safetensors library checks the header: its length, every tensor's size and place, the file's end. This reads the
-    places from the header that it found sound, since the arrays that the library gives are copies. Both read one open file.
+    The safetensors library checks the header: its length, every tensor's size and place, and the file's end. But the library's
+    arrays are copies, so this function reads the places from the checked header itself. Both read the same open file.
     """
     import safetensors
 
@@ -98,7 +100,7 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             dtype, bits = FROM_SAFETENSORS.get(entry["dtype"], (entry["dtype"], np.dtype(np.uint8)))
-            # The format does not promise alignment.
+            # A view needs aligned data, and the safetensors format does not promise alignment.
             if data is None or dtype == "int32" or end - begin <= SMALL or (start + begin) % bits.itemsize:
                 view = np.empty(end - begin, np.uint8)
                 file.seek(start + begin)
@@ -117,7 +119,7 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError where a file of the checkpoint was written to or replaced during the block: what was read may be a mix."""
+    """Raise CheckpointError when a file of the checkpoint changed during the block, because the tensors may then mix two versions."""
 
     def stamps() -> dict[str, Any]:
         try:

@@ -12,7 +12,7 @@ __all__ = ["Spec", "parameters", "tensors"]
 
 
 class Spec(NamedTuple):
-    """What the format expects of one tensor. family: embeddings, matrices, trees, vector or table."""
+    """The shape and dtype that one tensor must have. family: "embeddings", "matrices", "trees", "vector" or "table"."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -20,9 +20,9 @@ class Spec(NamedTuple):
 
 
 def tensors(config: Config) -> dict[str, Spec]:
-    """Every tensor of a checkpoint: {name: Spec(shape, dtype, family)}, scales of int8 tensors included.
+    """{name: Spec(shape, dtype, family)} of every tensor of a checkpoint, including the scales of int8 tensors.
 
-    Dense weights are (out, in); qkv rows are all of q, then k, then v, heads side by side in each.
+    Dense weights are (out, in). The rows of qkv are all rows of q, then of k, then of v, each with its heads side by side.
     """
     hidden = config.hidden
     raw: dict[str, tuple[tuple[int, ...], str]] = {"embedding.word": ((config.vocabulary, hidden), "embeddings")}
@@ -62,5 +62,5 @@ def tensors(config: Config) -> dict[str, Spec]:
 
 
 def parameters(config: Config) -> int:
-    """Weights of the model, scales not counted."""
+    """The number of weights of the model, without scales and tables of children."""
     return sum(math.prod(s.shape) for name, s in tensors(config).items() if s.family != "table" and not name.endswith(".scale"))

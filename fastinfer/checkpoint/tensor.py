@@ -1,4 +1,4 @@
-"""Tensor: the bits of a stored tensor, and its conversion between the dtypes that a file can hold."""
+"""Tensor holds the bits of a stored tensor and converts it between the dtypes of the format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import CheckpointError, DtypeError
 
 __all__ = ["DTYPES", "FROM_SAFETENSORS", "Tensor"]
 
-# name here -> (name in safetensors, numpy dtype of its bits; numpy has no bfloat16)
+# name in this project -> (name in safetensors, numpy dtype of the bits; bfloat16 is uint16, since numpy lacks it)
 DTYPES = {
     "float32": ("F32", np.dtype("<f4")),
     "float16": ("F16", np.dtype("<f2")),
@@ -25,7 +25,7 @@ FROM_SAFETENSORS = {code: (name, dtype) for name, (code, dtype) in DTYPES.items(
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A stored tensor: its bits (bfloat16 as uint16), what they are, and for int8 a float32 scale per row."""
+    """A stored tensor: data (its bits; bfloat16 as uint16), the name of their dtype, and for int8 a float32 scale per row."""
 
     data: np.ndarray
     dtype: str
@@ -36,14 +36,14 @@ class Tensor:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def release(self) -> None:
-        """Let the system take back the memory of a mapped file's pages that hold this; whoever touches them again reads them again."""
+        """Let the system drop the pages of a mapped file that hold this tensor. A later access reads them from the file again."""
         base: Any = self.data
         while isinstance(base, np.ndarray):
             base = base.base
         if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
             return
         whole = np.frombuffer(base, np.uint8)
-        if whole.flags.writeable:  # no file that could give the pages back
+        if whole.flags.writeable:  # anonymous memory: no file could restore the pages
             return
         begin = self.data.ctypes.data - whole.ctypes.data
         first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + self.data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -51,7 +51,7 @@ class Tensor:
             base.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def float32(self) -> np.ndarray:
-        """The values, float32; the stored memory itself where it is float32 already."""
+        """The values as float32; the stored array itself where it is float32 already."""
         if self.dtype == "bfloat16":
             bits: np.ndarray = self.data.astype(np.uint32) << 16
             return bits.view(np.float32)
@@ -63,9 +63,10 @@ class Tensor:
         return values
 
     def to(self, dtype: str) -> Tensor:
-        """The same values stored as `dtype`: bfloat16 rounds to nearest even; int8 has absmax / 127 of each row as its scale.
+        """The same values stored as `dtype`. bfloat16 rounds to nearest even; the int8 scale of a row is its largest magnitude / 127.
 
-        Raises CheckpointError where a finite value does not fit into float16 or bfloat16, or NaN or infinity into int8.
+        Raises CheckpointError when a finite value is too large for float16 or bfloat16, and for NaN or infinity in int8.
+        Raises DtypeError for int32 and for unknown dtypes.
         """
         if dtype not in DTYPES or "int32" in (dtype, self.dtype):
             raise DtypeError(f"cannot store {self.dtype} as {dtype!r}, expected one of float32, float16, bfloat16, int8")

@@ -1,4 +1,4 @@
-"""save(): a checkpoint folder, written as a whole or not at all."""
+"""save() writes a checkpoint folder as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tensor import DTYPES, Tensor
 
 __all__ = ["save"]
 
-ALIGNMENT = 64  # bytes: where tensors start
+ALIGNMENT = 64  # bytes: tensors start at multiples of this
 
 
 def save(
@@ -35,11 +35,11 @@ def save(
 ) -> None:
     """Write a checkpoint folder: config.json, one safetensors file or shards with an index, tokenizer.json.
 
-    weights          {name: Tensor} as tensors(config) says; checked before anything is written
-    tokenizer        a tokenizer.json to copy
-    max_shard_bytes  start a new shard where one would grow beyond this
+    weights          {name: Tensor} with the tensors of tensors(config); they are checked before anything is written
+    tokenizer        the tokenizer.json to copy; None: none
+    max_shard_bytes  start a new shard where one would exceed this size; None: write one file
 
-    All files are written under temporary names first and renamed when all are on the disk: a full disk leaves the
+    All files are first written under temporary names, and renamed when all are on the disk. So a full disk leaves the
     folder as it was. Equal weights give equal bytes. Raises CheckpointError for weights that do not fit the config, and
     for a folder that cannot be written.
     """
@@ -80,7 +80,7 @@ def save(
 
 
 def _file(shard: Mapping[str, Tensor]) -> Iterable[Any]:
-    """The bytes of a safetensors file, header padded and tensors ordered so that all but the odd-sized ones are aligned."""
+    """The bytes of a safetensors file. All tensors whose size is a multiple of ALIGNMENT come first, so that they are aligned."""
     order = sorted(shard, key=lambda name: (shard[name].nbytes % ALIGNMENT != 0, -shard[name].data.itemsize))
     header: dict[str, Any] = {"__metadata__": {"format": "fastinfer"}}
     begin = 0
@@ -97,7 +97,7 @@ def _file(shard: Mapping[str, Tensor]) -> Iterable[Any]:
 
 
 def _replace(folder: Path, files: Mapping[str, Iterable[Any]]) -> None:
-    """Write all files, flush them to the disk, and when that went well put them in place."""
+    """Write all files under temporary names, flush them to the disk, and rename them if all of that succeeded."""
     with replacing_all([folder / name for name in files]) as handles:
         for handle, chunks in zip(handles, files.values(), strict=True):
             for chunk in chunks:

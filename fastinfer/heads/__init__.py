@@ -1,9 +1,9 @@
-"""Task heads, a module each.
+"""Task heads. Each has a module with these names:
 
-tensors(head, config)                      the tensors that it declares
-forward(ops, x, batch, head, weights)      from the final hidden states to its logits, on the device
-LOGITS                                     what has a row of logits: a "text", a "token", a "mask"; None: the head gives none
-decode(...)                                from logits to answers, on the host
+tensors(head, config)                      the tensors of the head, as Shapes
+forward(ops, x, batch, head, weights)      the head's logits from the final hidden states, on the device
+LOGITS                                     a row of logits belongs to a "text", a "token" or a "mask"; None: the head has no logits
+decode(...)                                the answers from the logits, on the host
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .common import Shapes
 
 __all__ = ["HEADS", "answer", "classify", "common", "embed", "fill_mask", "tag", "tensors", "words"]
 
-# By the names that the fields of config.Tasks have.
+# The keys are the names of the fields of config.Tasks.
 HEADS: dict[str, ModuleType] = {"embed": embed, "fill_mask": fill_mask, "classify": classify, "tag": tag, "answer": answer}
 
 
 def tensors(config: Config) -> Shapes:
-    """The tensors of all heads that the config has; names begin with the task's."""
+    """The tensors of all heads that the config has. Their names begin with the name of the task."""
     found: Shapes = {}
     for task in config.tasks.names:
         shapes = HEADS[task].tensors(getattr(config.tasks, task), config)

@@ -1,4 +1,4 @@
-"""Question answering: spans of a context."""
+"""Question answering: the answers are spans of a context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["LOGITS", "best_spans", "decode", "forward", "join", "tensors"]
 
 LOGITS = "token"
 
-ANSWER_TOKENS = 30  # tokens of the longest answer
+ANSWER_TOKENS = 30  # tokens: the length of the longest answer
 
 
 def tensors(head: Answer, config: Config) -> Shapes:
@@ -30,22 +30,22 @@ def tensors(head: Answer, config: Config) -> Shapes:
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Answer, weights: Weights) -> Any:
-    """(T, D) -> start and end logits (T, 2)."""
+    """The logits of start and end (T, 2) from hidden states (T, D)."""
     return linear(ops, x, weights.tasks, "answer.out")
 
 
 def decode(
     logits: np.ndarray, rows: Sequence[int], tokens: Tokens, text: str, word_of: Mapping[int, Word], none: int | None, top_k: int
 ) -> tuple[dict[tuple[int, int], float], float]:
-    """({(start, end): score} of a context's best answers, score of no answer) as one window of the context has them.
+    """({(start, end): score} of the best answers, score of "no answer") in one window of a context.
 
     logits  (tokens of the window, 2)
-    rows    the window's tokens, as rows of `tokens`, those of the question and the whole context
-    word_of {row: its word}, to which answers are widened; empty: answers begin and end with any token
-    none    id of the token whose start and end stand for no answer, or None: the score of no answer is then 0
+    rows    the row in `tokens` of each token of the window; `tokens` has the question and the whole context
+    word_of {row: its word}; answers are widened to whole words. Empty: answers begin and end at any token
+    none    id of the token whose start and end mean "no answer"; None: the score of "no answer" is 0
 
-    A span's score is the probability of its start times that of its end, over the tokens of the context and the token of no answer.
-    Spans that become the same one by widening add up.
+    A span's score is the probability of its start times that of its end. Both are softmaxes over the tokens of the context and
+    the token `none`. Scores of spans that become equal by widening are added.
     """
     inside = [i for i, row in enumerate(rows) if tokens.sequence_ids[row] == 1]
     nothing = [i for i, row in enumerate(rows) if tokens.sequence_ids[row] is None and tokens.ids[row] == none][:1]
@@ -63,9 +63,9 @@ def decode(
 
 
 def join(windows: Sequence[tuple[dict[tuple[int, int], float], float]], context: str, no_answer: bool) -> list[tuple[int, int, float, str]]:
-    """What decode() found in each window of a context, as (start, end, score, context[start:end]), best first.
+    """The answers (start, end, score, context[start:end]) of a context, best first, from the results of decode() for its windows.
 
-    A span's score is the best that a window gives it, that of no answer the least: each window must lack one.
+    A span gets its best score of all windows. "No answer" gets its least score, because no window may hold an answer.
     """
     scores: dict[tuple[int, int], float] = {}
     for found, _ in windows:
@@ -77,9 +77,9 @@ def join(windows: Sequence[tuple[dict[tuple[int, int], float], float]], context:
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, top_k: int, longest: int = ANSWER_TOKENS) -> list[tuple[int, int, float]]:
-    """The best (first, last, start[first] * end[last]) with first <= last < first + longest, best first.
+    """The top_k best (first, last, start[first] * end[last]) with first <= last < first + longest, best first.
 
-    start, end (tokens,): probabilities. Memory: tokens x longest numbers.
+    start, end (tokens,) are probabilities. The function allocates a table of tokens x longest numbers.
     """
     if not len(start):
         return []

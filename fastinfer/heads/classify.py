@@ -20,7 +20,7 @@ LOGITS = "text"
 
 
 def tensors(head: Classify, config: Config) -> Shapes:
-    """Dense layers over the pooled vector, and the map to K classes."""
+    """The tensors of the dense layers on the pooled vector, and of the map to K classes."""
     spec: Shapes = {}
     width = config.hidden
     for i, layer in enumerate(head.layers):
@@ -30,7 +30,7 @@ def tensors(head: Classify, config: Config) -> Shapes:
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights: Weights) -> Any:
-    """(T, D) -> logits (B, K)."""
+    """The logits (B, K) from hidden states (T, D)."""
     h = pool(ops, x, batch, head.pooling)
     for i, layer in enumerate(head.layers):
         h = linear(ops, h, weights.tasks, f"classify.layers.{i}", layer.activation)
@@ -38,7 +38,7 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights:
 
 
 def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
-    """(B, K) -> per text a list of (label, score), best first; a regression (one label, identity) -> list of float."""
+    """Per text a list of (label, score), best first, from logits (B, K). A regression (one label, identity) gives a float per text."""
     if head.output == "identity" and len(head.labels) == 1:
         return [float(value) for value in logits[:, 0]]
     scores = {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits) if head.output != "identity" else logits

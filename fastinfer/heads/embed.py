@@ -20,16 +20,16 @@ LOGITS = None
 
 
 def tensors(head: Embed, config: Config) -> Shapes:
-    """None: pooling has no weights."""
+    """An empty dict, because pooling has no weights."""
     return {}
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Embed, weights: Weights) -> Any:
-    """(T, D) -> (B, D), pooled as the checkpoint says."""
+    """One vector per text, (B, D), from hidden states (T, D), pooled as the checkpoint says."""
     return pool(ops, x, batch, head.pooling)
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Each row at length 1; a row of zeros stays one."""
+    """Each row scaled to length 1. A row of zeros stays zero."""
     units: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return units

@@ -21,7 +21,7 @@ LOGITS = "mask"
 
 
 def tensors(head: FillMask, config: Config) -> Shapes:
-    """A transform and its norm, a decoder (V, D) where it is not tied to the word embedding, a bias (V,): those that the head has."""
+    """The tensors of the transform and its norm, the decoder (V, D) unless it is tied, and the bias (V,), if the head has them."""
     spec: Shapes = {}
     if head.transform:
         spec |= linear_tensors("transform", config.hidden, config.hidden)
@@ -34,7 +34,7 @@ def tensors(head: FillMask, config: Config) -> Shapes:
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: FillMask, weights: Weights) -> Any:
-    """The rows to decode (M, D) -> logits (M, V)."""
+    """The logits (M, V) from the M rows (M, D) at masks."""
     tasks = weights.tasks
     if head.transform:
         x = linear(ops, x, tasks, "fill_mask.transform", "gelu")
@@ -48,7 +48,10 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: FillMask, weights:
 def decode(
     tokenizer: Tokenizer, text: str | tuple[str, str], tokens: Any, place: int, best: Sequence[tuple[int, float]]
 ) -> list[tuple[str, float, str | tuple[str, str]]]:
-    """(token, score, text with the mask at row `place` filled) of each (id, score)."""
+    """(token, score, text with the mask filled) for each (id, score) of `best`.
+
+    place  the row of the mask in `tokens`
+    """
     side = tokens.sequence_ids[place] or 0
     whole = text if isinstance(text, str) else text[side]
     span = trim(whole, *tokens.offsets[place])
@@ -61,9 +64,9 @@ def decode(
 
 
 def fill(text: str, start: int, end: int, token: str, marked: bool) -> str:
-    """`text` with the mask in start..end replaced by a token, which joins the word before it unless it begins with a space.
+    """`text` with the mask at start..end replaced by a token. The token joins the word before it unless it begins with a space.
 
-    marked: as in words(). Such a vocabulary knows no spaces, so one is put in only between two words.
+    marked  as in words(). The tokens of such a vocabulary contain no spaces, so a space is kept only between two words.
     """
     before = text[:start]
     if not token.startswith(" "):

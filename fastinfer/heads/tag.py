@@ -1,4 +1,4 @@
-"""Tagging: a label per token, merged to spans of a text."""
+"""Tagging: each token gets a label, and labels are merged into spans of the text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["LOGITS", "STRATEGIES", "decode", "forward", "merge", "tensors"]
 
 LOGITS = "token"
 
-# What a word's probabilities (K,) are, from those of its tokens (tokens, K); "simple" has no words, each token stands for itself.
+# Each function gives the probabilities (K,) of a word from those of its tokens (tokens, K). "simple" tags tokens, not words.
 STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
     "simple": None,
     "first": lambda scores: scores[0],
@@ -31,19 +31,20 @@ STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
 
 
 def tensors(head: Tag, config: Config) -> Shapes:
-    """The map from hidden states to K labels."""
+    """The tensors of the map from hidden states to K labels."""
     return linear_tensors("out", len(head.labels), config.hidden)
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Tag, weights: Weights) -> Any:
-    """(T, D) -> logits (T, K)."""
+    """The logits (T, K) from hidden states (T, D)."""
     return linear(ops, x, weights.tasks, "tag.out")
 
 
 def decode(scores: np.ndarray, tokens: Tokens, text: str, head: Tag, strategy: str, marked: bool) -> list[tuple[int, int, str, float, str]]:
-    """The probabilities (tokens, K) of a text to its spans (start, end, name, score, text[start:end]), in reading order.
+    """The spans (start, end, name, score, text[start:end]) of a text in reading order, from probabilities (tokens, K).
 
-    strategy  of STRATEGIES; marked  as in words()
+    strategy  a key of STRATEGIES
+    marked    as in words()
     """
     choose = STRATEGIES[strategy]
     found = pieces(tokens, text)
@@ -59,10 +60,10 @@ def decode(scores: np.ndarray, tokens: Tokens, text: str, head: Tag, strategy: s
 
 
 def merge(scores: np.ndarray, units: Sequence[tuple[int, int]], labels: Sequence[str], scheme: str) -> list[tuple[int, int, str, float]]:
-    """Probabilities to spans (start, end, name, score).
+    """The spans (start, end, name, score) of words or tokens that have equal names and follow each other.
 
-    scores (units, K); units: (start, end) of each word or token, in reading order. Neighbours join when the second continues the
-    first (I- after B- or I- of the same name; in scheme "io", the same name). The score is the mean over the units.
+    scores (units, K) are probabilities; units has the (start, end) of each word or token, in reading order. A unit joins the one
+    before it when its label is I- and the names are equal; in scheme "io", when the names are equal. A span's score is the mean.
     """
     spans: list[tuple[int, int, str, float, int]] = []
     open_name = None

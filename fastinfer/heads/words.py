@@ -1,4 +1,4 @@
-"""Words and windows of a text: what tags and answers are made of."""
+"""Words and windows of a text, from which tags and answers are made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPACELESS = re.compile(
 
 
 class Piece(NamedTuple):
-    """A token of a text: its row, the number of its word, and its characters `start` to `end`, without white space around."""
+    """A token of a text: its row, the number of its word, and the span of its characters without white space around them."""
 
     row: int
     word: int | None
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word of a text: the rows of its tokens, and its characters `start` to `end`."""
+    """A word of a text: the rows of its tokens, and the span of its characters."""
 
     rows: list[int]
     start: int
@@ -38,17 +38,17 @@ class Word(NamedTuple):
 
 
 def pieces(tokens: Tokens, text: str, side: int = 0) -> list[Piece]:
-    """The tokens of a text, without the special ones. side: which text of a pair, as in tokens.sequence_ids."""
+    """The tokens of a text, without special tokens. side: 0 or 1, the text of a pair, as in tokens.sequence_ids."""
     return [Piece(row, tokens.word_ids[row], *trim(text, *tokens.offsets[row])) for row, of in enumerate(tokens.sequence_ids) if of == side]
 
 
 def words(pieces: Sequence[Piece], text: str, marked: bool) -> list[Word]:
-    """The words that pieces form, in reading order. White space that is a token of its own is a word only where it begins one.
+    """The words that pieces form, in reading order. A token of white space alone is not a word, but it may begin one.
 
-    marked  the vocabulary marks pieces that continue a word ("##ly"), so that the tokenizer's own words are used
+    marked  True: the vocabulary marks pieces that continue a word ("##ly"), so the tokenizer's own words are used
 
-    Other vocabularies mark the space before a word, so that the tokenizer's words include the punctuation that touches them. There
-    a word ends at white space, at punctuation and symbols and, in scripts that write no spaces between words, with every token.
+    Other vocabularies mark the space before a word, so the tokenizer's words include punctuation that touches them. For these, a word
+    ends at white space, punctuation and symbols. In scripts that write no spaces between words, every token is a word.
     """
     found: list[tuple[list[int], int, int]] = []
     before = None
@@ -65,31 +65,33 @@ def words(pieces: Sequence[Piece], text: str, marked: bool) -> list[Word]:
 
 def _continues(before: Piece, piece: Piece, text: str, marked: bool) -> bool:
     """Whether a piece belongs to the word of the piece before it."""
-    if marked or before.start == before.end:  # white space that is a token begins the word that the tokenizer counts it to
+    if marked or before.start == before.end:  # a token of white space begins the word that the tokenizer gives it
         return piece.word == before.word
     return piece.start < before.end or not any(map(apart, text[before.end - 1 : piece.start + 1]))
 
 
 @functools.lru_cache(4096)
 def apart(char: str) -> bool:
-    """Whether a character joins no word: white space, punctuation, a symbol, or a letter of a script without spaces."""
+    """Whether a character separates words: white space, punctuation, a symbol, or a letter of a script without spaces."""
     return char.isspace() or unicodedata.category(char)[0] in "PS" or SPACELESS.match(char) is not None
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without white space around it: some tokenizers count the space before a word as part of it."""
+    """The span without white space at its ends, because some tokenizers include the space before a word."""
     span = text[start:end]
     return (end, end) if not span.strip() else (end - len(span.lstrip()), start + len(span.rstrip()))
 
 
 def join_windows(windows: Sequence[tuple[Sequence[int], np.ndarray]], whole: Tokens) -> np.ndarray:
-    """(tokens, K) of a text, from what windows say of it: (rows of their tokens, (rows, K)) each; special tokens get zeros.
+    """The values (tokens, K) float32 of a whole text, joined from those of its windows. Special tokens get zeros.
 
-    Of the tokens that two neighbours share, the first half is taken from the earlier and the rest from the later window: each from
-    where it is farther from the border.
+    windows  (row in `whole` of each token, values (rows, K)) of each window
+
+    Where two windows overlap, the first half of the tokens comes from the earlier window and the rest from the later one. So each
+    token comes from the window in which it is farther from the border.
     """
     joined = np.zeros((len(whole.ids), windows[0][1].shape[1]), np.float32)
-    end = None  # behind the last token of the window before
+    end = None  # the row after the last token of the window before
     for rows, said in windows:
         inside = [i for i, row in enumerate(rows) if whole.sequence_ids[row] is not None]
         taken = inside if end is None else inside[(end - rows[inside[0]] + 1) // 2 :]

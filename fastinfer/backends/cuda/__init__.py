@@ -1,5 +1,5 @@
-"""The GPU backend: NVIDIA GPUs through CuPy, kernels of src/cuda, and cuBLASLt.
+"""The GPU backend: NVIDIA GPUs through CuPy, the kernels of src/cuda, and cuBLASLt.
 
-In the order in which one builds on another: device, shared, cache, compiler, launch, kernels, memory, weights, fff, plan, cublaslt,
+Each module imports only earlier ones of this list: device, shared, cache, compiler, launch, kernels, memory, weights, fff, plan, cublaslt,
 tuning, session, ops.
 """

@@ -1,7 +1,7 @@
-"""Compiled kernels on the disk, under their content's hash, in a folder that nobody else may write to.
+"""Compiled kernels on the disk. The name of a file has the hash of its content, and only this user may write to the folder.
 
-A program from this folder runs on the GPU with the process's rights. So one is used only where the folder is owned by
-this user and not writable by others, the file is a regular one of this user, and its content has the hash in its name.
+A program from this folder runs on the GPU with the process's rights. So a program is used only if this user owns the folder
+and the file, others may write to neither, the file is a regular one, and its content has the hash in its name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cached(key: str, make: Callable[[], tuple[bytes, str]]) -> Path:
-    """The file of the program `key`, made by make() -> (program, its kind: "cubin" or "ptx") where there is none to trust.
+    """The file of the program `key`.
 
-    It lies in $XDG_CACHE_HOME/fastinfer or ~/.cache/fastinfer, or, where that cannot be used, in a temporary folder of this process.
-    Raises BackendError where no folder can be written.
+    make  () -> (program, its kind: "cubin" or "ptx"); called if no trusted file exists
+
+    The file lies in $XDG_CACHE_HOME/fastinfer or ~/.cache/fastinfer, or else in a temporary folder of this process.
+    Raises BackendError if no folder can be written.
     """
     folder = usual_folder() or private_folder()
     for path in sorted(folder.glob(f"{key}-*")):
@@ -40,7 +42,7 @@ def cached(key: str, make: Callable[[], tuple[bytes, str]]) -> Path:
     name = f"{key}-{hashlib.sha256(program).hexdigest()}.{kind}"
     try:
         return _write(folder / name, program)
-    except OSError:  # a full disk
+    except OSError:  # such as a full disk
         folder = private_folder()
     try:
         return _write(folder / name, program)
@@ -49,6 +51,7 @@ def cached(key: str, make: Callable[[], tuple[bytes, str]]) -> Path:
 
 
 def _write(path: Path, program: bytes) -> Path:
+    """`path`, after the program was written to it for this user alone."""
     with replacing(path) as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(program)
@@ -56,10 +59,10 @@ def _write(path: Path, program: bytes) -> Path:
 
 
 def usual_folder() -> Path | None:
-    """The folder of this user's compiled kernels, made where there is none; None where there can be none, or where it is another's."""
+    """The folder of this user's compiled kernels, created if needed; None if it cannot be used or others may write to it."""
     try:
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()  # empty, that is not the root folder
+        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()  # an empty HOME is not the root folder
         folder = (given if given.is_absolute() else home / ".cache") / "fastinfer"
         if not folder.is_absolute():
             return None
@@ -68,14 +71,14 @@ def usual_folder() -> Path | None:
         if status.st_uid == os.geteuid() and not _ours(status):
             folder.chmod(stat.S_IMODE(status.st_mode) & ~OTHERS)
         usable = _ours(folder.stat()) and os.access(folder, os.W_OK)
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: this user has no home folder
         return None
     return folder if usable else None
 
 
 @functools.cache
 def private_folder() -> Path:
-    """A temporary folder of this process, which goes when it ends. Raises BackendError where none can be made."""
+    """A temporary folder that is removed when this process ends. Raises BackendError if it cannot be created."""
     try:
         folder = tempfile.mkdtemp(prefix="fastinfer-")
     except OSError as error:
@@ -85,7 +88,7 @@ def private_folder() -> Path:
 
 
 def trusted(path: Path) -> bool:
-    """Whether this is a regular file of this user, not a link, not writable by others, with the content that its name says."""
+    """Whether `path` is a regular file of this user, not a link and not writable by others, whose content has the hash in its name."""
     named = re.fullmatch(r".*-([0-9a-f]{64})\.(?:" + "|".join(KINDS) + ")", path.name)
     if named is None:
         return False
@@ -98,4 +101,5 @@ def trusted(path: Path) -> bool:
 
 
 def _ours(status: os.stat_result) -> bool:
+    """Whether this user owns the file or folder, and others may not write to it."""
     return status.st_uid == os.geteuid() and not status.st_mode & OTHERS

@@ -1,4 +1,4 @@
-"""The sources of the kernels, compiled by NVRTC at first use and kept on the disk."""
+"""The kernels' sources. NVRTC compiles them at first use, and the result is kept on the disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = "kernels.cu"  # it includes the others
 
 
 def sources() -> dict[str, str]:
-    """The text of each file of src/cuda, by its name."""
+    """{name: text} of each file of src/cuda."""
     folder = resources.files("fastinfer") / "cuda"  # installed
     if not folder.is_dir():
         folder = Path(__file__).parents[3] / "src" / "cuda"  # a source tree
@@ -24,12 +24,12 @@ def sources() -> dict[str, str]:
 
 
 def compiler() -> Any:
-    """NVRTC, as CuPy calls it. Raises BackendError where it cannot be loaded."""
+    """CuPy's module for NVRTC. Raises BackendError if the library cannot be loaded."""
     from cupy.cuda import nvrtc
 
     try:
         nvrtc.getVersion()
-    except Exception as error:  # each way of finding a library has its own
+    except Exception as error:  # each way of finding a library raises its own error
         raise BackendError(
             f"NVRTC, which compiles the kernels, cannot be loaded: {error}\n  pip install 'fastinfer[cuda]' brings it."
         ) from error
@@ -37,10 +37,10 @@ def compiler() -> Any:
 
 
 def compile_kernels(architecture: str, options: tuple[str, ...], more: str = "", kind: str = "cubin") -> tuple[bytes, str]:
-    """The kernels as (program, "cubin" or "ptx") for an architecture such as "sm_90a". Needs NVRTC and no GPU.
+    """(program, "cubin" or "ptx") of the kernels for an architecture such as "sm_90a". This needs NVRTC, but not a GPU.
 
-    more  text to be compiled behind the kernels
-    kind  "cubin" becomes "ptx" for a GPU newer than the compiler: its driver compiles the rest of the way
+    more  source text to compile after the kernels
+    kind  "cubin" or "ptx"; for a GPU newer than the compiler it is always "ptx", which the driver compiles further
 
     Raises BackendError with the compiler's messages, which name file and line.
     """
@@ -63,7 +63,7 @@ def compile_kernels(architecture: str, options: tuple[str, ...], more: str = "",
 
 
 def cached_kernels(architecture: str, options: tuple[str, ...]) -> Path:
-    """The file with the compiled kernels, made at first use and kept as cache.py says."""
+    """The file with the compiled kernels. It is made at first use and kept in the folder of cache.py."""
     made_from = sources(), defines(), architecture, options, compiler().getVersion()
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
     return cached(key, lambda: compile_kernels(architecture, options))

@@ -1,6 +1,6 @@
-"""Matrix products by cuBLASLt, called through ctypes: CuPy's own products cannot be captured into a graph.
+"""Matrix products by cuBLASLt. It is called through ctypes, because CuPy's own products cannot be captured into a graph.
 
-The library is the one that CuPy brings or finds. Constants are those of cublasLt.h, CUDA 12 and 13 alike.
+The library is the one that CuPy brings or finds. The constants are from cublasLt.h; they are the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ TYPES = {"float32": R_32F, "float16": 2, "bfloat16": 14}
 TRANSA, EPILOGUE, BIAS_POINTER = 3, 7, 8
 EPILOGUE_DEFAULT, EPILOGUE_BIAS = 1, 4
 MAX_WORKSPACE_BYTES = 1
-WORKSPACE = 32 << 20  # what NVIDIA recommends for Hopper
+WORKSPACE = 32 << 20  # bytes: NVIDIA recommends this size for Hopper
 RESULT = 96  # bytes of a cublasLtMatmulHeuristicResult_t, which begins with the algorithm
-CANDIDATES = 8
+CANDIDATES = 8  # algorithms to ask for
 
 pointer, size_t = ctypes.c_void_p, ctypes.c_size_t
 
 
 @functools.cache
 def library() -> Any:
-    """cuBLASLt, loaded. Raises BackendError where it cannot be found."""
+    """The loaded cuBLASLt. Raises BackendError if it cannot be found."""
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
         loaded = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
-    except Exception as error:  # each way of finding a library has its own
+    except Exception as error:  # each way of finding a library raises its own error
         raise BackendError(f"cuBLASLt cannot be loaded: {error}\n  pip install 'fastinfer[cuda]' brings it.") from error
     loaded.cublasLtGetStatusString.restype = ctypes.c_char_p
     return loaded
@@ -45,6 +45,7 @@ def handle(device: int) -> ctypes.c_void_p:
 
 
 def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the library. Raises BackendError with the library's message."""
     status = getattr(library(), name)(*arguments)
     if status:
         raise BackendError(f"{name} failed: {library().cublasLtGetStatusString(status).decode()}")
@@ -54,10 +55,10 @@ class Product:
     """out (rows, outputs) = x (rows, inputs) @ weight (outputs, inputs).T + bias (+ residual): one shape, many calls.
 
     dtype     of x, weight, bias, residual and out: "float32" (no TF32), "float16" or "bfloat16"; sums are float32
-    bias      whether there is one
-    residual  whether there is one; it may be `out` itself
+    bias      whether calls have a bias
+    residual  whether calls have a residual; it may be `out` itself
 
-    Arrays are CuPy's, C order; inputs and outputs are multiples of 8. Not for two threads at once.
+    Arrays are CuPy's in C order; inputs and outputs are multiples of 8. Only one thread at a time may use a Product.
     """
 
     def __init__(self, device: int, dtype: str, rows: int, outputs: int, inputs: int, bias: bool, residual: bool) -> None:
@@ -67,7 +68,7 @@ class Product:
         _call("cublasLtMatmulDescCreate", ctypes.byref(self.description), COMPUTE_32F, R_32F)
         self._set(TRANSA, ctypes.c_int32(1))
         self._set(EPILOGUE, ctypes.c_int32(EPILOGUE_BIAS if bias else EPILOGUE_DEFAULT))
-        # cuBLAS counts columns first: what it calls the output is out.T = weight @ x.T.
+        # cuBLAS stores matrices by columns, so its output is out.T = weight @ x.T.
         self.weight, self.x, self.out = (self._layout(kind, *shape) for shape in ((inputs, outputs), (inputs, rows), (outputs, rows)))
         self.one, self.beta = ctypes.c_float(1), ctypes.c_float(1 if residual else 0)
         self.algorithm = self.candidates()[0]
@@ -83,7 +84,7 @@ class Product:
         return layout
 
     def candidates(self) -> list[bytes]:
-        """Algorithms that cuBLASLt deems good for this product, the best by its own guess first."""
+        """The algorithms that cuBLASLt's heuristic suggests for this product, the best guess first."""
         preference, count = pointer(), ctypes.c_int()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         limit = ctypes.c_uint64(WORKSPACE)
@@ -97,7 +98,7 @@ class Product:
         return [found.raw[i * RESULT : (i + 1) * RESULT] for i in range(count.value)]
 
     def __call__(self, x: Any, weight: Any, bias: Any, residual: Any, out: Any, workspace: Any, stream: int) -> None:
-        """Launch it on `stream`; workspace: WORKSPACE bytes that no other stream uses."""
+        """Launch the product on `stream`. workspace: WORKSPACE bytes that no other stream uses."""
         if bias is not None:
             self._set(BIAS_POINTER, ctypes.c_uint64(bias.data.ptr))
         source = out if residual is None else residual

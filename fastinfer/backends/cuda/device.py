@@ -1,4 +1,4 @@
-"""Which GPUs there are, why none can be used, and what one can do."""
+"""The GPUs of this machine, their limits, and the reason why none can be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import BackendError
 
 
 def why_not() -> str | None:
-    """None where a GPU can be used here, else the reason. CuPy is not imported before there is a driver."""
+    """None if a GPU can be used here, else the reason. CuPy is imported only if a driver exists."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -19,7 +19,7 @@ def why_not() -> str | None:
     except ImportError:
         return "CuPy is missing; pip install 'fastinfer[cuda]' (CUDA 13) or 'fastinfer[cuda12]'"
     try:
-        cupy.cuda.runtime.getDeviceCount()  # no GPU is an error, too
+        cupy.cuda.runtime.getDeviceCount()  # this raises also when no GPU exists
     except cupy.cuda.runtime.CUDARuntimeError as error:
         version = cupy.cuda.runtime.runtimeGetVersion() // 1000
         return f"CuPy finds no GPU to use: {error} (is the driver too old for CUDA {version}, or does CUDA_VISIBLE_DEVICES hide all GPUs?)"
@@ -27,7 +27,7 @@ def why_not() -> str | None:
 
 
 def names() -> list[str]:
-    """Each GPU: name, compute capability, memory."""
+    """A line per GPU: name, compute capability, memory."""
     import cupy
 
     found = [cupy.cuda.runtime.getDeviceProperties(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
@@ -35,7 +35,7 @@ def names() -> list[str]:
 
 
 def device_number(name: str) -> int:
-    """N of "cuda:N"; 0 of "cuda". Raises BackendError where there is no such GPU."""
+    """N for "cuda:N", 0 for "cuda". Raises BackendError if this machine does not have that GPU."""
     import cupy
 
     count = cupy.cuda.runtime.getDeviceCount()
@@ -48,12 +48,12 @@ def device_number(name: str) -> int:
 
 
 class Limits(NamedTuple):
-    """What one GPU can do.
+    """The limits of one GPU.
 
     capability     the compute capability, 90 for 9.0
-    processors     multiprocessors
+    processors     the number of multiprocessors
     shared_memory  bytes of shared memory that a block may ask for
-    starts_early   a kernel may be launched while the one before it still runs
+    starts_early   whether a kernel may start while the one before it still runs
     """
 
     capability: int
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 
     @property
     def architecture(self) -> str:
-        """What NVRTC calls this GPU: "sm_80", "sm_90a"."""
+        """NVRTC's name for this GPU, such as "sm_80" or "sm_90a"."""
         return f"sm_{self.capability}" + ("a" if self.capability == 90 else "")
 
 
@@ -71,6 +71,6 @@ def limits(cupy: Any, number: int) -> Limits:
     """The limits of GPU `number`."""
     device = cupy.cuda.Device(number)
     capability, attributes = int(device.compute_capability), device.attributes
-    # Kernels that start early are captured as such from CUDA 12.3 on.
+    # Graphs capture early starts from CUDA 12.3 on.
     early = capability >= 90 and cupy.cuda.runtime.driverGetVersion() >= 12030
     return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], early)

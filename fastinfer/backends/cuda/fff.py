@@ -1,4 +1,4 @@
-"""The argument of the feedforward's kernels: struct FFF of fff.cu, which a test compares with the table here."""
+"""The argument of the FFF kernels, struct FFF of fff.cu. A test compares the struct with the table here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...weights import Norm
 from .launch import address
 from .weights import Trees
 
-# Addresses, 0 for null; sizes; eps
+# The fields are addresses (0: null), then sizes, then eps.
 ADDRESSES = ["x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_in", "children", "bias", "out_norm_weight", "out_norm_bias"]
 ADDRESSES += ["out", "path", "z"]
 SIZES = ("tokens", "trees", "count", "add_input")
@@ -21,7 +21,7 @@ def fff_argument(
     x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any,
     norm: Norm | None, add_input: bool, out_norm: Norm | None, eps: float,
 ) -> np.ndarray:  # fmt: skip
-    """struct FFF of the feedforward's kernels."""
+    """A struct FFF, an array () of FFF_STRUCT, for one launch. Parameters are those of FittedCUDA.fff_between_norms."""
     arrays = {
         "x": x, "residual": residual, "nodes": trees.nodes, "scales": trees.scales, "b_in": trees.b_in, "children": trees.children,
         "bias": bias, "out": out, "path": nodes, "z": z,

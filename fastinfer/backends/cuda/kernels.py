@@ -1,4 +1,4 @@
-"""The compiled kernels of one model on one GPU, loaded at first sight and launched by name."""
+"""The compiled kernels of one model on one GPU. They are loaded at first use and launched by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .launch import by_value, launch
 
 
 class Walk(NamedTuple):
-    """What the kernels of trees are compiled for: the decisions of a walk, and whether it may stop before (pruned trees)."""
+    """Compile-time values of the kernels of trees: the decisions of a walk, and whether it may stop earlier (pruned trees)."""
 
     depth: int
     stops: bool
 
 
 class Kernels:
-    """Programs by the walk of their trees; None: the program of all other kernels.
+    """A program per walk of trees, and one (walk None) with all other kernels.
 
-    options    of the compiler, for every program
+    options    compiler options for every program
     int8_rows  whether the rows of trees are int8
     """
 
@@ -31,6 +31,7 @@ class Kernels:
         self._functions: dict[tuple[str, Walk | None], Any] = {}
 
     def _module(self, walk: Walk | None) -> Any:
+        """The loaded program for a walk; compiled at first use."""
         if walk not in self._modules:
             trees: tuple[str, ...] = ()
             if walk is not None:
@@ -41,7 +42,7 @@ class Kernels:
         return self._modules[walk]
 
     def constants(self, walk: Walk | None, name: str, count: int) -> list[int]:
-        """What a program says of how its kernels are to be launched."""
+        """`count` int32 values of the program's global variable `name`, which say how to launch its kernels."""
         with self._cupy.cuda.Device(self._number):
             found: list[int] = self._cupy.ndarray(count, np.int32, self._module(walk).get_global(name)).tolist()
             return found
@@ -51,10 +52,11 @@ class Kernels:
     ) -> None:
         """Launch a kernel on the current stream.
 
-        threads    of a block
-        arguments  arrays of the GPU or None, numbers, a struct
+        blocks     the size of the grid
+        threads    threads per block
+        arguments  arrays of the GPU or None, numbers, or a struct
         shared     bytes of dynamic shared memory
-        walk       of a kernel of trees
+        walk       the walk, for a kernel of trees; None: for other kernels
         """
         function = self._functions.get((name, walk))
         if function is None:

@@ -1,6 +1,6 @@
-"""One launch of a kernel by the driver's cuLaunchKernelEx, called through ctypes: CuPy's own launches have no attributes.
+"""A kernel launch by the driver's cuLaunchKernelEx. It is called through ctypes, because CuPy's own launches have no attributes.
 
-Constants are those of cuda.h, CUDA 12 and 13 alike.
+The constants are from cuda.h; they are the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 class Attribute(ctypes.Structure):
-    """A CUlaunchAttribute that is an int: it begins the 64 bytes of values."""
+    """A CUlaunchAttribute with an int value, which begins the 64 bytes for values."""
 
     _fields_ = (("id", ctypes.c_int), ("_", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
 
@@ -39,16 +39,17 @@ EARLY = ctypes.pointer(Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1))
 
 @functools.cache
 def library() -> Any:
+    """The CUDA driver."""
     return ctypes.CDLL("libcuda.so.1")
 
 
 def address(array: Any) -> int:
-    """Where a CuPy array lies, 0 for None."""
+    """The device address of a CuPy array; 0 for None."""
     return 0 if array is None else array.data.ptr
 
 
 def by_value(argument: Any) -> Any:
-    """A kernel's argument as its bytes: an array's address, an int of 32 bits, a float of 32, or what has its size already."""
+    """A kernel argument with its size: an array becomes an address, an int 32 bits, a float 32 bits; other values stay."""
     if isinstance(argument, float):
         return ctypes.c_float(argument)
     if isinstance(argument, int):
@@ -57,11 +58,11 @@ def by_value(argument: Any) -> Any:
 
 
 def launch(function: int, blocks: tuple[int, ...], threads: int, shared: int, stream: int, arguments: Iterable[Any], early: bool) -> None:
-    """Launch a kernel on `stream`. Raises BackendError.
+    """Launch a kernel on `stream`. Raises BackendError with the driver's message.
 
     shared     bytes of dynamic shared memory
-    arguments  values of ctypes, or structures of NumPy
-    early      it may start while the kernel before it still runs: it awaits that one itself
+    arguments  values from ctypes, or structures from NumPy
+    early      the kernel may start while the one before it still runs; the kernel itself waits for that one
     """
     config = Config((*blocks, *(1,) * (3 - len(blocks)), threads, 1, 1, shared), stream, EARLY, early)
     values = list(arguments)

@@ -1,4 +1,4 @@
-"""Arrays on one GPU: room for them, copies from the host and to it, and the error where room runs out."""
+"""Arrays on one GPU: their allocation, copies from and to the host, and the error when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...errors import BackendError
 
 
 class Memory:
-    """The memory of GPU `number`; batch_tokens: what a user who gives none gets, for the error's advice."""
+    """The memory of GPU `number`. batch_tokens: the default of that option, for the advice in the error."""
 
     def __init__(self, cupy: Any, number: int, batch_tokens: int) -> None:
         self.cupy, self.number, self._batch_tokens = cupy, number, batch_tokens
 
     def allocate(self, what: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised array. Raises BackendError that says what there was no room for."""
+        """An uninitialised array. Raises BackendError if memory runs out; `what` names the array in the message."""
         try:
             return self.cupy.empty(shape, dtype)
         except self.cupy.cuda.memory.OutOfMemoryError:
@@ -26,7 +26,7 @@ class Memory:
             raise self.no_room(f"{what}: {np.dtype(dtype)} {shape}, {size:.0f} MB") from None
 
     def no_room(self, what: str) -> BackendError:
-        """The error where memory runs out."""
+        """The error for memory that ran out."""
         with self.cupy.cuda.Device(self.number):
             free, total = (n / 1e6 for n in self.cupy.cuda.runtime.memGetInfo())
         return BackendError(
@@ -36,13 +36,13 @@ class Memory:
         )
 
     def send(self, what: str, values: np.ndarray) -> Any:
-        """A host array on the GPU."""
+        """A copy of a host array on the GPU. what: its name in errors."""
         array = self.allocate(what, values.shape, values.dtype)
         array.set(np.ascontiguousarray(values))
         return array
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        """Start to copy a contiguous array to the host, on the current stream; what is returned waits for it and gives it."""
+        """A function that gives a contiguous array on the host. The copy starts now, on the current stream; the function waits for it."""
         runtime = self.cupy.cuda.runtime
         memory = self.cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
         stream, done = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
@@ -57,7 +57,7 @@ class Memory:
         return finish
 
     def free(self) -> None:
-        """Give back what CuPy's pools hold and nobody uses."""
+        """Give back the unused memory in CuPy's pools."""
         with self.cupy.cuda.Device(self.number):
             self.cupy.get_default_memory_pool().free_all_blocks()
             self.cupy.get_default_pinned_memory_pool().free_all_blocks()

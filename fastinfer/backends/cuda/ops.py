@@ -1,7 +1,7 @@
-"""The ops of the contract on a GPU: what the reference says, by the kernels of src/cuda and by cuBLASLt.
+"""The ops of backends/reference.py on a GPU, by the kernels of src/cuda and by cuBLASLt.
 
-Activations and dense weights are of one dtype, the model's compute dtype; rows of trees are of that dtype or int8.
-A forward pass is a CUDA graph, captured once per size of batch: its host work is one copy in and one launch.
+Activations and dense weights have one dtype, the model's compute dtype. Rows of trees have that dtype or int8.
+A forward pass is a CUDA graph, captured once per batch size. Its work on the host is one copy in and one launch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .weights import Matrix, Packing, Trees
 
 
 class CUDA(Reference):
-    """One GPU and the dtype asked for: fitted() gives the ops."""
+    """One GPU, and the dtype that the caller asked for. fitted() gives the backend that has ops."""
 
     name = "cuda"
     dtypes = ("float32", "float16", "bfloat16", "int8")
-    batch_tokens = 16384  # weights are read once per batch, and a launch is long against the work of the host
+    batch_tokens = 16384  # tokens: each read of weights serves many, and the GPU takes longer than the host
     asynchronous = True
 
     def __init__(self, number: int = 0, dtype: str | None = None) -> None:
@@ -57,7 +57,8 @@ class CUDA(Reference):
 class FittedCUDA(CUDA):
     """One GPU, with kernels compiled for a hidden size, a number of heads and a compute dtype.
 
-    act  the dtype of activations and dense weights; storage: NumPy's dtype of its bits
+    act      the dtype of activations and dense weights
+    storage  NumPy's dtype of the bits of act
     """
 
     def __init__(self, number: int, dtype: str | None, hidden: int, heads: int, stored: str) -> None:
@@ -78,7 +79,7 @@ class FittedCUDA(CUDA):
         self._has_few_rows = self.act != "float32" and self.limits.capability >= 80
         if heads:
             self._attention_launch = self.kernels.constants(None, "attention_launch", 3)
-        self._trees_few_threads = 0  # what the kernels say when trees are prepared
+        self._trees_few_threads = 0  # trees() sets it from the program
 
     # --- memory ---
 
@@ -107,7 +108,7 @@ class FittedCUDA(CUDA):
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
-            device.synchronize()  # the streams of sessions do not wait for copies of this one
+            device.synchronize()  # the streams of sessions do not wait for copies on this stream
         return weights
 
     def vector(self, values: Tensor) -> Any:
@@ -123,7 +124,7 @@ class FittedCUDA(CUDA):
         return weight.outputs
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
-        # Their kernels are compiled here, and not at the first call.
+        # This compiles the kernels of the trees now, so that the first call does not.
         self._trees_few_threads = self.kernels.constants(Walk(depth, children is not None), "trees_few_threads", 1)[0]
         return self.packing.trees(nodes, b_in, children, depth)
 
@@ -152,7 +153,7 @@ class FittedCUDA(CUDA):
 
     def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
         outputs, inputs = weight.data.shape
-        if x.dtype != self.storage:  # pooled vectors
+        if x.dtype != self.storage:  # pooled vectors are float32
             x = self.as_act(x)
         x = self._widened(x, inputs)
         few = None
@@ -169,7 +170,7 @@ class FittedCUDA(CUDA):
         session, outputs = self.sessions.current(), len(weight.data)
         aside = out.shape[1] != outputs or (activation is not None and residual is not None)
         y = self.empty(len(x), outputs) if aside else out
-        before = residual if activation is None and y is out else None  # added by the product itself
+        before = residual if activation is None and y is out else None  # the residual that the product itself adds
         product = session.product(len(x), weight, bias is not None, before is not None)
         product(x, weight.data, bias, before, y, session.workspace(), session.stream.ptr)
         after = None if before is not None else residual
@@ -182,7 +183,7 @@ class FittedCUDA(CUDA):
             out[...] = y[:, : out.shape[1]]
 
     def _widened(self, x: Any, width: int) -> Any:
-        """x with zeros in columns up to `width`; x itself where it is as wide."""
+        """x padded with columns of zeros to `width`; x itself, contiguous, if it is as wide."""
         if x.shape[1] == width:
             return self.cupy.ascontiguousarray(x)
         wide = self.empty(len(x), width)
@@ -197,7 +198,7 @@ class FittedCUDA(CUDA):
         return self.storage
 
     def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, out: Any) -> None:
-        """cu_seqlens: the reference's, or what `embed` filled: the rows of each token's text."""
+        """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the bounds of each token's text."""
         if cu_seqlens.ndim == 1:
             lengths = np.diff(cu_seqlens)
             bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1)
@@ -225,18 +226,17 @@ class FittedCUDA(CUDA):
         out_norm: Norm | None = None,
         eps: float = 0.0,
     ) -> None:
-        """The reference's fff, with what stands around it in a layer.
+        """The reference's fff, fused with the norms and the residual around it in a layer. Here out may be x.
 
-        norm       h = LayerNorm(x) goes down the trees instead of x
-        add_input  h is added, too
-        out_norm   out = LayerNorm of the sum
-
-        out may be x here.
+        norm       the trees get h = LayerNorm(x) instead of x
+        add_input  the sum includes h
+        out_norm   out is the LayerNorm of the sum
+        eps        eps of both norms
         """
         if not len(x):
             return
         strategy = self.plan(len(x), trees)
-        if strategy == "products" and nodes is not None and not trees.depth:  # without signs to follow there is no pass that could record
+        if strategy == "products" and nodes is not None and not trees.depth:  # only fff_mask records routes, and depth 0 has no mask
             strategy = "fff_trees"
         if strategy != "products":
             tokens, threads = STRATEGIES[strategy]
@@ -258,7 +258,7 @@ class FittedCUDA(CUDA):
             self.norm(out, out_norm, eps, out=out)
 
     def _fff_by_products(self, x: Any, trees: Trees, bias: Any, residual: Any, out: Any, nodes: Any, z: Any) -> None:
-        """Every neuron computed by products, those off the paths set to zero: cheaper than rows of many trees."""
+        """fff by two products over all neurons; neurons off the paths become zero. For many trees this is cheaper than single rows."""
         products = trees.products
         assert products is not None
         width = len(products.first.data)
@@ -271,11 +271,11 @@ class FittedCUDA(CUDA):
         self.linear(logits, products.second, bias=bias, residual=residual, out=out)
 
     def parts(self, tokens: int, first: Matrix) -> Iterator[slice]:
-        """Tokens cut so that the outputs of `first` stay in L2 until they are read."""
+        """Slices of the tokens, so small that the outputs of `first` stay in L2 until they are read."""
         return parts(tokens, len(first.data) * self.storage.itemsize)
 
     def plan(self, tokens: int, trees: Trees) -> str:
-        """The strategy for so many tokens."""
+        """The name of the fastest strategy for so many tokens: a key of STRATEGIES, or "products"."""
         count = len(trees.nodes)
         if count == 1 and trees.children is None:
             return one_tree_strategy(tokens, self.act, self.limits.processors)
@@ -285,7 +285,7 @@ class FittedCUDA(CUDA):
         return min(costs, key=lambda strategy: costs[strategy])
 
     def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
-        """out is float32."""
+        """As the reference; out is float32."""
         placed = self.sessions.current().starts
         if placed is not None and placed[0] is cu_seqlens:
             _, array, begin = placed
@@ -299,7 +299,7 @@ class FittedCUDA(CUDA):
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py as one graph; op by op where something is watched."""
+        """The forward pass of model.py as one graph, or op by op if taps or routes are given."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
@@ -317,7 +317,7 @@ class FittedCUDA(CUDA):
     def _encode_watched(
         self, weights: Weights, placed: Any, work: Any, tokens: int, taps: dict[int, Any] | None, routes: list[Any] | None
     ) -> Any:
-        """The same ops on the same sizes; taps and routes are filled on the GPU and brought to the caller's arrays."""
+        """The forward pass op by op, on the sizes of its graph. Taps and routes are filled on the GPU and copied to the caller's arrays."""
         size = len(placed.ids)
         taps_here = {i: self.empty(size, weights.hidden) for i in taps or ()}
         routes_here = [r and tuple(self.empty(size, *a.shape[1:], dtype=a.dtype) for a in r) for r in routes or ()]
@@ -330,7 +330,7 @@ class FittedCUDA(CUDA):
         return x
 
     def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
-        """As in model.py, but the norm behind it is left to ffn_block, whose kernel it is a part of."""
+        """As in model.py, but without the norm after it: the kernel of ffn_block computes that norm."""
         attention = layer.attention
         h = work.take("h", *x.shape)
         qkv = work.take("qkv", len(x), 3 * x.shape[1])
@@ -341,7 +341,7 @@ class FittedCUDA(CUDA):
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
     def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
-        """x = x + ffn(norm(x)), or norm(h + ffn(h)) with h = norm(x) where norms come after; trees alone are one kernel."""
+        """x = x + ffn(norm(x)) for norms before, x = norm(h + ffn(h)) with h = norm(x) for norms after. Trees alone are one kernel."""
         ffn = layer.ffn
         norm, out_norm = (ffn.norm, None) if weights.pre_norm else (layer.attention.norm, ffn.norm)
         assert norm is not None
@@ -368,8 +368,10 @@ class FittedCUDA(CUDA):
     # --- a layer alone ---
 
     def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
-        """For an array of the host (the answer comes back to it) or of the GPU (CuPy's, or one that CuPy can share:
-        __cuda_array_interface__, __dlpack__), on the caller's current stream.
+        """As the reference, on the caller's current stream.
+
+        x may be on the host, or on the GPU: a CuPy array or one that CuPy can share (__cuda_array_interface__, __dlpack__).
+        The result is on the same side.
         """
         at_host = is_of_host(x)
         with self.cupy.cuda.Device(self.number), self.sessions.current():
@@ -396,7 +398,7 @@ class FittedCUDA(CUDA):
             return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
 
     def _taken(self, x: Any, out: Any, hidden: int) -> tuple[Any, Any]:
-        """(x on this GPU, the same in the compute dtype and as wide as the kernels' rows). Raises ShapeError, DtypeError, InputError."""
+        """(x on this GPU, x in the compute dtype padded to the width of rows). Raises ShapeError, DtypeError or InputError."""
         cupy = self.cupy
         if is_of_host(x):
             check_layer_arrays(x, out, hidden)
@@ -410,21 +412,22 @@ class FittedCUDA(CUDA):
         return given, self._widened(self.as_act(given), self.packing.width)
 
     def as_act(self, x: Any) -> Any:
-        """float32 or float16 values as the compute dtype's bits."""
+        """float32 or float16 values as the bits of the compute dtype."""
         if x.dtype == self.storage or self.act != "bfloat16":
             return x.astype(self.storage, copy=False)
         bits = self.cupy.ascontiguousarray(x, np.float32).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # of the NaN that GPUs give, all ones, this would make -0
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # this would make -0 of a GPU's NaN, 0x7fffffff
         return self.cupy.where(self.cupy.isnan(x), 0x7FC0, rounded).astype(np.uint16)
 
     def _as_floats(self, y: Any, dtype: Any) -> Any:
+        """Values of the compute dtype as an array of `dtype`, the dtype of the caller's x."""
         if self.act != "bfloat16" or dtype == self.storage:
             return self.cupy.ascontiguousarray(y, dtype)
         return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
 
 
 def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) -> None:
-    """Raise BackendError for sizes that the kernels do not take, and for a dtype that the GPU does not compute."""
+    """Raise BackendError for sizes that the kernels do not take, and for a dtype in which the GPU does not compute."""
     if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
         raise BackendError(
             f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
@@ -437,5 +440,5 @@ def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) ->
 
 
 def is_of_host(x: Any) -> bool:
-    """Whether x is not an array of a GPU, nor one that CuPy can share."""
+    """Whether x is neither an array on a GPU nor one that CuPy can share."""
     return isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))

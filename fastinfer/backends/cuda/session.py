@@ -1,4 +1,4 @@
-"""Sessions: the stream, the buffers, the graphs and the planned products of one forward pass at a time."""
+"""Sessions. Each has the stream, buffers, graphs and planned products of one forward pass at a time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from .weights import Matrix
 
 
 class Placed(NamedTuple):
-    """A batch on the GPU. ids (tokens,) has its length only; input is what the kernel `embed` reads; cu_seqlens, the rows of each
-    token's text (tokens, 2), is filled by it and is what `attention` takes.
+    """A batch on the GPU.
+
+    ids         (tokens,) int32; only its length is used
+    input       (words,) int32, which the kernel `embed` reads
+    with_types  whether `input` has token types
+    cu_seqlens  (tokens, 2) int32: the first row of each token's text and the row after its last; `embed` fills it for `attention`
     """
 
     ids: Any
@@ -32,17 +36,17 @@ class Placed(NamedTuple):
 
 
 class Session(Workspace):
-    """What one forward pass at a time needs. A call takes one of `pool` and gives it back."""
+    """The stream and buffers of one forward pass at a time. A call takes a session from `pool` and gives it back."""
 
     def __init__(self, pool: Sessions, stream: Any) -> None:
         super().__init__()
         self._pool, self.stream = pool, stream
-        self.graphs: dict[Any, tuple[Any, Any]] = {}  # by size of batch: the graph of the forward pass, and where its result is
+        self.graphs: dict[Any, tuple[Any, Any]] = {}  # by batch size: the graph of the forward pass, and the array of its result
         self._placed: dict[Any, Placed] = {}
         self._products: dict[Any, Product] = {}
-        self._blocks: list[Any] = []  # pinned memory that batches leave from, in turn, and when each has left
+        self._blocks: list[Any] = []  # two blocks of pinned memory that batches are sent from in turn
         self._outer: list[Any] = []
-        self.starts: Any = None  # the last batch's cu_seqlens: on the host, the device array that has them, from where on
+        self.starts: Any = None  # of the last batch: cu_seqlens on the host, the device array that has a copy, and its first index there
 
     def __enter__(self) -> Session:
         cupy = self._pool.memory.cupy
@@ -59,20 +63,20 @@ class Session(Workspace):
         stream.use()
         memory.cupy.cuda.runtime.setDevice(device)
         self._pool.entered = session
-        if isinstance(error, memory.cupy.cuda.memory.OutOfMemoryError):  # in an operation of CuPy's own
+        if isinstance(error, memory.cupy.cuda.memory.OutOfMemoryError):  # CuPy itself allocated
             raise memory.no_room(f"a copy ({error})") from None
 
     def close(self) -> None:
-        """Ready for the next call."""
+        """Return the session to the pool."""
         self._pool.idle.append(self)
 
     def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
-        """As of any workspace. A buffer that grows takes the graphs with it."""
+        """As Workspace.take. When a buffer must grow, all graphs are dropped, because they hold its old address."""
         dtype = np.dtype(self._pool.storage if dtype is None else dtype)
         buffer = self._buffers.get(name)
         size = math.prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            self.graphs.clear()  # they hold the old address, as these do
+            self.graphs.clear()  # graphs and placed batches hold the old address
             self._placed.clear()
             self._buffers[name] = buffer = None
             self._buffers[name] = buffer = self._pool.memory.allocate(f"the buffer {name!r}", (size,), dtype)
@@ -80,13 +84,13 @@ class Session(Workspace):
         return buffer[:size].reshape(shape)
 
     def product(self, rows: int, weight: Matrix, bias: bool, residual: bool) -> Product:
-        """The planned product of this shape; at first sight its algorithms are timed, and the fastest is kept for all sessions."""
+        """The planned product of this shape. At first use its algorithms are timed, and all sessions keep the fastest."""
         key = rows, *weight.data.shape, bias, residual
         if key not in self._products:
             pool = self._pool
             self._products[key] = product = Product(pool.memory.number, pool.act, *key)
             if key not in pool.algorithms:
-                with pool.new() as aside:  # on a stream of its own: a caller's may be one that cannot be captured
+                with pool.new() as aside:  # on a new stream, because a caller's stream may not allow capture
                     pool.algorithms[key] = fastest(product, weight.data, rows, bias, residual, pool.memory, aside)
             product.algorithm = pool.algorithms[key]
         return self._products[key]
@@ -98,7 +102,7 @@ class Session(Workspace):
         return self._buffers["workspace"]
 
     def place(self, batch: PackedBatch, size: int, with_types: bool) -> Placed:
-        """Send a batch to the GPU, filled up to `size` tokens: one copy from pinned memory, which nobody waits for."""
+        """The batch on the GPU, padded to `size` tokens. It is sent in one copy from pinned memory, and the host does not wait."""
         tokens, texts = len(batch.ids), len(batch)
         words, starts, types = 2 + 3 * size, 1 + size, 2 + 2 * size
         placed = self._placed.get((size, with_types))
@@ -125,7 +129,7 @@ class Session(Workspace):
         return placed
 
     def _pinned(self, words: int) -> tuple[np.ndarray, int, Any]:
-        """Pinned memory, its address, and an event that is past when it may be written again."""
+        """(pinned memory of `words` int32, its address, an event that is done when the memory may be written again)."""
         for *_, left in self._blocks:
             left.synchronize()
         cupy = self._pool.memory.cupy
@@ -133,7 +137,7 @@ class Session(Workspace):
         return np.frombuffer(memory, np.int32, words), memory.ptr, cupy.cuda.Event(disable_timing=True)
 
     def capture(self, run: Callable[[], Any]) -> Any:
-        """The graph of what `run` launches. It has run before: nothing is allocated, loaded or timed during capture."""
+        """The graph of the kernels that `run` launches. `run` must have run before, so that capture allocates, loads and times nothing."""
         self.stream.begin_capture()
         try:
             run()
@@ -146,8 +150,8 @@ class Session(Workspace):
 class Sessions:
     """The sessions of one model on one GPU. act: the compute dtype.
 
-    idle        those that no call has
-    algorithms  of cuBLASLt, by shape of product
+    idle        the sessions that no call uses
+    algorithms  the fastest algorithm of cuBLASLt, by shape of product
     """
 
     def __init__(self, memory: Memory, act: str) -> None:
@@ -167,7 +171,7 @@ class Sessions:
         self._local.session = session
 
     def take(self) -> Session:
-        """A session for one call, to be closed when it ends. Raises BackendError in a forked process."""
+        """A session for one call, which the caller closes at its end. Raises BackendError in a forked process."""
         if os.getpid() != self.process:
             device = f"cuda:{self.memory.number}"
             raise BackendError(
@@ -176,11 +180,11 @@ class Sessions:
             )
         try:
             return self.idle.pop()
-        except IndexError:  # asking first would leave room for another thread
+        except IndexError:  # a test before pop() would let another thread take the last one
             return self.new()
 
     def new(self) -> Session:
-        """A session on a stream of its own."""
+        """A new session on a new stream."""
         cupy = self.memory.cupy
         with cupy.cuda.Device(self.memory.number):
             return Session(self, cupy.cuda.Stream(non_blocking=True))
@@ -196,6 +200,6 @@ class Sessions:
         return session
 
     def clear(self) -> None:
-        """Forget the sessions that no call has."""
+        """Drop the sessions that no call uses."""
         self.idle.clear()
         self._local = threading.local()

@@ -1,4 +1,4 @@
-"""The fastest of cuBLASLt's algorithms for a product, found by timing them."""
+"""The choice of cuBLASLt's fastest algorithm for a product, by timing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from .cublaslt import Product
 from .memory import Memory
 
-TRIALS = 5  # calls of a product in a graph that is timed
+TRIALS = 5  # calls of a product in the graph that is timed
 
 
 class Scratch(Protocol):
-    """What trials run on: a stream that can be captured, and memory for cuBLASLt that no other stream uses."""
+    """The place where trials run: a stream that can be captured, and memory for cuBLASLt that no other stream uses."""
 
     stream: Any
 
@@ -24,7 +24,7 @@ class Scratch(Protocol):
 def fastest(product: Product, weight: Any, rows: int, bias: bool, residual: bool, memory: Memory, scratch: Scratch) -> bytes:
     """The algorithm with the least time in the best of three replays of a graph, on scratch memory.
 
-    weight  (outputs, inputs); rows of it stand for x, since zeros would draw less power
+    weight  (outputs, inputs); its rows also serve as x, because zeros would draw less power
     """
     outputs, inputs = weight.shape
     x, out = (memory.allocate("a trial of products", (rows, n), weight.dtype) for n in (inputs, outputs))
@@ -47,7 +47,7 @@ def fastest(product: Product, weight: Any, rows: int, bias: bool, residual: bool
 
 
 def times(cupy: Any, graph: Any, stream: Any) -> list[float]:
-    """Milliseconds of four replays, of which the first warms up."""
+    """Milliseconds of each of four replays. The first one warms up."""
     found = []
     for _ in range(4):
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()

@@ -1,4 +1,4 @@
-"""Weights as the kernels take them: in the compute dtype, filled up to whole vectors, trees also as matrix products."""
+"""Weights in the form that kernels take: in the compute dtype, padded to whole vectors, and some trees also as matrix products."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ...config import tree_nodes
 from .kernels import Walk
 from .memory import Memory
 
-VECTOR_BYTES = 16  # that a kernel loads at once
+VECTOR_BYTES = 16  # bytes: a kernel loads so many at once
 
 
 class Matrix(NamedTuple):
-    """A dense weight, data (outputs, inputs), both filled up with zeros to multiples of 8."""
+    """A dense weight: data (up(outputs), up(inputs)), padded with zeros, and the number of outputs without padding."""
 
     data: Any
     outputs: int
@@ -24,7 +24,7 @@ class Matrix(NamedTuple):
 class Products(NamedTuple):
     """Trees as two matrix products: first (trees * slots, D), bias (trees * slots), second (D, trees * slots).
 
-    At depth 0 there is one slot a tree, and the layer a dense one. Else slots = 2 << depth, and the bias is float32: fff_mask adds it.
+    At depth 0 each tree has one slot, and the layer is dense. Else slots = 2 << depth, and fff_mask adds the bias, which is float32.
     """
 
     first: Matrix
@@ -33,7 +33,7 @@ class Products(NamedTuple):
 
 
 class Trees(NamedTuple):
-    """nodes (P, N, 2, D); scales (P, N, 2) float32 of int8 rows; b_in (P, N) float32; children (P, N, 2) int32; decisions to walk."""
+    """nodes (P, N, 2, D); scales (P, N, 2) float32 for int8 rows; b_in (P, N) float32; children (P, N, 2) int32; depth: decisions."""
 
     nodes: Any
     scales: Any
@@ -44,12 +44,12 @@ class Trees(NamedTuple):
 
     @property
     def walk(self) -> Walk:
-        """What their kernels are compiled for."""
+        """The walk for which the kernels of these trees are compiled."""
         return Walk(self.depth, self.children is not None)
 
 
 def up(size: int) -> int:
-    """The next multiple of 8: so many values of two bytes are what loads and tensor cores take."""
+    """`size` rounded up to a multiple of 8, because loads and tensor cores take 8 values of two bytes at once."""
     return -(-size // 8) * 8
 
 
@@ -59,26 +59,26 @@ def as_bits(values: np.ndarray, act: str) -> np.ndarray:
 
 
 class Packing:
-    """Weights to the GPU. act: the compute dtype; int8_rows: whether the rows of trees are int8; hidden: columns of the activations."""
+    """Packs weights and sends them to the GPU. act: the compute dtype; int8_rows: whether trees have int8 rows; hidden: columns."""
 
     def __init__(self, memory: Memory, act: str, int8_rows: bool, hidden: int) -> None:
         self._memory, self._act, self._int8_rows, self.width = memory, act, int8_rows, up(hidden)
 
     def vector(self, values: np.ndarray) -> Any:
-        """float32 rows, each filled up with zeros."""
+        """float32 rows on the GPU in the compute dtype, each padded with zeros."""
         padded = np.zeros((*values.shape[:-1], up(values.shape[-1])), np.float32)
         padded[..., : values.shape[-1]] = values
         return self._memory.send("a weight", as_bits(padded, self._act))
 
     def matrix(self, weight: np.ndarray) -> Matrix:
-        """A dense weight (outputs, inputs) float32."""
+        """The Matrix of a dense weight (outputs, inputs) float32."""
         outputs, inputs = weight.shape
         padded = np.zeros((up(outputs), up(inputs)), np.float32)
         padded[:outputs, :inputs] = weight
         return Matrix(self._memory.send("a dense weight", as_bits(padded, self._act)), outputs)
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
-        """As the contract's `trees`."""
+        """The Trees of a layer. Parameters are those of Reference.trees."""
         if self._int8_rows:
             nodes = nodes.to("int8")
         rows, scales = (nodes.data, nodes.scale) if self._int8_rows else (nodes.float32(), None)
@@ -93,12 +93,12 @@ class Packing:
         return Trees(sent, small[0], small[1], small[2], depth, products)
 
     def _pays_as_products(self, trees: int, depth: int) -> bool:
-        """fff_mask spreads a tree over the lanes of one warp at most."""
+        """Whether trees are also packed as products. They need 8 trees, and fff_mask spreads a tree over at most one warp."""
         itemsize = 4 if self._act == "float32" else 2
         return trees >= 8 and 2 << depth <= 32 * (VECTOR_BYTES // itemsize)
 
     def _as_products(self, nodes: np.ndarray, b_in: np.ndarray | None, depth: int) -> Products:
-        """Trees of `depth` with a slot per node and, but for depth 0, one more that stays empty: slots are then a power of two."""
+        """The Products of full trees. A tree has a slot per node and, unless depth is 0, an empty one, so that slots are a power of two."""
         trees, count, _, hidden = nodes.shape
         slots = 2 << depth if depth else 1
         rows, bias = np.zeros((trees, slots, 2, hidden), np.float32), np.zeros((trees, slots), np.float32)

@@ -1,7 +1,7 @@
-"""Checkpoints of other tools: how each is recognised, its config, and the names of its tensors here.
+"""Checkpoints of other tools: how each is recognised, its config, and the names of its tensors in this format.
 
-Only renaming, transposing, concatenating and dropping happen, so load() opens these folders directly, and
-tools/convert.py writes them in this project's format. What would need another op is refused by name.
+Tensors are only renamed, transposed, concatenated and dropped. So load() opens these folders directly, and
+tools/convert.py writes them in this project's format. A setting that would need another op is refused by name.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ READERS = {
 
 
 def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """A foreign config.json's object and tensors as (Config, tensors by the names of this format).
+    """(Config, {name in this format: Tensor}) of a foreign checkpoint.
 
-    Raises CheckpointError for a layout that is not recognised (listing those that are), for missing or
-    unknown tensors; ConfigError for an architecture that is recognised and not supported.
+    data    the object in its config.json
+    stored  its tensors by their own names
+
+    Raises CheckpointError for a layout that is not recognised, and for missing or unknown tensors. Raises ConfigError
+    for a recognised layout with a setting that is not supported.
     """
     kind = data.get("model_type") if isinstance(data, dict) else None
     if kind is None and isinstance(data, dict) and "hidden_size" in data and any("attention.self.query" in name for name in stored):
-        kind = "bert"  # files older than model_type
+        kind = "bert"  # older files have no model_type
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")

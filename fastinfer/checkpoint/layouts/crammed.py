@@ -15,6 +15,7 @@ __all__ = ["crammed"]
 
 
 def crammed(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of a crammedBERT or FastBERT checkpoint."""
     c = s.data["arch"]
     embedding, attention = c["embedding"], c["attention"]
     _check(s, c)
@@ -65,7 +66,7 @@ def crammed(s: Source) -> tuple[Config, dict[str, Tensor]]:
 
 
 def _check(s: Source, c: dict[str, Any]) -> None:
-    """Raise ConfigError listing every setting that asks for an op of its own."""
+    """Raise ConfigError that lists every setting which would need an op that fastinfer does not have."""
     embedding, attention = c["embedding"], c["attention"]
     expected: list[tuple[str, Any, Any]] = [
         ("arch.norm", c["norm"], "LayerNorm"),
@@ -89,6 +90,7 @@ def _check(s: Source, c: dict[str, Any]) -> None:
 
 
 def _layer(s: Source, i: int, feedforward: Dense | FFF, hidden: int, heads: int) -> dict[str, Tensor]:
+    """The tensors of layer `i` by their names in this format."""
     made: dict[str, Tensor] = {}
     theirs, ours = f"encoder.layers.{i}", f"layers.{i}"
     made |= norm(s, f"{ours}.attention.norm", f"{theirs}.norm1")
@@ -98,7 +100,7 @@ def _layer(s: Source, i: int, feedforward: Dense | FFF, hidden: int, heads: int)
     if factor in s:
         s.drop(factor)
         got, want = s.stored[factor].float32(), (hidden / heads) ** -0.5
-        if not np.allclose(got, want, rtol=0.005, atol=0):  # it may have been rounded to bfloat16
+        if not np.allclose(got, want, rtol=0.005, atol=0):  # the stored factor may have been rounded to bfloat16
             raise refuse(s, factor, got.tolist(), f"1/sqrt(head size) = {want:g}")
     made[f"{ours}.attention.out.weight"] = s.get(f"{theirs}.attn.dense.weight")
     if isinstance(feedforward, FFF):
@@ -111,6 +113,7 @@ def _layer(s: Source, i: int, feedforward: Dense | FFF, hidden: int, heads: int)
 
 
 def _crammed_classifier(s: Source, made: dict[str, Tensor], head: dict[str, Any]) -> Classify:
+    """The classifier head of a crammedBERT; its tensors are added to `made`."""
     poolers: dict[str, Pooling] = {"zero_index": "cls", "avg": "mean", "max": "max", "lse": "lse"}
     if head["pooler"] not in poolers:
         raise refuse(s, "arch.classification_head.pooler", head["pooler"], ", ".join(poolers))
@@ -125,7 +128,7 @@ def _crammed_classifier(s: Source, made: dict[str, Tensor], head: dict[str, Any]
 
 
 def _unweave(weight: Tensor, heads: int) -> Tensor:
-    """Rows per head [q, k, v] to all of q, all of k, all of v."""
+    """The qkv weight with all rows of q, then of k, then of v, from one that has [q, k, v] per head."""
     rows = len(weight.data)
     if not rows or rows % (3 * heads):
         return weight
@@ -134,13 +137,14 @@ def _unweave(weight: Tensor, heads: int) -> Tensor:
 
 
 def _nodes(s: Source, feedforward: FFF, theirs: str) -> Tensor:
-    """linear_in (P * N, D) and linear_out (D, P * N) as nodes (P, N, 2, D)."""
+    """The nodes (P, N, 2, D) made of linear_in (P * N, D) and linear_out (D, P * N)."""
     w_in, w_out = s.get(f"{theirs}.linear_in.weight"), s.get(f"{theirs}.linear_out.weight")
     if w_in.data.shape != w_out.data.T.shape or len(w_in.data) != feedforward.total:
-        return w_in  # misshapen: the format's own check names it
+        return w_in  # its shape is wrong, and check() will name it
     both = np.stack([w_in.data, w_out.to(w_in.dtype).data.T], axis=1)
     return Tensor(both.reshape(feedforward.trees, feedforward.count, 2, -1), w_in.dtype)
 
 
 def _shaped(vector: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`vector` in `shape`, or unchanged where the sizes differ, so that check() names it."""
     return Tensor(vector.data.reshape(shape), vector.dtype) if vector.data.size == np.prod(shape) else vector

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face: BERT, the RoBERTa family and DistilBERT, with their heads and the sentence-transformers folders around."""
+"""Checkpoints of Hugging Face: BERT, the RoBERTa family and DistilBERT, with their heads, also inside sentence-transformers folders."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ __all__ = ["bert", "distilbert", "roberta"]
 
 
 def bert(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of a BERT checkpoint."""
     return _hugging_face(s, "bert.", first_position=0)
 
 
 def roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
-    # RoBERTa numbers positions from padding_idx + 1; the rows before are never used.
+    """The Config and the renamed tensors of a checkpoint of the RoBERTa family."""
+    # RoBERTa numbers positions from padding_idx + 1, so it never uses the rows before that.
     return _hugging_face(s, "roberta.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
 
 
 def _hugging_face(s: Source, prefix: str, first_position: int) -> tuple[Config, dict[str, Tensor]]:
+    """bert and roberta in one. prefix: begins the names of the body; first_position: the first row of positions that is used."""
     c = s.data
     if c.get("hidden_act", "gelu") != "gelu":
         raise refuse(s, "hidden_act", c["hidden_act"], "the exact gelu")
@@ -59,7 +62,7 @@ def _hugging_face(s: Source, prefix: str, first_position: int) -> tuple[Config, 
 
 
 def _heads(s: Source, made: dict[str, Tensor], body: str) -> dict[str, Any]:
-    """The tasks that the head's tensors stand for; puts them into `made`."""
+    """{task: its config} of the heads whose tensors the checkpoint has; the tensors are added to `made`."""
     pooler = f"{body}pooler.dense" if f"{body}pooler.dense.weight" in s else None
 
     tasks: dict[str, Any] = {}
@@ -96,6 +99,7 @@ def _heads(s: Source, made: dict[str, Tensor], body: str) -> dict[str, Any]:
 
 
 def distilbert(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of a DistilBERT checkpoint."""
     c = s.data
     if c.get("activation", "gelu") != "gelu":
         raise refuse(s, "activation", c["activation"], "the exact gelu")
@@ -148,6 +152,7 @@ def _finish(
     eps: float,
     token_types: int,
 ) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder."""
     positions = len(made["embedding.position"].data)
     pooling, normalize, limit = sentence_transformers(s.folder)
     if pooling or not tasks:
@@ -172,6 +177,7 @@ def _finish(
 
 
 def _attention(s: Source, ours: str, qkv: list[str], out: str) -> dict[str, Tensor]:
+    """The attention tensors of layer `ours`; q, k and v are stacked."""
     return {
         f"{ours}.attention.qkv.weight": stack(s.get(f"{n}.weight") for n in qkv),
         f"{ours}.attention.qkv.bias": stack(s.vector(f"{n}.bias") for n in qkv),
@@ -180,6 +186,7 @@ def _attention(s: Source, ours: str, qkv: list[str], out: str) -> dict[str, Tens
 
 
 def _dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
+    """The tensors of the dense feedforward of layer `ours`."""
     return {
         **linear(s, f"{ours}.ffn.dense_in", first),
         f"{ours}.ffn.dense_out.weight": s.get(f"{second}.weight"),
@@ -188,11 +195,12 @@ def _dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
 
 
 def _rows(table: Tensor, first: int) -> Tensor:
+    """`table` without the rows before `first`."""
     return Tensor(table.data[first:], table.dtype) if first else table
 
 
 def _fill_mask(s: Source, made: dict[str, Tensor], transform: str, layer_norm: str, decoder: str, biases: list[str]) -> FillMask:
-    """The head of a masked language model; of two biases the first is what the decoder adds, and most often both are one."""
+    """The head of a masked language model. The first of `biases` that is stored is used; a second one is usually the same tensor."""
     made |= linear(s, "tasks.fill_mask.transform", transform)
     made |= norm(s, "tasks.fill_mask.norm", layer_norm)
     bias = next((b for b in biases if b in s), None)

@@ -1,4 +1,4 @@
-"""Settings beside the weights of a foreign checkpoint: sentence-transformers modules, special tokens, vocabulary, options."""
+"""Readers of the settings files in a foreign checkpoint: sentence-transformers modules, special tokens, vocabulary, options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...strict_json import MAX_JSON_BYTES, read_json, vocabulary_bytes
 __all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "sentence_transformers", "special_tokens"]
 
 SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
-# Where a sentence-transformers folder keeps the most tokens of a text; the first that says so counts.
+# (file, key) of the largest number of tokens per text in a sentence-transformers folder. The first one found counts.
 TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 
 
 def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | None]:
-    """(pooling, normalize, most tokens) as a sentence-transformers folder keeps them, or (None, False, None)."""
+    """(pooling, normalize, most tokens per text) of a sentence-transformers folder; (None, False, None) for other folders."""
     if not (folder / "modules.json").exists():
         return None, False, None
     pooling: Pooling | None = None
@@ -38,7 +38,7 @@ def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | Non
 
 
 def _inside(folder: Path, path: Any) -> Path:
-    """The folder of a module, of which modules.json says the path below its own. Links are followed: caches are made of them."""
+    """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(
             f"{folder / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'"
@@ -47,7 +47,7 @@ def _inside(folder: Path, path: Any) -> Path:
 
 
 def _pooling(path: Path) -> Pooling:
-    """The one way of pooling that a Pooling module's config.json turns on: as a name, or, in older files, by a switch per way."""
+    """The one pooling that a Pooling module's config.json turns on: by name or, in older files, by one switch per pooling."""
     options = read_object(path, dict)
     ways: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max"}
     prefix = "pooling_mode_"
@@ -59,7 +59,7 @@ def _pooling(path: Path) -> Pooling:
 
 
 def special_tokens(folder: Path) -> dict[str, list[str]]:
-    """{"pad", "mask", "cls", "sep": what the token may be called}: as the tokenizer's settings name it, then by habit."""
+    """{"pad", "mask", "cls" or "sep": the token's possible names}, the name in the tokenizer's settings before the usual ones."""
     named = read_options(folder / "tokenizer_config.json") | read_options(folder / "special_tokens_map.json")
     found = {}
     for key, habits in SPECIAL_TOKENS.items():
@@ -70,7 +70,7 @@ def special_tokens(folder: Path) -> dict[str, list[str]]:
 
 
 def read_vocabulary(path: Path, most: int) -> list[str]:
-    """The tokens of a vocab.txt, one a line, of a model that has `most`. Raises CheckpointError naming the file."""
+    """The tokens of a vocab.txt, one per line. most: the model's vocabulary size, which bounds the file. Raises CheckpointError."""
     try:
         text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,12 +79,12 @@ def read_vocabulary(path: Path, most: int) -> list[str]:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """A JSON object of settings; empty where there is no such file."""
+    """The JSON object in a settings file; an empty one when the file does not exist."""
     return read_object(path, dict) if path.exists() else {}
 
 
 def read_object(path: Path, kind: type[dict[str, Any]] | type[list[Any]], limit: int = MAX_JSON_BYTES) -> Any:
-    """A JSON file that holds an object, or a list of objects."""
+    """The object, or the list of objects, in a JSON file of at most `limit` bytes. Raises ConfigError for another kind."""
     value: Any = read_json(path, limit)
     if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
         raise ConfigError(f"{path} holds a {type(value).__name__}, expected {'a list of objects' if kind is list else 'an object'}")

@@ -1,4 +1,4 @@
-"""Source: a foreign checkpoint being read. Pieces that several layouts share: norms, linear maps and heads by their names here."""
+"""Source, a foreign checkpoint being read, and the parts that several layouts share: norms, linear maps and heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Source", "classify", "linear", "norm", "refuse", "special_ids", "sta
 
 
 class Source:
-    """A foreign checkpoint being read: its config, and its tensors, each taken once; what lacks or is left is told at the end."""
+    """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones."""
 
     def __init__(self, data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -30,7 +30,7 @@ class Source:
         return name in self.stored
 
     def get(self, name: str, ndim: int = 2) -> Tensor:
-        """The tensor `name`; where there is none such, an empty one, and config() tells why."""
+        """The tensor `name`. If it is missing or unusable, the result is empty and config() raises the error."""
         self.taken.add(name)
         tensor = self.stored.get(name)
         if tensor is None:
@@ -44,11 +44,11 @@ class Source:
         return Tensor(np.empty((0,) * ndim, np.float32), "float32")
 
     def vector(self, name: str) -> Tensor:
-        """A bias or a norm's weight: float32 whatever the file holds."""
+        """A bias or a norm's weight, converted to float32."""
         return self.get(name, ndim=1).to("float32")
 
     def number(self, at: Mapping[str, Any], key: str, low: int, high: int = MAX_SIZE, *, kind: Any = int, default: Any = None) -> Any:
-        """at[key], an integer (or a number, where kind is float) from low to high; bounded before anything is computed from it."""
+        """at[key], checked to be an integer (or a number, if kind is float) from low to high. Raises ConfigError."""
         value = at.get(key, default)
         if type(value) not in (int, kind) or not low <= value <= high:
             what = "an integer" if kind is int else "a number"
@@ -56,11 +56,11 @@ class Source:
         return kind(value)
 
     def drop(self, *endings: str) -> None:
-        """Leave out the tensors whose names end so."""
+        """Leave out the tensors whose names have one of these endings."""
         self.taken |= {name for name in self.stored if name.endswith(endings)}
 
     def labels(self, count: int) -> tuple[str, ...]:
-        """The names of `count` classes: id2label where it fits, else LABEL_i."""
+        """The names of `count` classes: from id2label if it names exactly these, else LABEL_i."""
         names = self.data.get("id2label")
         found = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
         keys = [str(i) for i in range(count)]
@@ -69,7 +69,7 @@ class Source:
         return tuple(f"LABEL_{i}" for i in range(count))
 
     def config(self, **fields: Any) -> Config:
-        """The Config, once all tensors are taken. Raises CheckpointError listing every one that is missing, misshapen or unknown."""
+        """Config(**fields), when all tensors were taken. Raises CheckpointError that lists every missing, misshapen or unknown tensor."""
         unknown = sorted(set(self.stored) - self.taken)
         if self.problems or unknown:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
@@ -82,6 +82,7 @@ class Source:
 
 
 def _modern(name: str) -> str:
+    """A tensor's name with the endings .weight and .bias, which older checkpoints call .gamma and .beta."""
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if name.endswith(old):
             return name.removesuffix(old) + new
@@ -89,14 +90,15 @@ def _modern(name: str) -> str:
 
 
 def refuse(source: Source, what: str, value: Any, supported: str) -> ConfigError:
+    """The error for a setting `what` whose value is not supported."""
     return ConfigError(f"{source.folder / 'config.json'}: {what} {short(value)} is not supported, only {supported}")
 
 
 def stack(parts: Iterable[Tensor]) -> Tensor:
-    """Tensors of one dtype on top of each other."""
+    """Tensors concatenated along their rows; parts of different dtypes become float32."""
     parts = list(parts)
     if len({t.data.shape[1:] for t in parts}) > 1:
-        return parts[0]  # misshapen: the format's own check names it
+        return parts[0]  # its shape is wrong, and check() will name it
     if len({t.dtype for t in parts}) > 1:
         parts = [t.to("float32") for t in parts]
     stacked = Tensor(np.concatenate([t.data for t in parts]), parts[0].dtype)
@@ -106,7 +108,7 @@ def stack(parts: Iterable[Tensor]) -> Tensor:
 
 
 def stored_dtypes(made: dict[str, Tensor]) -> Stored:
-    """The stored dtypes of translated tensors, made uniform per family: float32 where a family mixes them."""
+    """The stored dtype of each family. Where a family mixes dtypes, its tensors in `made` are converted to float32."""
     families = {
         "embeddings": [n for n in made if n in ("embedding.word", "embedding.position", "embedding.token_type")],
         "trees": [n for n in made if n.endswith(".nodes")],
@@ -123,15 +125,17 @@ def stored_dtypes(made: dict[str, Tensor]) -> Stored:
 
 
 def norm(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
+    """The weight and bias of a LayerNorm, renamed from `theirs` to `ours`."""
     return {f"{ours}.weight": s.vector(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
 
 
 def linear(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
+    """The weight and bias of a linear map, renamed from `theirs` to `ours`."""
     return {f"{ours}.weight": s.get(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
 
 
 def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
-    """Whether the decoder is the word embedding; if not, it becomes a tensor of its own."""
+    """Whether the decoder is, or equals, the word embedding. If not, it is added to `made` as a tensor of its own."""
     if decoder not in s and s.data.get("tie_word_embeddings", True):
         return True
     weight = s.get(decoder)
@@ -143,6 +147,7 @@ def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
 
 
 def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], last: str) -> Classify:
+    """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`."""
     widths = []
     for i, (theirs, activation) in enumerate(layers):
         made |= linear(s, f"tasks.classify.layers.{i}", theirs)
@@ -157,13 +162,14 @@ def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], 
 
 
 def tag(s: Source, made: dict[str, Tensor]) -> Tag:
+    """The head that tags tokens; its tensors are added to `made`."""
     made |= linear(s, "tasks.tag.out", "classifier")
     labels = s.labels(max(1, len(made["tasks.tag.out.weight"].data)))
     return Tag(labels, "bio" if all(label == "O" or label[:2] in ("B-", "I-") for label in labels) else "io")
 
 
 def special_ids(s: Source, vocabulary: int) -> Ids:
-    """Ids of special tokens: by name from tokenizer.json or vocab.txt, the names as the tokenizer's settings or habit have them."""
+    """Ids of the special tokens, found in tokenizer.json or else vocab.txt by the names of special_tokens()."""
     if (s.folder / "tokenizer.json").exists():
         tokens = read_object(s.folder / "tokenizer.json", dict, vocabulary_bytes(vocabulary)).get("added_tokens") or ()
         known = {t.get("content"): t.get("id") for t in tokens}
