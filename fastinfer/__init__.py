@@ -4,7 +4,7 @@
     model = fastinfer.load("folder")
     vectors = model.embed(["a text", "another"])
 
-README.md tells the rest; fastinfer.info() tells what this machine can run.
+README.md explains everything else; fastinfer.info() reports the devices that this machine can use.
 """
 
 from .api import Model, load

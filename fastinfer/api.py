@@ -20,7 +20,7 @@ from .tokenizer import Tokenizer, TruncationWarning, Window, as_singles, as_text
 
 __all__ = ["Model", "load"]
 
-STREAM_TEXTS = 1024  # texts that the streaming form tokenises at a time: enough to sort by length, little to hold
+STREAM_TEXTS = 1024  # texts: embed_iter() tokenises this many at a time, enough to sort by length, few to hold in memory
 
 
 def load(
@@ -33,23 +33,23 @@ def load(
     validate: bool | None = None,
     copy: bool = False,
 ) -> Model:
-    """Open a checkpoint folder: config.json, safetensors, tokenizer.json; of this format, or one that layouts.py recognises.
+    """The Model of a checkpoint folder (config.json, safetensors, tokenizer.json) in this format or a layout of checkpoint/layouts.
 
-    path_or_name  the folder, or the name of a model that ships inside the package; None: the first of these
+    path_or_name  the folder, or the name of a model that ships inside the package; None: the first such model
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
-                  of them, each of which gets the model and takes batches in turn
-    dtype         what to compute in: None (what is stored suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
-    threads       most threads per call; None, or more than there are: the CPUs that this process may use
-    max_depth     walk trees at most this many decisions deep; None: to their leaves
-    validate      scan the weights for NaN and infinity; None: when the files are small
-    copy          read the weights into memory; False: map the files, so that processes share them and what is not used is not read
+                  of these: each device gets the model, and they take batches in turn
+    dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
+    threads       most threads per call, limited to the CPUs that this process may use; None: this limit
+    max_depth     walk trees at most this many decisions deep; None: walk to the leaves
+    validate      scan the weights for NaN and infinity; None: only when the files are small
+    copy          read the weights into memory; False: map the files, so that processes share them and unused weights are not read
 
-    Tensors over 64 KB that are used as they are stored (embeddings and trees on the CPU; with NumPy all of float32) stay in the mapped
-    file as long as the model lives; tables of children never do. Replacing the file, as checkpoint.save does, is safe. Writing into it
-    changes answers without a word, and cutting it short ends the process (SIGBUS, which Python cannot turn into an error), during the
-    load, too. Pass copy=True where others may do either.
+    Tensors over 64 KB that are used as they are stored (embeddings and trees on the CPU; with NumPy all float32 tensors) stay in the
+    mapped file as long as the model lives; tables of children never do. Replacing the file, as checkpoint.save does, is safe. Writing
+    into the file changes answers without a warning. Truncating it ends the process with SIGBUS, which Python cannot turn into an
+    error; this holds during the load, too. Pass copy=True where other programs may do either.
 
-    Raises CheckpointError, ConfigError or BackendError with what was found, what was expected and what to do.
+    Raises CheckpointError, ConfigError or BackendError with the value found, the value expected and what to do.
     """
     folder = folder_of(path_or_name)
     max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
@@ -71,20 +71,20 @@ def load(
 
 
 class Model:
-    """A loaded model. Made by load(); may be used from several threads at once.
+    """A loaded model, made by load(). Several threads may use it at once.
 
     config     the architecture (fastinfer.config.Config)
-    tasks      names of the heads it has: embed, fill_mask, classify, tag, answer
-    tokenizer  fastinfer.tokenizer.Tokenizer, or None where the checkpoint has no tokenizer.json
+    tasks      names of its heads, some of embed, fill_mask, classify, tag, answer
+    tokenizer  fastinfer.tokenizer.Tokenizer, or None for a checkpoint without tokenizer.json
     nbytes     bytes of the stored weights
 
-    Wherever `texts` are taken: a str or a pair (str, str) is a text, a list of them a batch; one text
-    alone is a batch of one and still gives a batch back. A batch may be anything that holds its texts in
+    Every `texts` argument is a text or a batch of texts. A text is a str or a pair (str, str); a single
+    text is a batch of one and still gives a batch back. A batch is any iterable that holds its texts in
     order: a list, an iterator, a NumPy array, a pandas Series; not a table, a dict or a set. A tuple of
     two str is a pair; where pairs have no meaning (tag, answer, rank) it is a batch. A PackedBatch of ids
-    is accepted too, except for the tasks that give back text. tag and answer read long texts in windows;
-    elsewhere texts over config.max_tokens tokens are cut, with one fastinfer.tokenizer.TruncationWarning
-    per call, which names the line of the call.
+    is accepted too, except by the tasks that give back text. tag and answer read long texts in windows.
+    The other methods cut texts over config.max_tokens tokens. They then give one
+    fastinfer.tokenizer.TruncationWarning per call, which names the line of the call.
     """
 
     def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
@@ -118,7 +118,7 @@ class Model:
         """One vector per text: (B, D) float32, pooled as the checkpoint says.
 
         normalize     scale each vector to length 1; None: as the checkpoint says
-        batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
+        batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
         progress      show a progress bar on standard error
         """
         cuts: list[TruncationWarning] = []
@@ -131,7 +131,7 @@ class Model:
     ) -> Iterator[np.ndarray]:
         """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts.
 
-        What was cut is warned of once, at the end.
+        One TruncationWarning at the end covers all texts that were cut.
         """
         self._head("embed")
         cuts: list[TruncationWarning] = []
@@ -145,7 +145,7 @@ class Model:
         warn_of(cuts)
 
     def _embed(self, texts: Any, cuts: list[TruncationWarning], normalize: bool | None, options: Options) -> np.ndarray:
-        """embed(); cuts takes what there is to warn of."""
+        """embed(), except that its warnings are appended to `cuts` and not given."""
         head = self._head("embed")
         normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
         total, windows = self._runner.windows(texts, cuts)
@@ -157,7 +157,7 @@ class Model:
     def classify(
         self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
     ) -> list[Any]:
-        """Per text a list of (label, score), best first, at most top_k; of a regression model, per text a float."""
+        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text."""
         head = self._head("classify")
         logits = self._text_logits(texts, "classify", Options(batch_tokens, threads, progress))
         return heads.classify.decode(logits, head, positive("top_k", top_k))
@@ -207,8 +207,8 @@ class Model:
     ) -> list[list[tuple[Any, ...]]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
-        strategy  what tags a word: "first", its first token; "average", the mean of its tokens' probabilities; "max", its surest
-                  token; "simple": each token is tagged by itself, which suits languages without spaces and may cut words
+        strategy  how a word gets its tag: "first", from its first token; "average", from the mean of its tokens' probabilities; "max",
+                  from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words
 
         The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
         not pairs.
@@ -246,8 +246,8 @@ class Model:
         questions, contexts: a str each, or lists of equal length. A long context is read in windows that
         overlap. The score is the product of the start's and the end's probability within its window.
 
-        no_answer    (0, 0, score, "") stands among the answers, for none, as models score it that learned that there may be none
-        whole_words  widen answers to whole words, and add up the scores of those that become the same; else they end at any token
+        no_answer    include (0, 0, score, "") among the answers, for "no answer"; for models that were trained on such questions
+        whole_words  widen answers to whole words, and add up the scores of answers that become equal; False: answers end at any token
 
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
@@ -295,8 +295,9 @@ class Model:
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
 
-        A model with an embed head embeds; one with a classify head of a single label scores (query, document). documents: a batch of
-        str, a tuple of them, too.
+        A model with an embed head is used as an embedder; otherwise a classify head with a single label scores (query, document).
+
+        documents  a batch of str; a tuple of str is a batch, too
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
@@ -305,7 +306,7 @@ class Model:
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
-            scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # BLAS would sum in another order for another number of rows
+            scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # the order of BLAS's sums would depend on the number of rows
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in documents]
             logits = self._text_logits(pairs, "classify", Options(**options))[:, 0]
@@ -316,7 +317,7 @@ class Model:
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    # --- what the encoder says ---
+    # --- states, logits and routes ---
 
     def hidden_states(
         self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
@@ -337,8 +338,8 @@ class Model:
                 taps: dict[int, Any] = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
                 with work:
                     last = ops.bring(ops.encode(weights, part, work, taps=taps))()
-                taps[-1] = last if last.flags.owndata else last.copy()  # else it is in a buffer that the next batch reuses
-                # A layer that is asked for twice gives two arrays: to write into one changes no other.
+                taps[-1] = last if last.flags.owndata else last.copy()  # a view is of a buffer that the next batch reuses
+                # A layer that is asked for twice gives two arrays, so that writing into one does not change the other.
                 states = [part.split(taps[i].copy() if i in given[:n] else taps[i]) for n, i in enumerate(given)]
                 for row, b in enumerate(which):
                     result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
@@ -356,8 +357,8 @@ class Model:
     ) -> Any:
         """Raw logits: classify (B, K); tag per text (tokens, K); answer per text (tokens, 2); fill_mask per text (masks, V).
 
-        task       which head, where the model has several
-        positions  of fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
+        task       name of the head; needed where the model has several
+        positions  for fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
         """
         if not isinstance(positions, str) or positions not in ("mask", "all"):
             raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
@@ -383,7 +384,7 @@ class Model:
         return rows
 
     def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Any]]:
-        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their logits.
+        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their float32 logits.
 
         None stands for a dense layer.
         """
@@ -407,19 +408,19 @@ class Model:
         return result
 
     def release(self) -> None:
-        """Give back the memory of finished calls (buffers and graphs on a GPU); weights stay. The next call takes what it needs."""
+        """Give back the memory of finished calls (buffers and graphs on a GPU); weights stay. The next call allocates it again."""
         for ops, _ in self._runner.replicas:
             ops.release()
 
     # --- heads ---
 
     def _forward(self, task: str) -> Head:
-        """The forward of a head, as Runner.run() takes it."""
+        """The forward function of a head, in the form that Runner.run() takes."""
         head, forward = self._head(task), heads.HEADS[task].forward
         return lambda ops, weights, x, part: forward(ops, x, part, head, weights)
 
     def _text_logits(self, texts: Any, task: str, options: Options) -> np.ndarray:
-        """(B, K) of a head that gives a row per text."""
+        """The logits (B, K) of a head that gives one row per text."""
         cuts: list[TruncationWarning] = []
         total, windows = self._runner.windows(texts, cuts)
         out = np.empty((total, len(self._head(task).labels)), np.float32)
@@ -429,7 +430,7 @@ class Model:
         return out
 
     def _window_logits(self, windows: list[Window], task: str, options: Options) -> list[np.ndarray]:
-        """Per window of texts the logits of its tokens (tokens, K)."""
+        """Per window of a text the logits (tokens, K) of its tokens."""
         packed = self._runner.packed([window.tokens for window in windows])
         return self._runner.per_text([packed], len(windows), self._forward(task), options._replace(progress=False))
 

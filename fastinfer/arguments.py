@@ -1,4 +1,4 @@
-"""The arguments of the command line: parse() turns them into a Namespace whose `command` names what to run."""
+"""The arguments of the command line: parse() turns them into a Namespace whose `command` is the name of the command to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .text_io import ENDINGS, STANDARD_OUTPUT, output_ending, reads_stdin
 
 __all__ = ["CLASSES", "parse"]
 
-CLASSES = 5  # classes of a text in readable output
+CLASSES = 5  # classes shown per text in readable output
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
@@ -33,7 +33,7 @@ FORMATTER = argparse.RawDescriptionHelpFormatter
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, checked together. Ends the process with a message and status 2 where they do not fit."""
+    """The parsed arguments, checked together. Ends the process with a message and status 2 if they do not fit."""
     args, rest = _parser().parse_known_args(argv)
     error = args.parser.error
     odd = [word for word in rest if word.startswith("-") and word != "-"]
@@ -45,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _check_output(args, error)
     if not takes_texts:
         return args
-    args.texts += rest  # argparse gives up on texts that stand after an option
+    args.texts += rest  # argparse does not collect texts that stand after an option
     if args.texts and args.input is not None:
         error("give texts as arguments or with --input, not both")
     if args.input == "":
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
-    """Refuse an --output that would hold something else than its name says."""
+    """Refuse an --output whose ending does not match the format that would be written."""
     if args.output == "":
         error("--output is empty, expected the name of a file")
     ending = output_ending(args)
@@ -70,9 +70,9 @@ def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose messages are printable, and which does not pass over an output that cannot be written.
+    """An ArgumentParser whose messages are printable, and which reports an output that cannot be written.
 
-    complete  adds options once they are needed: those of a command whose module is imported for it alone
+    complete  called before the first parse, to add the options of a command whose module is imported only then
     """
 
     complete: Callable[[argparse.ArgumentParser], None] | None = None
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
     sub = _command(commands, "rank", "order documents by how well they match a query", INPUT_HELP, example)
-    sub.add_argument("query", metavar="QUERY", help="what to look for")
+    sub.add_argument("query", metavar="QUERY", help="text that documents are compared with")
     _add_texts(sub, "DOCUMENT")
     _add_top_k(sub, "show the best N (default: all)")
 
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     example = 'fastinfer tag -m MODEL "Ada Lovelace lived in London."'
     sub = _command(commands, "tag", "mark spans of a text, such as names and places", INPUT_HELP, example)
     _add_texts(sub, "TEXT")
-    sub.add_argument("--strategy", choices=list(STRATEGIES), default="first", help="which of its tokens tag a word (default: first)")
+    sub.add_argument("--strategy", choices=list(STRATEGIES), default="first", help="how a word's tokens decide its tag (default: first)")
 
     how = INPUT_HELP + '\nWithout --question each text is a pair: QUESTION<tab>CONTEXT, or {"question": ..., "context": ...}.\n'
     example = 'fastinfer answer -m MODEL -q "Where did she live?" "Ada Lovelace lived in London."'
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-q", "--question", help="the question, asked of each CONTEXT")
     _add_texts(sub, "CONTEXT")
     _add_top_k(sub, "show the best N answers (default: 1)")
-    sub.add_argument("--no-answer", action="store_true", help="that there is none is an answer, too")
+    sub.add_argument("--no-answer", action="store_true", help='allow "no answer" as an answer')
     sub.add_argument("--whole-words", action=argparse.BooleanOptionalAction, default=True, help="widen answers to whole words (default)")
 
     _command(commands, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, what: str, how: str, example: str, *, takes: str = "singles") -> Any:
-    """The parser of a command, with the options of its model and its output. takes: "singles", "pairs" or "either", of texts."""
+    """The parser of a command, with the options of its model and its output. takes: the texts it reads, "singles", "pairs" or "either"."""
     description = f"{what[0].upper()}{what[1:]}.\n{how}".rstrip()
     sub = commands.add_parser(name, help=what, description=description, epilog=f"example:\n  {example}", formatter_class=FORMATTER)
     sub.set_defaults(command=name, parser=sub, takes=takes, pairs=False)
@@ -153,26 +153,26 @@ def _command(commands: Any, name: str, what: str, how: str, example: str, *, tak
     group.add_argument(
         "--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy; fastinfer info lists what runs here"
     )
-    group.add_argument("--dtype", help="what to compute in (default: what the checkpoint suggests)")
-    group.add_argument("--threads", type=_at_least(1), metavar="N", help="most threads (default: the CPUs this process may use)")
+    group.add_argument("--dtype", help="dtype to compute in (default: as the checkpoint suggests)")
+    group.add_argument("--threads", type=_at_least(1), metavar="N", help="use at most N threads (default: the CPUs this process may use)")
     group.add_argument("--max-depth", type=_at_least(0), metavar="N", help="walk trees at most N decisions deep: faster, less exact")
     out = sub.add_argument_group("output")
-    out.add_argument("--json", action="store_true", help="complete, machine-readable: a JSON value per line")
+    out.add_argument("--json", action="store_true", help="write complete answers for programs, one JSON value per line")
     files = ".npy: an array; " if name == "embed" else ""
-    out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: as --json; .txt: readable text)")
+    out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE ({files}.jsonl: like --json; .txt: readable text)")
     return sub
 
 
 def _add_texts(sub: argparse.ArgumentParser, metavar: str, *, pairs: bool = False) -> None:
-    sub.add_argument("texts", nargs="*", metavar=metavar, help="- or nothing: standard input")
+    sub.add_argument("texts", nargs="*", metavar=metavar, help="texts; without any, or for -, standard input is read")
     group = sub.add_argument_group("input")
     group.add_argument(
-        "-i", "--input", metavar="FILE", help="texts, one per line; .jsonl, .json and .gz are understood; - is standard input"
+        "-i", "--input", metavar="FILE", help="read FILE, one text per line (.jsonl, .json and .gz work, too); - is standard input"
     )
-    group.add_argument("--jsonl", action="store_true", help="lines are JSON values, whatever the FILE is called")
+    group.add_argument("--jsonl", action="store_true", help="read each line as a JSON value, whatever the name of FILE")
     if pairs:
-        group.add_argument("--pairs", action="store_true", help="a tab parts each line or argument into a pair of texts")
-    group.add_argument("--batch-tokens", type=_at_least(1), metavar="N", help="most tokens computed at a time")
+        group.add_argument("--pairs", action="store_true", help="read each line or argument as two texts with a tab between them")
+    group.add_argument("--batch-tokens", type=_at_least(1), metavar="N", help="compute at most N tokens at a time")
 
 
 def _add_top_k(sub: argparse.ArgumentParser, what: str) -> None:

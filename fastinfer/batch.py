@@ -15,8 +15,11 @@ __all__ = ["PackedBatch", "cut"]
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """ids (T,) int32; cu_seqlens (B + 1,) int32 from 0 to T: text b is ids[cu_seqlens[b]:cu_seqlens[b+1]];
-    token_types (T,) int32 or None (all 0).
+    """B texts as one row of T tokens.
+
+    ids          (T,) int32
+    cu_seqlens   (B + 1,) int32, rising from 0 to T: text b is ids[cu_seqlens[b]:cu_seqlens[b+1]]
+    token_types  (T,) int32, or None (all 0)
     """
 
     ids: np.ndarray
@@ -31,7 +34,7 @@ class PackedBatch:
         self.check_lengths()
 
     def check_lengths(self) -> None:
-        """Raise ShapeError unless cu_seqlens rises from 0 to the number of ids: who made the batch may have written into it."""
+        """Raise ShapeError unless cu_seqlens rises from 0 to the number of ids: a caller may have changed the arrays since."""
         ids, cu = self.ids, self.cu_seqlens
         if ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(ids) or (cu[1:] <= cu[:-1]).any():
             raise ShapeError(f"cu_seqlens does not rise from 0 to the {ids.size} ids given: build a batch with PackedBatch.from_ids")
@@ -40,8 +43,8 @@ class PackedBatch:
     def from_ids(cls, ids: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> PackedBatch:
         """Pack a list of id lists (special tokens included, as the model wants them).
 
-        Raises InputError for an empty row or an id that is no int32, ShapeError where token_types do
-        not have the lengths of ids. A model checks the ids against its vocabulary, the lengths against its positions.
+        Raises InputError for an empty row or an id that is not an int32, ShapeError where the rows of
+        token_types and ids differ in length. A model checks the ids against its vocabulary, the lengths against its positions.
         """
         flat, lengths = _flatten("ids", ids)
         if not lengths.all():
@@ -57,7 +60,7 @@ class PackedBatch:
 
     @classmethod
     def from_flat(cls, ids: np.ndarray, lengths: np.ndarray, token_types: np.ndarray | None = None) -> PackedBatch:
-        """ids (T,) int32 of texts with these lengths, none of them 0."""
+        """The batch of texts that lie one after another in ids (T,) int32. lengths (B,): tokens per text, none of them 0."""
         cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=cu_seqlens[1:])
         if cu_seqlens[-1] > np.iinfo(np.int32).max:
@@ -66,7 +69,7 @@ class PackedBatch:
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
-        """The texts of several batches, which all have token types or all have none; of one, itself."""
+        """One batch of the texts of several, which all have token types or all have none. A single batch is returned itself."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
@@ -109,7 +112,7 @@ class PackedBatch:
 
 
 def cut(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of texts, longest first, in groups of at most `batch_tokens` tokens (or one text)."""
+    """Indices of texts, longest first, in groups of at most `batch_tokens` tokens; a longer text is a group by itself."""
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order], dtype=np.int64)
     start = done = 0
@@ -120,7 +123,7 @@ def cut(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
 
 
 def _flatten(name: str, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of integers as (flat int32, lengths int64)."""
+    """Rows of integers as (flat int32, lengths int64). Raises DtypeError or InputError naming the row."""
     if not _listed(rows):
         raise DtypeError(f"{name} is {short(rows)}, expected a list of lists of integers")
     bounds = np.iinfo(np.int32)

@@ -1,4 +1,4 @@
-"""Where a long text can be cut in two so that the tokens of the parts are those of the whole."""
+"""Places where a long text can be cut in two so that its parts have the tokens of the whole."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from typing import Any
 
 __all__ = ["boundaries"]
 
-# Components that treat the text before a boundary without regard to the text behind it, and the other way round.
+# Components whose result on one side of a boundary does not depend on the text on the other side.
 NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Replace", "StripAccents", "Strip"}
 REPLACEMENTS = ({"String": "``"}, '"'), ({"String": "''"}, '"'), ({"Regex": " {2,}"}, " "), ({"Regex": " {2,}"}, "▁")
 PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
 MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
-# Normalizers that leave ASCII punctuation and Chinese characters as and where they are.
+# Normalizers that neither change nor move ASCII punctuation and Chinese characters.
 PLAIN = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
 
 
 def boundaries(raw: Any) -> re.Pattern[str] | None:
-    """Matches, without width, where a text can be cut without changing a token; None where `raw`, a tokenizers.Tokenizer, promises none.
+    """A pattern of empty matches, at each of which a text can be cut without changing a token; None where no place is safe.
 
-    The tokens of text[:cut] are then the first of those of the text, and text[cut - 1:] gives one character's tokens and then the rest.
+    raw  a tokenizers.Tokenizer
 
-    At a boundary a space stands behind a letter, a digit or a visible character of ASCII. Each of PRE_TOKENIZERS that splits at spaces
-    ends a word there, whatever stands further left or right, and MODELS see one word at a time. NORMALIZERS work on a character, a
-    combining sequence or a grapheme, none of which goes on with a space, or strip the text's end; REPLACEMENTS do not reach across.
-    An added token could, whose content has white space behind another character; one that takes in the white space on its right, or
-    is a single character, would end or begin otherwise. A tokenizer that has one of these, or a component of another kind, has no
-    boundaries.
+    The tokens of text[:cut] are the first tokens of the text; text[cut - 1:] gives one character's tokens and then all later ones.
 
-    BertPreTokenizer makes each ASCII punctuation character a word of its own and, with its normalizer, each Chinese one, so
-    between two of these is a boundary, too, unless an added token may contain them.
+    A boundary lies after a letter, a digit or a visible ASCII character and before a space. Each of PRE_TOKENIZERS that splits at
+    spaces ends a word there, whatever stands further left or right, and MODELS see one word at a time. NORMALIZERS work on a character,
+    a combining sequence or a grapheme, and none of these continues with a space; or they strip the text's end. REPLACEMENTS do not
+    reach across. An added token reaches across if its content has white space after another character. An added token that takes in
+    the white space on its right, or is a single character, would make a part end or begin differently. A tokenizer that has such a
+    token, or a component of another kind, has no boundaries.
+
+    BertPreTokenizer makes each ASCII punctuation character a word and, with its normalizer, each Chinese character. So a boundary
+    lies between two of these, too, unless an added token may contain them.
     """
     added = list(raw.get_added_tokens_decoder().values())
     normalizers, splitters = _parts(raw.normalizer, "normalizers"), _parts(raw.pre_tokenizer, "pretokenizers")
@@ -44,7 +46,7 @@ def boundaries(raw: Any) -> re.Pattern[str] | None:
             return None
     places = [r"(?<=[\w!-~])(?= )"]
     if [part["type"] for part in splitters] == ["BertPreTokenizer"] and {part["type"] for part in normalizers} <= PLAIN:
-        used = set("_").union(*(token.content for token in added))  # "_" counts as of a word beside an added token
+        used = set("_").union(*(token.content for token in added))  # next to an added token "_" counts as part of a word
         marks = "".join(map(re.escape, sorted(set(string.punctuation) - used)))
         places.append(f"(?<=[{marks}])(?=[{marks}])")
         if all(map(str.isascii, used)) and any(part.get("handle_chinese_chars") for part in normalizers):
@@ -53,9 +55,9 @@ def boundaries(raw: Any) -> re.Pattern[str] | None:
 
 
 def _are_local(normalizers: Sequence[dict[str, Any]], splitters: Sequence[dict[str, Any]]) -> bool:
-    """Whether these components keep what stands on the two sides of a boundary apart."""
+    """Whether these components treat the two sides of a boundary independently."""
     replaced = [(part["pattern"], part["content"]) for part in normalizers if part["type"] == "Replace"]
-    # The first that does not only split off punctuation or digits must split at spaces: it may write them otherwise.
+    # The first splitter besides Punctuation and Digits must split at spaces: it may rewrite them before later ones see them.
     first = next((part for part in splitters if part["type"] not in ("Punctuation", "Digits")), None)
     return (
         {part["type"] for part in normalizers} <= NORMALIZERS
@@ -64,7 +66,7 @@ def _are_local(normalizers: Sequence[dict[str, Any]], splitters: Sequence[dict[s
         and not any(part.get("strip_left") for part in normalizers)
         and first is not None
         and _splits(first)
-        # Several spaces that became one "▁" are split by Metaspace alone.
+        # Only Metaspace splits at the "▁" that several spaces became.
         and ("▁" not in [content for _, content in replaced] or any(part["type"] == "Metaspace" and _splits(part) for part in splitters))
     )
 
@@ -74,7 +76,7 @@ def _splits(part: dict[str, Any]) -> bool:
 
 
 def _parts(component: Any, name: str) -> list[dict[str, Any]]:
-    """A component, or what a Sequence of them consists of, as tokenizer.json has it."""
+    """A component as tokenizer.json describes it, in a list; a Sequence gives the list of its members, None an empty list."""
     if component is None:
         return []
     left, parts = [json.loads(component.__getstate__())], []

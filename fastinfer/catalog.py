@@ -1,4 +1,4 @@
-"""Names of models: those inside the package, and folders."""
+"""Folders of models, found by path or by the name of a model inside the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inside() -> list[str]:
 
 
 def folder_of(path_or_name: str | os.PathLike[str] | None) -> Path:
-    """The folder that load() opens. Raises CheckpointError for None without a model inside, and for what is neither path nor name."""
+    """The folder that load() opens. Raises CheckpointError for None if no model is inside, and for an unknown path or name."""
     if path_or_name is None:
         if not inside():
             raise CheckpointError("no model is named, and none is inside this installation: name a checkpoint folder")

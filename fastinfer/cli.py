@@ -39,9 +39,9 @@ from .tokenizer import TruncationWarning, as_text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 done, 1 failed, 130 interrupted, 141 nobody reads the output.
+    """Run one command. Returns the exit status: 0 done, 1 failed, 130 interrupted, 141 the output has lost its reader.
 
-    Wrong usage exits with 2, a request to end with 128 and the signal's number: 143 for SIGTERM.
+    Wrong usage exits with status 2. A signal that asks to end exits with 128 plus its number: 143 for SIGTERM.
     """
     fill_closed_streams()
     cuts: list[TruncationWarning] = []
@@ -88,7 +88,7 @@ def _say(kind: str, message: object) -> None:
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """A signal that asks the process to end raises SystemExit in here, so that temporary files go; the second one is not waited for."""
+    """SIGTERM or SIGHUP raises SystemExit in the block, so that temporary files are removed; the same signal again is ignored."""
 
     def end(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -256,7 +256,7 @@ def _each(
     record: Callable[[Any, Any], dict[str, Any]],
     readable: Callable[[Any, Any], str],
 ) -> None:
-    """Write the answer of each text, as it comes: what `record` makes of it as a JSON line, or what `readable` does."""
+    """Write the answer of each text as soon as it is known: record(text, answer) as a JSON line, or readable(text, answer)."""
     with output(args) as out:
         model = _load(args)
         for texts, answers in _answers(args, model, compute):
@@ -265,7 +265,7 @@ def _each(
 
 
 def _answers(args: argparse.Namespace, model: api.Model, compute: Callable[[api.Model, list[Any]], Any]) -> Iterator[tuple[list[Any], Any]]:
-    """(texts, their answers) a window at a time."""
+    """Yield (texts, their answers), one window at a time. An InputError also says how many texts were done."""
     done = 0
     for texts in windows(args):
         try:

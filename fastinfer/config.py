@@ -1,7 +1,7 @@
 """The schema of a model: frozen dataclasses, JSON in and out, validation, the formulas of a tree.
 
-A Config is all that is needed to know every tensor of a checkpoint (checkpoint.tensors) and to run
-it. config.json is its JSON form: nested objects for nested dataclasses, unknown keys refused.
+A Config determines every tensor of a checkpoint (checkpoint.tensors) and how to run it. config.json is
+its JSON form: nested dataclasses become nested objects, and unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LAYERS = 1024
 # Sizes that a file may name are bounded before anything is computed from them.
 MAX_POSITIONS = 1 << 16
 MAX_SIZE = 1 << 24
-MAX_WIDTH = 1 << 16  # of a feedforward or a head: a batch of 2,048 tokens has that many float32 values each, at most 0.5 GB
+MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Pooling = Literal["mean", "cls", "max", "lse"]
@@ -87,8 +87,8 @@ class Dense:
 class FFF:
     """A fast feedforward: `trees` binary trees of `depth` decisions, and `dense` neurons always on.
 
-    children  an int32 table (P, nodes, 2) says where each node leads (pruned trees); else heap order
-    nodes     nodes stored per tree; None means a full tree, and only pruned trees may say otherwise
+    children  True: an int32 table (P, nodes, 2) holds each node's children (pruned trees); False: heap order
+    nodes     nodes stored per tree; None: a full tree. Only pruned trees may have fewer
     """
 
     trees: int
@@ -121,7 +121,7 @@ class FFF:
 
 @dataclass(frozen=True)
 class Embed:
-    """Text embedding: pool the final hidden states of a text, then perhaps scale to length 1."""
+    """Text embedding: pool the final hidden states of a text, then scale to length 1 if `normalize`."""
 
     pooling: Pooling
     normalize: bool
@@ -129,7 +129,7 @@ class Embed:
 
 @dataclass(frozen=True)
 class FillMask:
-    """Masked-token prediction: perhaps dense + GELU + norm ("transform"), then a decoder over the vocabulary."""
+    """Masked-token prediction: dense + GELU + norm if `transform`, then a decoder over the vocabulary."""
 
     transform: bool
     tied: bool = True
@@ -169,7 +169,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tasks:
-    """The heads of a checkpoint; None where it has none."""
+    """The heads of a checkpoint; None for a head that it lacks."""
 
     embed: Embed | None = None
     fill_mask: FillMask | None = None
@@ -184,7 +184,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Stored:
-    """How each family of tensors lies in the file. Norms, biases and scales are always float32."""
+    """The stored dtype of each family of tensors. Norms, biases and scales are always float32."""
 
     embeddings: StoredDtype = "float32"
     matrices: StoredDtype = "float32"
@@ -195,7 +195,7 @@ class Stored:
 class Config:
     """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` has one entry per layer.
 
-    Checked when made: raises ConfigError naming the key, what was got and what was expected.
+    It is checked when made: ConfigError names the key, the value found and the value expected.
     """
 
     hidden: int
@@ -232,7 +232,7 @@ class Config:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "config.json") -> Config:
-        """Read config.json's object. Raises ConfigError naming the file, the key, what was got and what was expected."""
+        """The Config of config.json's object. Raises ConfigError naming the file, the key, the value found and the value expected."""
         try:
             if not isinstance(data, dict):
                 raise ConfigError(f"the whole is {short(data)}, expected an object")
@@ -259,7 +259,7 @@ class Config:
 
 
 def _problems(c: Config) -> typing.Iterator[str]:
-    """Everything about a Config that its types do not say."""
+    """Yield a message for each rule that a Config breaks, beyond the types of its fields."""
 
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
@@ -326,7 +326,7 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to JSON values; a task without a head is left out."""
+    """A value as JSON values: dataclasses become objects, tuples lists. A task without a head is left out."""
     if dataclasses.is_dataclass(value):
         items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {k: _plain(v) for k, v in items.items() if not (isinstance(value, Tasks) and v is None)}
@@ -341,7 +341,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
-    """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and none that it does not know."""
+    """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and no unknown key."""
     hints, dot = _hints(kind), at + "." if at else ""
     unknown = [short(k) for k in value if k not in hints]
     if unknown:
@@ -353,7 +353,7 @@ def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
 
 
 def _read(kind: Any, value: Any, at: str) -> Any:
-    """A JSON value, or what it stands for already, as the annotated type `kind`; `at` is the dotted key it stands under."""
+    """A JSON value, or a value converted before, as the annotated type `kind`; `at` is its dotted key. Raises ConfigError."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -380,7 +380,7 @@ def _read(kind: Any, value: Any, at: str) -> Any:
 
 def _read_object(kind: type, value: Any, at: str) -> Any:
     """A JSON object, or an instance, as the dataclass `kind`."""
-    if isinstance(value, kind):  # perhaps a subclass, which stays one
+    if isinstance(value, kind):  # an instance of a subclass keeps its class
         kind, value = type(value), vars(value)
     if not isinstance(value, dict):
         raise _wrong(at, value, "an object")
@@ -389,9 +389,11 @@ def _read_object(kind: type, value: Any, at: str) -> Any:
 
 
 def _chosen(options: list[Any], value: Any, at: str) -> Any:
-    """The one of several dataclasses that the "kind" of a value names."""
+    """The dataclass among `options` that the "kind" of a value names. Raises ConfigError if none matches."""
     if len(options) == 1:
         return options[0]
+    if isinstance(value, tuple(options)):  # it may be a subclass with its own kind
+        return next(o for o in options if isinstance(value, o))
     by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
     got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     if not isinstance(got, str) or got not in by_kind:

@@ -1,7 +1,7 @@
-"""What can go wrong, by name, and the wording of the checks that many modules share.
+"""The error classes, and the checks that many modules share.
 
-A message says what, where, what was got, what was expected, and, where it is known, what to do. Names, values and
-messages of others stand in it, too. So every message is bounded and made printable in one place, FastinferError.
+A message says what is wrong and where, the value found, the value expected and, if known, what to do. It may quote
+files, callers and other libraries. So every message is bounded and made printable in one place, FastinferError.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = [
     "short",
 ]
 
-LONGEST = 4000  # characters of a message
-LISTED = 20  # items that a message names
+LONGEST = 4000  # characters: limit of a message
+LISTED = 20  # items: limit of a list in a message
 
 
 def printable(text: object, limit: int = LONGEST) -> str:
-    """`text` in at most `limit` characters, none of which acts on a terminal or a log; what is longer loses its middle.
+    """`text` in at most `limit` characters, none of which acts on a terminal or a log; a longer text loses its middle.
 
-    What str.isprintable refuses is escaped: control characters, marks that turn the direction of writing, lone surrogates.
-    A newline stays where two blanks follow, as in the lists of our own messages: no line of others looks like a new message.
+    Characters that str.isprintable refuses are escaped: control characters, marks that turn the direction of writing, lone
+    surrogates. A newline stays only before two blanks, as in our own lists, so that a quoted line cannot pose as a new message.
     """
     text = _cut(str(text), limit)
     if text.isprintable():
@@ -62,7 +62,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def listed(items: Iterable[object], between: str = ", ") -> str:
-    """The first items in a row, and how many more there are."""
+    """The first LISTED items with `between` between them, then the number of further items."""
     items = list(items)
     more = [f"... and {len(items) - LISTED} more"] if len(items) > LISTED else []
     return between.join([*map(str, items[:LISTED]), *more])
@@ -76,7 +76,7 @@ class FastinferError(Exception):
 
 
 class ConfigError(FastinferError, ValueError):
-    """A config.json (or a Config) says something that cannot be."""
+    """A config.json (or a Config) has a key or a value that is not allowed."""
 
 
 class CheckpointError(FastinferError, ValueError):
@@ -88,7 +88,7 @@ class ShapeError(FastinferError, ValueError):
 
 
 class DtypeError(FastinferError, TypeError):
-    """An array has the wrong dtype, or is no array."""
+    """An array has the wrong dtype, or a value is not an array."""
 
 
 class InputError(FastinferError, ValueError):
@@ -96,16 +96,16 @@ class InputError(FastinferError, ValueError):
 
 
 class TaskError(FastinferError, ValueError):
-    """The model has no head for what was asked."""
+    """The model has no head for the requested task."""
 
 
 class BackendError(FastinferError, RuntimeError):
-    """A device, ISA or dtype was asked for that cannot run here."""
+    """The requested device, ISA or dtype cannot run here."""
 
 
 @contextlib.contextmanager
 def about(what: str) -> Iterator[None]:
-    """Errors raised on purpose in here begin with what they are about."""
+    """The message of a FastinferError raised in the block begins with `what`."""
     try:
         yield
     except FastinferError as error:
@@ -124,20 +124,20 @@ _brief.maxlevel = 3
 
 
 def short(value: Any) -> str:
-    """The repr of a value that came from a file or a caller, cut and on one line: it may be of any length and depth."""
+    """The repr of a value, cut and on one line: values from files and callers may have any length and depth."""
     return " ".join(_brief.repr(value).split())
 
 
 def check_int(
     name: str, value: Any, low: int | None = None, high: int | None = None, *, error: type[FastinferError] = InputError, because: str = ""
 ) -> int:
-    """`value` as an int when it is an integer from `low` to `high`, or raise `error` naming it.
+    """`value` as an int. Raises `error` naming it unless it is an integer from `low` to `high`.
 
-    name     what the caller called it, e.g. "depth"
+    name     the caller's name for it, e.g. "depth"
     low      the least value, and `high` the greatest; None: no limit
-    because  added to the message, e.g. what else is accepted
+    because  added to the message, e.g. other values that are accepted
 
-    numpy integers and whatever else has __index__ count; a bool does not. What is stored or compared later is an int.
+    numpy integers and other types with __index__ are accepted; a bool is not. The result is always a plain int.
     """
     whole: int | None = None
     with contextlib.suppress(TypeError):
@@ -149,20 +149,20 @@ def check_int(
 
 
 def is_plain(value: Any) -> bool:
-    """Whether this is an array whose operators mean what numpy's do: a matrix or a masked array is not, a memmap is."""
+    """Whether `value` has the operators of a numpy array: an ndarray or a memmap, but not a matrix or a masked array."""
     return type(value) in (np.ndarray, np.memmap)
 
 
 def check_array(
     name: str, array: Any, shape: Sequence[int | str], dtype: Any = np.float32, *, because: str = "", contiguous: bool = True
 ) -> np.ndarray:
-    """Return `array` when it is a plain ndarray of `dtype` whose shape fits, or raise naming it.
+    """Return `array` if it is a plain ndarray of `dtype` whose shape fits, or raise an error naming it.
 
-    name     what the caller called it, e.g. "w_in"
-    shape    sizes, any integers; or letters for sizes that are free, e.g. ("T", 768)
+    name     the caller's name for it, e.g. "w_in"
+    shape    sizes as integers, or a name for each size that is free, e.g. ("T", 768)
     because  where the expectation comes from, added to the message
 
-    Raises DtypeError for a wrong dtype, byte order or no array; ShapeError for a wrong shape or, when
+    Raises DtypeError for a wrong dtype or byte order, or if it is not an array; ShapeError for a wrong shape or, when
     `contiguous`, for an array that is not C-contiguous and aligned.
     """
     dtype = np.dtype(dtype)
@@ -182,7 +182,7 @@ def check_array(
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """`value` as a bool when it is one, also numpy's. Raises InputError for what would only count as true or false."""
+    """`value`, a bool of Python or numpy, as a bool. Raises InputError for other types, such as 0 and 1."""
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name} is {short(value)}, expected True or False")
     return bool(value)

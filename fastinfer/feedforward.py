@@ -1,7 +1,7 @@
-"""Feedforward kinds: the tensors that each declares, and the forward that they share.
+"""Feedforward kinds: the tensors that each declares, and the forward pass that they share.
 
-A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both, and
-an output bias may follow:
+A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both. With an
+optional output bias, the output is
 
     y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
       + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
@@ -9,7 +9,8 @@ an output bias may follow:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import FFF, Dense
 from .weights import FeedForward
@@ -18,11 +19,10 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from .backends.reference import Reference
 
-__all__ = ["forward", "tensors"]
+__all__ = ["KINDS", "Kind", "forward", "tensors"]
 
 
-def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape, family)} of one feedforward; families are those of checkpoint.Spec."""
+def _tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
     width = ffn.width if isinstance(ffn, Dense) else ffn.dense
     spec: dict[str, tuple[tuple[int, ...], str]] = {}
     if isinstance(ffn, FFF):
@@ -41,14 +41,9 @@ def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], s
     return spec
 
 
-def forward(
+def _forward(
     ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
 ) -> None:
-    """out = residual + feedforward(x).
-
-    x (T, D); residual (T, D) or None, may be out itself; out (T, D), not x; work: needed where neurons are always on;
-    routes None or (nodes, z), both (T, P, depth + 1), to be filled.
-    """
     bias = ffn.b_out
     if ffn.dense_in is not None and ffn.dense_out is not None:
         assert work is not None
@@ -59,3 +54,33 @@ def forward(
     if ffn.trees is not None:
         nodes, z = routes or (None, None)
         ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+
+class Kind(NamedTuple):
+    """The two functions of a kind of feedforward, with the parameters of tensors() and forward() below."""
+
+    tensors: Callable[[Any, int], dict[str, tuple[tuple[int, ...], str]]]
+    forward: Callable[..., None]
+
+
+# Keys are the `kind` of a feedforward in a Config. Dense layers and trees share one formula.
+KINDS: dict[str, Kind] = {"dense": Kind(_tensors, _forward), "fff": Kind(_tensors, _forward)}
+
+
+def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{name: (shape, family)} of one feedforward; families are those of checkpoint.Spec."""
+    return KINDS[ffn.kind].tensors(ffn, hidden)
+
+
+def forward(
+    ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
+) -> None:
+    """out = residual + feedforward(x), computed only by ops, since a backend may run these later.
+
+    x         (T, D)
+    residual  (T, D) or None; it may be `out` itself
+    out       (T, D); it must not be x
+    work      needed only for neurons that are always on
+    routes    None, or (nodes, z), both (T, P, depth + 1), to be filled
+    """
+    KINDS[ffn.kind].forward(ops, x, ffn, residual=residual, out=out, work=work, routes=routes)

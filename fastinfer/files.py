@@ -1,4 +1,4 @@
-"""Files of strangers read within limits; files of our own that appear whole or not at all."""
+"""Reading untrusted files within limits, and writing files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stam
 def regular(path: str | os.PathLike[str], kind: type[FastinferError] = CheckpointError) -> Iterator[BufferedReader]:
     """The regular file at `path`, or at the end of its links, open for reading.
 
-    A pipe or a device is refused without waiting for it: what is looked at is what was opened, so no other file can
-    take its place between. Raises `kind` naming the file, also for an OSError in the block.
+    A pipe or a device is refused without waiting for it. The opened file itself is checked, so no other file can take
+    its place in between. Raises `kind` naming the file, also for an OSError in the block.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -39,12 +39,12 @@ def regular(path: str | os.PathLike[str], kind: type[FastinferError] = Checkpoin
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to, too."""
+    """An opener that returns at once even for a pipe without a writer."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def read_file(path: str | os.PathLike[str], limit: int, kind: type[FastinferError] = CheckpointError) -> bytes:
-    """The content of a regular file of at most `limit` bytes, its size looked at before anything is read.
+    """The content of a regular file of at most `limit` bytes, whose size is checked before anything is read.
 
     Raises `kind` naming the file.
     """
@@ -59,7 +59,7 @@ def read_file(path: str | os.PathLike[str], limit: int, kind: type[FastinferErro
 
 
 def stamp(file: str | os.PathLike[str] | int) -> tuple[int, ...] | None:
-    """What differs when the file of this name or descriptor was written to or replaced; None where it cannot be looked at."""
+    """A tuple that changes when the file of this name or descriptor is written to or replaced; None if stat() fails."""
     try:
         found = os.stat(file)
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def stamp(file: str | os.PathLike[str] | int) -> tuple[int, ...] | None:
 
 @contextlib.contextmanager
 def naming(name: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError raised in here names this file: not a temporary one that nobody knows, and not none."""
+    """An OSError raised in the block names this file, and not a temporary file or no file."""
     try:
         yield
     except OSError as error:
@@ -81,9 +81,9 @@ def naming(name: str | os.PathLike[str]) -> Iterator[None]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of `path` when the block ends without an error.
 
-    It is written under an unpredictable name in the same folder, created exclusively, so that no link is followed, no
-    file of another is touched and two writers do not meet: the last one to finish wins, whole. After an error `path`
-    is as it was. The file gets the mode of the one it replaces, or the process's default. Raises OSError.
+    It is written under an unpredictable name in the same folder, created exclusively, so that no link is followed
+    and no other file is touched. Of two writers the last one to finish wins, with a whole file. After an error `path` is
+    unchanged. The file gets the mode of the one it replaces, or the process's default. Raises OSError.
     """
     with replacing_all([path]) as (file,):
         yield file
@@ -114,6 +114,6 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Sequence[
 
 
 def _remove(path: Path) -> None:
-    """Remove a temporary file, where there is one: what went wrong before is what the caller is told."""
+    """Remove a temporary file if it exists. Errors are ignored: the caller is told of the first error, not of this one."""
     with contextlib.suppress(OSError):
         path.unlink()

@@ -1,4 +1,4 @@
-"""What this installation can run, and why not the rest."""
+"""info() reports what this installation can run, and why other devices cannot be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """version; devices: {name: None or why it cannot run}; gpus; isas: compiled, usable here, chosen by default; threads; models inside."""
+    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen); threads; models inside."""
     found: dict[str, Any] = {
         "version": __version__,
         "devices": backends.available(),

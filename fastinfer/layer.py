@@ -16,19 +16,19 @@ __all__ = ["FFF", "fff"]
 class FFF:
     """A fast feedforward layer, prepared once and called many times: conditional matrix multiplication.
 
-    w_in    (P, N, D) float32  row n decides at node n; N = 2**(depth + 1) - 1, heap order (children 2n+1, 2n+2)
+    w_in    (P, N, D) float32  row n decides at node n. N = 2**(depth + 1) - 1, heap order (children 2n+1, 2n+2)
     b_in    (P, N)    float32 or None
-    w_out   (P, N, D) float32  row n is what node n adds
+    w_out   (P, N, D) float32  node n adds row n times gelu(z)
     depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
     b_out   (D,)      float32 or None
     dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
-    dtype   how the weights are stored and computed: "float32", "bfloat16", "float16" (GPU only), "int8" (a scale per row); sums are float32
+    dtype   dtype of the weights and of computing: "float32", "bfloat16", "float16" (GPU only), "int8" (a scale per row); sums are float32
     device  "cpu", "cpu:ISA", "numpy", "cuda" or "cuda:N"
 
     At node n: z = x.w_in[n] + b_in[n]; y += gelu(z) * w_out[n]; go to 2n + 1 + (z > 0). z == 0 goes
     left; leaves add too. GELU is the exact one (erf). Arrays must be C-contiguous; they are copied.
 
-    Raises ShapeError, DtypeError naming the array at fault; BackendError for a device or dtype that
+    Raises ShapeError or DtypeError naming the array at fault, or BackendError for a device or dtype that
     cannot run here.
     """
 
@@ -81,13 +81,13 @@ class FFF:
                 d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
             dense_in = Linear(ops.matrix(Tensor(d_in.copy(), "float32")), d_bias)
             dense_out = Linear(ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32")))
-        self._layer = FeedForward(None, made, dense_in, dense_out, bias, activation)
+        self._layer = FeedForward("fff", None, made, dense_in, dense_out, bias, activation, {})
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
         """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).
 
-        On a GPU x may also be an array there, float32 or the layer's dtype: CuPy's, or one with __cuda_array_interface__ or __dlpack__.
-        The answer is then a CuPy array of its dtype, on the caller's current stream.
+        On a GPU x may also be a GPU array of float32 or the layer's dtype: of CuPy, or with __cuda_array_interface__ or __dlpack__.
+        The answer is then a CuPy array of x's dtype, on the caller's current stream.
         """
         ops = self._ops if threads is None else self._ops.using(threads)
         answer: np.ndarray = ops.call_layer(self._layer, self.hidden, x, out)

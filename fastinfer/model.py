@@ -1,7 +1,7 @@
 """The forward pass: embed -> layers x (attention, feedforward) -> final norm, over T packed tokens.
 
-It is written in terms of the ops that a backend supplies (backends/reference.py says what each does). A fast
-backend may replace a block or the whole.
+It calls the ops that a backend supplies (backends/reference.py says what each does). A fast backend may replace
+a block or the whole pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def encode(
 ) -> Any:
     """The final hidden states (T, D), in a buffer of `work` that the next call reuses.
 
-    taps    {i: buffer (T, D)} to be filled: 0 = embedding, i = after layer i
+    taps    {i: buffer (T, D) to be filled}: 0 = embedding, i = after layer i
     routes  per layer None or (nodes, z), to be filled
     """
     x = work.take("x", len(batch.ids), weights.hidden)
@@ -46,7 +46,7 @@ def encode(
 
 
 def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
-    """x (T, D) in place: x + attention(norm(x)), or norm(x + attention(x)) where norms come after."""
+    """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x))."""
     attention = layer.attention
     h = work.take("h", *x.shape)
     qkv = work.take("qkv", len(x), 3 * x.shape[1], dtype=ops.qkv_dtype(x.shape[1] // weights.heads))
@@ -60,7 +60,7 @@ def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weigh
 
 
 def ffn_block(ops: Reference, x: Any, layer: Layer, weights: Weights, work: Workspace, routes: Any = None) -> None:
-    """x (T, D) in place: x + ffn(norm(x)), or norm(x + ffn(x)) where norms come after."""
+    """Replace x (T, D) by x + ffn(norm(x)) or, in a post-norm model, by norm(x + ffn(x))."""
     ffn = layer.ffn
     assert ffn.norm is not None
     h = work.take("h", *x.shape)

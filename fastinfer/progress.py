@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
-WIDTH = 30
+WIDTH = 30  # characters of a full bar
 INTERVAL = 0.1  # seconds between redraws
 
 
 class Progress:
-    """`with Progress(total) as bar: ... bar.advance(n)`. Draws nothing unless enabled; erases itself at the end.
+    """A bar for `with Progress(...) as bar: ... bar.advance(n)`. It draws nothing unless enabled, and erases itself at the end.
 
-    total  how many there will be; None where that is unknown: count and rate are shown, no bar
+    total  number of items; None if unknown: then count and rate are shown without a bar
     """
 
     def __init__(self, total: int | None, *, enabled: bool, unit: str = "texts") -> None:

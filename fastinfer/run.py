@@ -23,8 +23,8 @@ from .workspace import Workspace
 
 __all__ = ["Options", "Replica", "Runner", "positive"]
 
-# Texts, or tokens of them, that are packed and sorted by length together: 4 bytes a token, 500 batches, so that what the last of a
-# window lacks to a full one does not matter.
+# Texts, or tokens of them, that are packed and sorted by length together, at 4 bytes a token. They make 500 batches, so it does not
+# matter that a window's last batch may be small.
 WINDOW_TEXTS, WINDOW_TOKENS = 8192, 1 << 20
 
 T = TypeVar("T")
@@ -39,9 +39,9 @@ class Replica(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a caller says of how a call runs, checked where it is used.
+    """A caller's options for one call. Each is checked where it is used.
 
-    batch_tokens  most tokens per packed batch (one longer text goes alone); None: what suits the device
+    batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
     threads       most threads; None: as the model was loaded
     progress      show a progress bar on standard error
     """
@@ -69,7 +69,7 @@ class Runner:
             yield ops, weights, work
 
     def parts(self, windows: Iterable[PackedBatch], options: Options) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """(indices of texts, their batch) for batches of at most batch_tokens tokens, a window's texts of similar length together."""
+        """Yield (indices of texts, their batch) of at most batch_tokens tokens. Texts of similar length in a window go together."""
         limit = positive("batch_tokens", options.batch_tokens) or self.replicas[0].ops.batch_tokens
         done = 0
         for packed in windows:
@@ -80,11 +80,11 @@ class Runner:
     def run(
         self, windows: Iterable[PackedBatch], total: int, head: Head, options: Options
     ) -> Iterator[tuple[np.ndarray, PackedBatch, np.ndarray]]:
-        """(indices of texts, their batch, what `head(ops, weights, states (T, D), batch)` makes of it) per batch.
+        """Yield (indices of texts, their batch, the result of `head(ops, weights, states (T, D), batch)`) per batch.
 
         windows  the texts, `total` of them; only those of one window are sorted by length together
 
-        Each device is given the next batch before its last is waited for.
+        Each device gets its next batch before the result of its last batch is awaited.
         """
         with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", options.progress)) as bar:
             turns = itertools.cycle([stack.enter_context(self.turn(options.threads, i)) for i in range(len(self.replicas))])
@@ -105,7 +105,7 @@ class Runner:
                 yield finish()
 
     def per_text(self, windows: Iterable[PackedBatch], total: int, head: Head, options: Options) -> list[np.ndarray]:
-        """What a head makes of each token, a list of arrays (tokens, ...), one per text."""
+        """A head's results for each token: a list of arrays (tokens, ...), one per text."""
         result: list[Any] = [None] * total
         for which, part, found in self.run(windows, total, head, options):
             for b, rows in zip(which, part.split(found), strict=True):
@@ -115,9 +115,9 @@ class Runner:
     def per_mask(
         self, windows: Iterable[PackedBatch], total: int, head: Head, mask: int | None, options: Options
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, what a head makes of each mask token of the text) per text, batch by batch; no other rows are decoded.
+        """Yield (index of a text, a head's results for its mask tokens), batch by batch; other tokens are not decoded.
 
-        mask  the id of a mask token; None: each token is decoded
+        mask  id of the mask token; None: every token is decoded
         """
 
         def wanted(part: PackedBatch) -> np.ndarray:
@@ -133,9 +133,9 @@ class Runner:
     # --- windows of texts ---
 
     def windows(self, texts: Any, cuts: list[TruncationWarning]) -> tuple[int, Iterable[PackedBatch]]:
-        """(count, texts packed and checked, a window at a time): on a device that leaves the host free, the next while one is worked on.
+        """(number of texts, their packed and checked windows). An asynchronous device computes one window while the next is made.
 
-        cuts takes what there is to warn of.
+        cuts  a list that truncation warnings are appended to
         """
         if isinstance(texts, PackedBatch):
             self.check(texts)
@@ -157,9 +157,10 @@ class Runner:
     def by_portions(
         self, texts: list[T], answer: Callable[[list[T], int], list[Any]], options: Options, *, whole: bool = False
     ) -> list[Any]:
-        """The answers to all texts, a portion at a time, for tasks that need the encodings.
+        """The answers to all texts, computed a portion at a time, for tasks that need the encodings.
 
-        answer  makes the answers of (the texts of a portion, index of the first); whole: it does not cut texts
+        answer  takes (texts of a portion, index of the first) and returns their answers
+        whole   `answer` does not cut long texts
         """
         answers: list[Any] = []
         with Progress(len(texts), enabled=check_flag("progress", options.progress)) as bar:
@@ -173,7 +174,7 @@ class Runner:
         return self.check(self.tokenizer("text").batch(encodings))
 
     def tokenizer(self, what: str) -> Tokenizer:
-        """The tokenizer. Raises InputError that names what needs it, where the model has none."""
+        """The tokenizer. Raises InputError if the model has none; `what` names the user of it."""
         if self._tokenizer is None:
             raise InputError(
                 f"{what} needs a tokenizer, but {self.name} has no tokenizer.json: "
@@ -182,7 +183,7 @@ class Runner:
         return self._tokenizer
 
     def check(self, packed: PackedBatch) -> PackedBatch:
-        """The batch. Raises InputError for ids, token types or lengths that this model does not have."""
+        """The batch itself. Raises InputError or ShapeError for ids, token types or lengths that do not fit this model."""
         c = self.config
         cu = packed.cu_seqlens
         packed.check_lengths()
@@ -204,7 +205,7 @@ class Runner:
 
 
 def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
-    """The same windows, each made by another thread while the one before is worked on."""
+    """The same windows, each made by another thread while the one before is computed."""
     pool = ThreadPoolExecutor(1)
     try:
         following = pool.submit(next, windows, None)
@@ -216,5 +217,5 @@ def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
 
 
 def positive(name: str, value: int | None) -> int | None:
-    """`value` as an int from 1 on; None stays. Raises InputError."""
+    """`value` as an int of at least 1, or None if it is None. Raises InputError."""
     return None if value is None else check_int(name, value, 1)

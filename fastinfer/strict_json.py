@@ -1,4 +1,4 @@
-"""JSON of strangers, read strictly: bounded files, no name twice in an object."""
+"""Strict reading of untrusted JSON: files are bounded, and an object may not name a key twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_VOCABULARY_BYTES = 64 << 20
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON whose objects name no key twice. Raises ValueError or RecursionError."""
+    """The value of a JSON text. Raises ValueError, also for a key named twice, and RecursionError for deep nesting."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -30,17 +30,17 @@ def parse_json(text: bytes) -> Any:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Parse a JSON file of at most `limit` bytes. Raises ConfigError naming the file."""
+    """The value of a JSON file of at most `limit` bytes. Raises ConfigError naming the file."""
     return as_json(read_file(path, limit, ConfigError), path)
 
 
 def vocabulary_bytes(tokens: int) -> int:
-    """The most bytes of a file that lists so many tokens: published ones have 10 to 80 a token, and 0.3 MB for normalisation."""
+    """Most bytes of a file that lists so many tokens. Published files have 10 to 80 bytes a token, and 0.3 MB for normalisation."""
     return min(MAX_VOCABULARY_BYTES, (1 << 20) + 512 * tokens)
 
 
 def as_json(text: bytes, path: Path) -> Any:
-    """parse_json() of what the file `path` holds. Raises ConfigError naming the file."""
+    """parse_json() of the content of the file `path`. Raises ConfigError naming the file."""
     try:
         return parse_json(text)
     except RecursionError:

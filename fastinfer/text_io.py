@@ -1,4 +1,4 @@
-"""What the command line reads and writes: texts in, answers out."""
+"""Input and output of the command line: texts in, answers out."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
     "windows",
 ]
 
-# Texts, and about as many characters, that are read, computed and written at a time.
+# Texts, and roughly characters, that are read, computed and written at a time.
 WINDOW_TEXTS = 1024
 WINDOW_CHARACTERS = 1 << 17
-LINE_MEGABYTES = 16  # of the longest line: a text without a space takes 60 times as much while it is tokenised
+LINE_MEGABYTES = 16  # of the longest line: tokenising a text without spaces takes 60 times its size in memory
 DOCUMENT_MEGABYTES = 1024  # of the longest line of a .json file, which may be a whole list of texts
 SHOWN = 72  # characters of a text in readable output
 STANDARD_OUTPUT = "standard output"
@@ -53,7 +53,7 @@ _NOT_ASCII = re.compile(r"[^ -~]")
 
 
 def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
-    """The texts of arguments, file or standard input, one by one. Raises InputError naming file and line."""
+    """Yield the texts of the arguments, the file or standard input. Raises InputError naming file and line."""
     if args.texts and not reads_stdin(args):
         for i, text in enumerate(args.texts, 1):
             yield _plain(argument(text), args, f"argument {i}")
@@ -69,7 +69,7 @@ def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
 
 
 def _kind(args: argparse.Namespace) -> str:
-    """How the input is read: "plain" lines, "jsonl", or "json": a list of texts, or JSON lines under another name."""
+    """How the input is read: "plain" for lines, "jsonl", or "json", which is a list of texts or JSON lines in a .json file."""
     ending = "" if reads_stdin(args) else os.path.splitext(args.input.lower().removesuffix(".gz"))[1]
     return "jsonl" if args.jsonl or ending in (".jsonl", ".ndjson") else "json" if ending == ".json" else "plain"
 
@@ -85,16 +85,16 @@ def reads_stdin(args: argparse.Namespace) -> bool:
 
 
 def argument(text: str) -> str:
-    """An argument's bytes as UTF-8, whatever encoding the locale says; as Python gave it, where they are not UTF-8."""
+    """An argument read as UTF-8, whatever the locale's encoding; unchanged if its bytes are not UTF-8."""
     with contextlib.suppress(UnicodeError):
         return os.fsencode(text).decode()
     return text
 
 
 def _lines(file: IO[bytes] | gzip.GzipFile, name: str, megabytes: int) -> Iterator[tuple[str, str]]:
-    """(where, line) of a file, the end of line and a mark of byte order left out.
+    """Yield (where, line) of a file, without line ends and byte order mark.
 
-    Raises InputError for a line that is not UTF-8 or has more than so many `megabytes`, of which no more is read.
+    Raises InputError for a line that is not UTF-8 or has more than `megabytes` MB; the rest of a long line is not read.
     """
     where, number, most = name, 0, megabytes << 20
     try:
@@ -116,9 +116,9 @@ def _lines(file: IO[bytes] | gzip.GzipFile, name: str, megabytes: int) -> Iterat
 
 
 def _values(lines: Iterator[tuple[str, str]], name: str, *, document: bool) -> Iterator[tuple[str, Any]]:
-    """(where, JSON value) per line, blank ones skipped; of a document that is a list, per item of it.
+    """Yield (where, JSON value) per line, blank lines skipped; for a document that is a list, per item.
 
-    A document whose first line is a value, with more after it, holds JSON lines all the same.
+    A document holds JSON lines, too, if its first line is a complete value and more lines follow.
     """
     filled: Iterator[tuple[str, str]] = ((where, line) for where, line in lines if line.strip())
     if document:
@@ -148,7 +148,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _plain(text: str, args: argparse.Namespace, where: str) -> Any:
-    """A text, or with --pairs two with a tab between them."""
+    """The text of a line or argument; with --pairs, the two texts around its tab."""
     if not args.pairs:
         return as_text(text, where)
     pair = text.split("\t")
@@ -172,7 +172,7 @@ def _item(value: Any, args: argparse.Namespace, where: str) -> Any:
 
 
 def windows(args: argparse.Namespace) -> Iterator[list[Any]]:
-    """The texts, a bounded window at a time, with a progress bar where it disturbs nothing."""
+    """The texts, a bounded window at a time, with a progress bar where it cannot mix with answers."""
     visible = sys.stderr.isatty() and (args.output is not None or not sys.stdout.isatty())
     with Progress(_count(args) if visible else None, enabled=visible) as bar:
         window, characters = [], 0
@@ -188,7 +188,7 @@ def windows(args: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def _count(args: argparse.Namespace) -> int | None:
-    """How many texts there will be, where that is known without unpacking or parsing."""
+    """The number of texts; None if it cannot be known without unpacking or parsing."""
     if reads_stdin(args):
         return None
     if args.texts:
@@ -209,26 +209,26 @@ def _count(args: argparse.Namespace) -> int | None:
 
 
 def fill_closed_streams() -> None:
-    """Keep the number of a closed standard stream from the next file that is opened: what is said there would land in it.
+    """Open the null device for each closed standard stream, so that no other file gets its number and receives its output.
 
-    Messages go nowhere then; an answer to a closed standard output fails to be written.
+    Messages to a closed standard error are dropped; writing an answer to a closed standard output fails.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)  # gets the lowest free number: this one
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)  # open() takes the lowest free number: this one
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def drop_output() -> None:
-    """Send what is left in standard output's buffer nowhere: the interpreter would fail to write it once more as it ends."""
+    """Discard the rest of standard output's buffer: the interpreter would fail to write it again as it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Output:
-    """Where answers go: a binary file whose errors name it."""
+    """A binary file for answers, whose errors name it."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
@@ -251,7 +251,7 @@ class Output:
 
 @contextlib.contextmanager
 def output(args: argparse.Namespace) -> Iterator[Output]:
-    """Standard output; or --output, which is replaced only once all is written."""
+    """Standard output, or the file of --output, which is replaced only after everything is written."""
     name = STANDARD_OUTPUT if args.output is None else os.path.realpath(args.output)
     with contextlib.ExitStack() as stack:
         if args.output is None:
@@ -274,7 +274,7 @@ def as_json(args: argparse.Namespace) -> bool:
 
 
 def json_line(value: Any) -> str:
-    """`value` as JSON on one line; what could act on a terminal is escaped, as JSON allows anywhere in a string."""
+    """`value` as JSON on one line. Characters that could act on a terminal are escaped, as JSON allows in any string."""
     line = json.dumps(value, ensure_ascii=False)
     return line if line.isprintable() else _NOT_ASCII.sub(_escaped, line)
 
@@ -307,9 +307,9 @@ def shown(text: str | tuple[str, str]) -> str:
 
 
 def table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Names and values in two columns; what is nested stands indented under its name."""
+    """Names and values in two columns; nested values are indented under their name."""
     for name, value in found.items():
-        label = indent + (name if ":" in name else name.replace("_", " "))  # a device keeps its name
+        label = indent + (name if ":" in name else name.replace("_", " "))  # the name of a device is not changed
         if isinstance(value, dict):
             yield label
             yield from table(value, indent + "  ")

@@ -1,7 +1,7 @@
 """Text to ids: single texts and pairs, one truncation policy, character offsets.
 
-The tokenizer.json of a checkpoint decides how text is cut into tokens; padding and truncation that it may
-ask for are switched off, since batches are packed and the limit is the model's.
+The tokenizer.json of a checkpoint decides how text is cut into tokens. Its padding and truncation are
+switched off, since batches are packed and the model sets the limit.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .tokenizer_file import is_free, open_tokenizer
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
 
 SHARED = 128  # tokens that neighbouring windows of a long text share
-# Texts, and characters of them, that the library gets in one call: it answers no signal before the call ends (20 ms of English text on
-# one CPU), and keeps 170 bytes a token.
+# Texts and characters that the library gets in one call. It handles no signal before the call ends (20 ms of English text on one CPU),
+# and keeps 170 bytes a token.
 CALL_TEXTS, CALL_CHARACTERS = 1024, 1 << 16
-# Characters of a long text that are tokenised at first for each token that is kept; where they do not suffice, four times as many.
+# Characters of a long text that are tokenised at first for each token that is kept; if they do not suffice, four times as many are tried.
 CHARACTERS_PER_TOKEN = 8
-# Characters from which on memory is asked for before the library is called; bytes that are asked for at most, and before its threads,
-# which reserve 64 MB of addresses each, have work.
+# A call with more than ASK_CHARACTERS first tests that memory is free, at most MOST_ASKED bytes. ASKED_FOR_THREADS bytes are tested
+# before the library starts its threads, which reserve 64 MB of addresses each.
 ASK_CHARACTERS, MOST_ASKED, ASKED_FOR_THREADS = 4096, 256 << 20, 512 << 20
-# A text takes as long as its characters and some more; to wake the library's threads takes as long as these, on two CPUs.
+# Times, in characters tokenised meanwhile: the fixed part of each text, and waking the library's threads, on two CPUs.
 CHARACTERS_BESIDES, WORTH_THREADS = 40, 700
-IMPORTED_IN = os.getpid()  # another process is a fork of this one
+IMPORTED_IN = os.getpid()  # a process with another id is a fork of this one
 
 
 class TruncationWarning(UserWarning):
-    """Texts were cut to the model's limit. Only the beginning of a very long text is tokenised, so that the longest may have more.
+    """Texts were cut to the model's limit. Only the beginning of a very long text is tokenised, so `longest` may be too low.
 
     cut      how many of `texts`
     longest  tokens of the longest text
@@ -63,7 +63,7 @@ class TruncationWarning(UserWarning):
 
     @classmethod
     def total(cls, cuts: Sequence[TruncationWarning]) -> TruncationWarning | None:
-        """One warning for the texts of several, one after another; None where no text was cut."""
+        """One warning for the texts of several warnings, in their order; None if no text was cut."""
         if not any(c.cut for c in cuts):
             return None
         before = itertools.accumulate((c.texts for c in cuts), initial=0)
@@ -73,7 +73,7 @@ class TruncationWarning(UserWarning):
 
 
 def warn_of(cuts: Sequence[TruncationWarning]) -> None:
-    """One warning for all of these, where texts were cut. It names the line outside fastinfer that made the call."""
+    """Give one warning for all of these if texts were cut. It names the line outside fastinfer that made the call."""
     warning = TruncationWarning.total(cuts)
     if warning is not None:
         level, frame = 1, sys._getframe()
@@ -105,7 +105,7 @@ class Tokens(NamedTuple):
         return cls(*(list(itertools.chain.from_iterable(columns)) for columns in zip(*parts, strict=True)))
 
     def moved(self, characters: int, words: int) -> Tokens:
-        """The same tokens so many characters and words further on."""
+        """The same tokens, so many characters and words further on in the text."""
         offsets = [(start + characters, end + characters) for start, end in self.offsets]
         return self._replace(offsets=offsets, word_ids=[None if word is None else word + words for word in self.word_ids])
 
@@ -114,7 +114,7 @@ class Window(NamedTuple):
     """A part of a text that the model reads at once.
 
     text    index of the text
-    rows    its tokens, as rows of those of the whole text
+    rows    where its tokens stand among those of the whole text
     tokens  its tokens
     """
 
@@ -126,13 +126,13 @@ class Window(NamedTuple):
 def as_texts(texts: Any, name: str = "texts") -> list[Any]:
     """A list of texts, each a str or a pair (str, str) as a tuple. One str or one tuple is a batch of one.
 
-    Raises InputError naming what is no text, and for a collection of which it is not clear which texts in which order it holds.
+    Raises InputError naming an item that is not a text, and for a collection whose texts or their order are not clear.
     """
     return list(each_text(texts, name))
 
 
 def each_text(texts: Any, name: str = "texts") -> Iterator[str | tuple[str, str]]:
-    """as_texts() one by one, for a stream."""
+    """Yield the items of as_texts() one by one, for a stream."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
     for i, text in enumerate(_ordered(texts, name)):
@@ -140,7 +140,7 @@ def each_text(texts: Any, name: str = "texts") -> Iterator[str | tuple[str, str]
 
 
 def as_singles(texts: Any, name: str = "texts") -> list[str]:
-    """as_texts() where pairs have no meaning, so that a tuple is a batch."""
+    """as_texts() for tasks where pairs have no meaning: a tuple is a batch. Raises InputError for a pair."""
     singles = as_texts(list(texts) if isinstance(texts, tuple) else texts, name)
     for i, text in enumerate(singles):
         if not isinstance(text, str):
@@ -149,7 +149,7 @@ def as_singles(texts: Any, name: str = "texts") -> list[str]:
 
 
 def _ordered(texts: Any, name: str) -> Iterable[Any]:
-    """`texts`, an iterable whose items are the texts in their order. Raises InputError with what to pass instead."""
+    """`texts`, an iterable whose items are the texts in their order. Raises InputError with the value to pass instead."""
     expected = "a str, a pair (str, str), or a list of these"
     if isinstance(texts, Mapping):
         hint = f"the texts in it, such as list({name}.values())"
@@ -169,7 +169,7 @@ def _ordered(texts: Any, name: str) -> Iterable[Any]:
 
 
 def as_text(text: Any, name: str) -> str | tuple[str, str]:
-    """A str, or a pair of them as a tuple. Raises InputError for anything else, and for a str that is no Unicode text."""
+    """A str, or a pair of them as a tuple. Raises InputError for anything else, and for a str that is not valid Unicode."""
     if not isinstance(text, str):
         if not isinstance(text, (tuple, list)) or len(text) != 2 or not all(isinstance(t, str) for t in text):
             raise InputError(f"{name} is {_kind(text)}, expected a str or a pair (str, str)")
@@ -187,7 +187,7 @@ def as_text(text: Any, name: str) -> str | tuple[str, str]:
 class Tokenizer:
     """A checkpoint's tokenizer.json, with the model's limit of tokens per text.
 
-    raw: the tokenizers.Tokenizer inside; what it raises is a CheckpointError (tokenizer_file.py).
+    raw  the tokenizers.Tokenizer inside; its errors are CheckpointErrors (tokenizer_file.py)
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -209,8 +209,8 @@ class Tokenizer:
 
         Texts over the model's limit are cut (of a pair, the longer one first), with one TruncationWarning per call.
 
-        words  each text is a list of words: word_ids and offsets are of these
-        cuts   takes the warning, for a caller that warns once of all of them
+        words  each text is a list of words, which word_ids and offsets refer to
+        cuts   a list that gets the warnings, for a caller that warns once for several calls
         """
         encodings: list[Any] = []
         said: list[TruncationWarning] = []
@@ -223,14 +223,14 @@ class Tokenizer:
         return encodings
 
     def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning]) -> Iterator[PackedBatch]:
-        """batch() of encode(), a portion at a time, so that no more encodings exist than those of one."""
+        """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist."""
         done = 0
         for portion in self.portions(texts):
             yield self.batch(self._encode(portion, False, cuts), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
-        """The texts in lists, each small enough for one call of the library; whole: long texts are not to be cut."""
+        """The texts in lists, each small enough for one call of the library. whole: long texts will not be cut."""
         most = sys.maxsize if whole else CHARACTERS_PER_TOKEN * self._config.max_tokens
         portion: list[Any] = []
         characters = 0
@@ -244,7 +244,7 @@ class Tokenizer:
             yield portion
 
     def wholes(self, texts: Sequence[Any]) -> list[Tokens]:
-        """All tokens of each text of a portion. A question of over max_tokens tokens, which no context can stand beside, may be cut."""
+        """All tokens of each text of a portion. A question of over max_tokens tokens may be cut, as no context fits beside it."""
         texts = [text if isinstance(text, str) else (self._question(text[0]), text[1]) for text in texts]
         long = [len(_sides(text)[-1]) > CALL_CHARACTERS for text in texts]
         encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
@@ -278,7 +278,7 @@ class Tokenizer:
         return part
 
     def _beginning(self, text: Any, size: int) -> Any:
-        """A text up to its first boundary behind `size` characters, or the text itself; each side of a pair so."""
+        """A text up to its first boundary after `size` characters, or the text itself; a pair with both sides treated so."""
         if not isinstance(text, str):
             sides = tuple(self._beginning(side, size) for side in text)
             return text if all(map(operator.is_, sides, text)) else sides
@@ -296,7 +296,7 @@ class Tokenizer:
         before = after = Tokens([], [], [], [], [])
         at = words = 0
         while at < len(long):
-            lead = min(at, 1)  # one character in front shows that the piece does not begin the text
+            lead = min(at, 1)  # with one character in front, the piece is not tokenised as the beginning of a text
             start = at - lead
             found = self._boundary.search(long, at + CALL_CHARACTERS) if self._boundary else None
             at = found.start() if found else len(long)
@@ -310,37 +310,37 @@ class Tokenizer:
         return Tokens.join([before, *parts, after]) if parts else piece
 
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
-        """What the library makes of texts, with its threads where it can have them."""
-        # The library aborts where it gets no memory, so that it is asked for first: up to 800 bytes a character were measured.
+        """The library's encodings of texts, made with its threads if they can start. Raises MemoryError."""
+        # The library aborts when it gets no memory, so test for it first: up to 800 bytes a character were measured.
         characters = sum(len(side) for text in texts for side in _sides(text))
         if characters > ASK_CHARACTERS and not is_free(min(characters << 10, MOST_ASKED)):
             raise MemoryError(f"{min(characters << 10, MOST_ASKED) >> 20} MB to tokenise {characters} characters cannot be had")
-        # A fork lacks the threads that the library may have started before. It knows, unless the environment tells it to use them: then it
-        # would wait for ever.
+        # A fork lacks the threads that the library may have started before. It notices that, unless the environment tells it to use
+        # threads: then it would wait for ever.
         forked = os.getpid() != IMPORTED_IN and "TOKENIZERS_PARALLELISM" in os.environ
         few = len(texts) < 2 or characters + CHARACTERS_BESIDES * len(texts) < WORTH_THREADS
         if few or forked or Tokenizer._threads is False or (Tokenizer._threads is None and not is_free(ASKED_FOR_THREADS)):
             return self._one_by_one(texts, words)
         try:
             encodings: list[Any] = self.raw.encode_batch(texts, is_pretokenized=words)
-        except BaseException as error:  # its panics are no Exceptions
+        except BaseException as error:  # a panic of the library is not an Exception
             if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
                 raise
             encodings = self._one_by_one(texts, words)
-            Tokenizer._threads = False  # this went well, so that threads could not be started: the library tries only once
+            Tokenizer._threads = False  # only the threads failed: they could not start, and the library tries only once
         else:
             Tokenizer._threads = True
         return encodings
 
-    _threads: bool | None = None  # whether the library has them in this process, once it has tried
+    _threads: bool | None = None  # whether the library's threads could start in this process; None: not tried yet
 
     def _one_by_one(self, texts: list[Any], words: bool) -> list[Any]:
         return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*_sides(text)) for text in texts]
 
     def batch(self, encodings: Sequence[Any], first: int = 0) -> PackedBatch:
-        """Pack encodings; a text without any token becomes the one token that begins a text (or pads, where there is none).
+        """Pack encodings. A text without tokens becomes one token: the model's cls, else sep, else pad; InputError if it has none.
 
-        first  the number that an error gives to the first of them
+        first  the number that an error gives to the first text
         """
         ids = self._config.ids
         blank = next((i for i in (ids.cls, ids.sep, ids.pad) if i is not None), None)
@@ -359,20 +359,20 @@ class Tokenizer:
 
     @property
     def marked(self) -> bool:
-        """Whether the vocabulary marks the pieces that continue a word ("##ly"), not the space before a word."""
+        """Whether the vocabulary marks the pieces that continue a word ("##ly") instead of the space before a word."""
         return bool(getattr(self.raw.model, "continuing_subword_prefix", None))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Tokens as they stand behind a mask token: " the" begins a word, "ly" continues one."""
+        """The text of each token when it follows a mask token: " the" begins a word, "ly" continues one."""
         mask = self._config.ids.mask
         before, *texts = (self.raw.decode(row, skip_special_tokens=False) for row in ([mask], *([mask, id_] for id_ in ids)))
         return [text.removeprefix(before) for text in texts]
 
     def windows(self, texts: Sequence[Any], first: int = 0) -> tuple[list[Tokens], list[Window]]:
-        """(tokens of each text, uncut, the windows that cover them): one window where a text fits, else several that share tokens.
+        """(all tokens of each text, the windows that cover them). A text that fits has one window, a longer one several that share tokens.
 
-        Of a pair (question, context), each window has the whole question and a part of the context. Raises InputError for a question
-        that leaves no room.
+        For a pair (question, context), each window has the whole question and a part of the context. Raises InputError for a question
+        that leaves no room for a context.
 
         first  the number that an error gives to the first text
         """
@@ -398,7 +398,7 @@ class Tokenizer:
 
 
 def _cut(tokens: Tokens, limit: int) -> Tokens:
-    """The first tokens of a text, its special tokens kept; of a pair as _shares() says."""
+    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as _shares() says."""
     first, second = _counts(tokens)
     left = _shares(first, second, limit - tokens.sequence_ids.count(None))
     rows = []
@@ -412,7 +412,7 @@ def _cut(tokens: Tokens, limit: int) -> Tokens:
 
 
 def _shares(first: int, second: int, room: int) -> list[int]:
-    """Tokens that are kept of two texts with more than `room` tokens: the longer one loses tokens until both are as long."""
+    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long."""
     if first <= second:
         first = min(first, room // 2)
         return [first, room - first]
@@ -427,7 +427,7 @@ def _counts(tokens: Any) -> list[int]:
 
 
 def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
-    """Whether the encoding of `part`, how `text` begins, is cut to the same tokens as that of the text, whatever the rest of it is."""
+    """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
     room = limit - encoding.sequence_ids.count(None)
     least = _counts(encoding)
     most = [sys.maxsize if begun is not side else count for begun, side, count in zip(_sides(part), _sides(text), least, strict=False)]

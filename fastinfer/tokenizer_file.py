@@ -1,11 +1,11 @@
-"""A tokenizer.json of a stranger, opened by the tokenizers library only when nothing in it can end or stop the process.
+"""Opens an untrusted tokenizer.json with the tokenizers library, after checking that it cannot end or stop the process.
 
-The library aborts where memory cannot be had and panics where a file contradicts itself. So sizes, ids and what lets a
-text grow are checked before it sees the file, a few texts are tried, and its panics become errors, at load and in use.
-A regular expression that is not one of PATTERNS is tried in a process of its own.
+The library aborts when memory runs out, and panics when a file contradicts itself. So sizes, ids and components that
+make a text longer are checked before the library sees the file. Then a few texts are tried. Panics become errors, at
+load and in use. A regular expression that is not one of PATTERNS is tried in a separate process.
 
-What cannot be bounded: the time of such an expression on texts that were not tried. The library gives up a single match
-after ten million steps, which is an error here, but each character of a text may begin one.
+The time of such an expression on texts that were not tried cannot be bounded. The library gives up a single match after
+ten million steps, which is an error here, but each character of a text may begin a match.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .strict_json import parse_json, vocabulary_bytes
 
 __all__ = ["Library", "is_free", "open_tokenizer"]
 
-MOST_CHARACTERS = 4096  # of a word of the vocabulary, or any other string
-MOST_PREFIX = 64  # characters of what is put before or behind pieces: it is copied for each
-MOST_WORD = 1000  # characters of a word that WordPiece takes apart, in steps that grow with their square; published ones have 100
+MOST_CHARACTERS = 4096  # of a word of the vocabulary or of another string
+MOST_PREFIX = 64  # characters of a string that is put before or after pieces: each piece copies it
+MOST_WORD = 1000  # characters of a word that WordPiece splits, in time that grows with their square; published files have 100
 MOST_NUMBER = 1 << 24
-MOST_GROWTH = 1024  # characters that one may become; published ones reach 648 by this count, which takes the worst character for all
-RUNS = 256  # characters of the expressions, of which runs are tried
-TIMEOUT = 30  # seconds for a process on a busy machine, whose own limit is trial.SECONDS of work
+MOST_GROWTH = 1024  # characters that one may become: published files reach 648 when counted by the worst character
+RUNS = 256  # characters: most of the expressions' characters of which runs are tried
+TIMEOUT = 30  # seconds for the process on a busy machine; its own limit is trial.SECONDS of CPU time
 
-# Expressions of published tokenizers, which take time in proportion to the text, or its square in runs of white space.
+# Expressions of published tokenizers. Their time grows with the length of a text, or with its square in runs of white space.
 PATTERNS = frozenset(
     {
         r" {2,}",
@@ -58,7 +58,7 @@ PATTERNS = frozenset(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     }
 )
-# How many characters one may become in a component; Replace, Precompiled and Prepend say it themselves.
+# How many characters one may become in a component; for Replace, Precompiled and Prepend, _growth() reads it from the file.
 GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "BertNormalizer": 4, "ByteLevel": 4, "Metaspace": 2}
 
 
@@ -84,7 +84,7 @@ class Library:
 
 @contextlib.contextmanager
 def as_errors(what: str) -> Iterator[None]:
-    """What the library raises, plain Exceptions and the panics that are none, as a CheckpointError that begins with `what`."""
+    """An Exception or a panic of the library in the block becomes a CheckpointError that begins with `what`."""
     try:
         yield
     except BaseException as error:
@@ -97,7 +97,7 @@ def as_errors(what: str) -> Iterator[None]:
 
 
 def is_free(size: int) -> bool:
-    """Whether so many bytes of memory can be had, as far as the system promises any: the library aborts where it gets none."""
+    """Whether the system grants so many bytes of memory now. The library aborts when it gets none, so callers test first."""
     try:
         mmap.mmap(-1, size).close()
     except OSError:
@@ -106,13 +106,15 @@ def is_free(size: int) -> bool:
 
 
 def open_tokenizer(path: Path, vocabulary: int) -> Library:
-    """The tokenizer.json at `path`, for a model of so many tokens, its padding and truncation switched off.
+    """The tokenizer of the file at `path`, its padding and truncation switched off.
 
-    Raises CheckpointError naming the file and what is wrong.
+    vocabulary  number of tokens in the model's vocabulary
+
+    Raises CheckpointError naming the file and the fault, or MemoryError.
     """
     import tokenizers
 
-    text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses it
+    text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses the mark
     unreadable = f"{path} is no tokenizer that the tokenizers library can read"
     try:
         data = parse_json(text)
@@ -140,10 +142,10 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
 
 
 def check(data: dict[str, Any], vocabulary: int) -> list[str]:
-    """The regular expressions in a tokenizer.json's object. Raises CheckpointError for what the library must not see."""
+    """The regular expressions in a tokenizer.json's object. Raises CheckpointError for content that the library must not see."""
     model = data["model"]
     words = model.get("vocab")
-    if isinstance(words, list):  # of a Unigram model: pairs of a piece and a score, numbered as they stand
+    if isinstance(words, list):  # a Unigram model has pairs (piece, score); the id is the place
         words = {entry[0]: i for i, entry in enumerate(words) if isinstance(entry, list) and entry and isinstance(entry[0], str)}
     if isinstance(words, dict):
         _check_ids("the vocabulary", words, vocabulary)
@@ -160,12 +162,12 @@ def check(data: dict[str, Any], vocabulary: int) -> list[str]:
 
 
 def _patterns(data: dict[str, Any], vocabulary: int) -> list[str]:
-    """The regular expressions of what stands around the model, its growth, templates and numbers checked."""
+    """The regular expressions of the parts around the model. Their growth, templates and numbers are checked on the way."""
     patterns: list[str] = []
     growth = 1
     for part in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "post_processor"):
         if part == "decoder":
-            growth = 1  # it begins anew, with a token of the vocabulary
+            growth = 1  # a decoder starts anew from tokens of the vocabulary
         most = max(vocabulary - 1, 2) if part == "post_processor" else MOST_NUMBER
         for value in _values(data.get(part), part, most, MOST_CHARACTERS):
             if isinstance(value.get("Regex"), str):
@@ -191,7 +193,7 @@ def _check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
 
 
 def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict[str, Any]]:
-    """Every object in a part of the file, its numbers and strings checked."""
+    """Yield every object in a part of the file. Raises CheckpointError for a number or a string out of bounds."""
     left = [(part, "")]
     while left:
         value, key = left.pop()
@@ -208,7 +210,7 @@ def _values(part: Any, at: str, number: int, characters: int) -> Iterator[dict[s
 
 
 def _growth(component: dict[str, Any]) -> int:
-    """The most characters that one becomes in a component, which the library names by its type."""
+    """The most characters that one character becomes in a component of tokenizer.json."""
     kind = component.get("type")
     if kind == "Replace":
         pattern, content = component.get("pattern"), component.get("content")
@@ -217,7 +219,7 @@ def _growth(component: dict[str, Any]) -> int:
         known = pattern.get("String") or pattern.get("Regex")
         if isinstance(known, str) and ("String" in pattern or known in PATTERNS):
             return max(1, -(-len(content) // len(known)) if "String" in pattern else len(content))
-        return 1 + len(content)  # what may match nothing matches between any two characters
+        return 1 + len(content)  # a pattern that matches the empty string matches between any two characters
     if kind == "Prepend":
         return 1 + len(component["prepend"]) if isinstance(component.get("prepend"), str) else 1
     if kind == "Precompiled":
@@ -226,9 +228,9 @@ def _growth(component: dict[str, Any]) -> int:
 
 
 def _charsmap(text: Any) -> int:
-    """The longest of the texts that a sentencepiece map of characters puts in the place of others.
+    """Characters of the longest replacement in a sentencepiece map of characters.
 
-    The map is the size of a trie in bytes, uint32, the trie, and the texts, each ended by a zero.
+    The map consists of the size of a trie in bytes (uint32), the trie, and the replacements, each ended by a zero.
     """
     if not isinstance(text, str):
         return 1  # the library refuses it
@@ -245,7 +247,7 @@ def _charsmap(text: Any) -> int:
 
 
 def _check_template(pieces: Any, form: str) -> None:
-    """A template has the text, or each text of a pair, once at most."""
+    """Raise CheckpointError if a template has the text, or a text of a pair, more than once."""
     if not isinstance(pieces, list):
         return
     sides = [piece["Sequence"].get("id") for piece in pieces if isinstance(piece, dict) and isinstance(piece.get("Sequence"), dict)]
@@ -254,14 +256,14 @@ def _check_template(pieces: Any, form: str) -> None:
 
 
 def try_apart(text: bytes, vocabulary: int, patterns: set[str]) -> None:
-    """trial.trial() in a process of its own, with runs of each character in the patterns, which make the slow ones slow.
+    """Run trial.trial() in a separate process, with runs of each character in the patterns: runs make slow patterns slow.
 
-    Raises CheckpointError where it fails, takes too long or too much memory, and where no process can be started.
+    Raises CheckpointError if it fails, takes too long or too much memory, or if no process can be started.
     """
     import tokenizers
 
     characters = sorted(set("".join(patterns)))[:RUNS]
-    # An expression that needs a character is not tried where the text lacks it.
+    # An expression may need a certain character to match, so each run is also tried with all of them after it.
     runs = [c * 64 + end for c in characters for end in ("", "\0" + "".join(characters))]
     library = Path(tokenizers.__file__).parents[1]
     executable = None if getattr(sys, "frozen", False) else spawn.get_executable()

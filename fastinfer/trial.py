@@ -1,7 +1,7 @@
-"""A tokenizer tried on a few texts, so that what its file makes the tokenizers library do shows at load and not in use.
+"""Tries a tokenizer on a few texts, so that a file that breaks the tokenizers library is found at load and not in use.
 
-As a script this is a process of its own, with limits of time and memory: a regular expression may take for ever. It
-imports nothing of fastinfer.
+Run as a script, this is a separate process with limits of time and memory, since a regular expression may take for
+ever. It imports nothing of fastinfer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ TEXTS = (
     "\n" * 200,
     "É中 " * 60,
 )
-TOKENS = 64  # at most so many of a character
-SECONDS = 5
-BYTES = 4 << 30
+TOKENS = 64  # limit per character
+SECONDS = 5  # of CPU time
+BYTES = 4 << 30  # of address space
 
 
 def trial(raw: Any, vocabulary: int, texts: Iterable[str] = ()) -> None:
     """Encode and decode TEXTS and `texts`, alone and in pairs.
 
-    Raises ValueError for more tokens than TOKENS a character and for ids from `vocabulary` on; panics of the library come
-    through. Its ordinary errors do not count: a vocabulary may lack a token for what is unknown.
+    Raises ValueError for more than TOKENS tokens a character, and for ids of `vocabulary` or more. Panics of the library
+    pass through. Its ordinary errors are ignored: a vocabulary may lack a token for unknown words.
     """
     for text in (*TEXTS, *texts):
         for pair in ((text,), (text, "Second")):
@@ -48,7 +48,7 @@ def trial(raw: Any, vocabulary: int, texts: Iterable[str] = ()) -> None:
 
 
 def main() -> None:
-    """Read one line of JSON (vocabulary, texts) and a tokenizer.json, and print ok, or what is wrong."""
+    """Read one line of JSON (vocabulary, texts) and a tokenizer.json from standard input, and print "ok" or the error."""
     import resource
 
     sys.path.append(sys.argv[1])
@@ -62,7 +62,7 @@ def main() -> None:
     raw.no_truncation()
     try:
         trial(raw, vocabulary, texts)
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic is not an Exception
         print(str(error).splitlines()[0][:200])
     else:
         print("ok")

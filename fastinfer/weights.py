@@ -1,7 +1,7 @@
-"""Prepared weights: what the ops of a backend take, a frozen dataclass per part of the model.
+"""Prepared weights, which the ops of a backend take: a frozen dataclass per part of the model.
 
-An Array is of the backend's own kind: NumPy's on the CPU, CuPy's on a GPU. A Matrix, a Table and Trees are what
-the backend's matrix(), table() and trees() made of stored tensors.
+An Array is of the backend's own kind: NumPy's on the CPU, CuPy's on a GPU. The backend's matrix(), table() and
+trees() make a Matrix, a Table and Trees from stored tensors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """word (V, D), position (positions, D), token_type (types, D) or None, and the norm behind their sum or None."""
+    """word (V, D), position (positions, D), token_type (types, D) or None, and the norm of their sum or None."""
 
     word: Table
     position: Array
@@ -49,7 +49,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """qkv (3 D, D): all of q, then k, then v, heads side by side in each; out (D, D); the norm before or behind, as the model has it."""
+    """qkv (3 D, D): all of q, then k, then v, heads side by side in each; out (D, D); the norm before or after, as in the model."""
 
     norm: Norm
     qkv: Linear
@@ -58,17 +58,22 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or behind.
+    """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or after.
 
-    norm is None for a feedforward without a model around it. Trees know one activation, the exact GELU.
+    kind        a key of feedforward.KINDS
+    norm        None for a layer outside a model
+    activation  of the neurons that are always on; trees always use the exact GELU
+    others      all prepared tensors by name, such as "gate.weight", for kinds that have more than the fields above
     """
 
+    kind: str
     norm: Norm | None
     trees: Trees | None
     dense_in: Linear | None
     dense_out: Linear | None
     b_out: Array | None
     activation: str
+    others: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A prepared model. tasks: the tensors of its heads by name, such as "tag.out.weight"."""
+    """A prepared model. tasks maps names such as "tag.out.weight" to the tensors of its heads."""
 
     hidden: int
     heads: int
@@ -94,7 +99,7 @@ class Weights:
 
 
 def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
-    """Weights from prepared tensors by the names of checkpoint.tensors(); `layers.i.ffn.trees` stands for an FFF's tensors of layer i."""
+    """Weights from prepared tensors by the names of checkpoint.tensors(); `layers.i.ffn.trees` replaces those of layer i's trees."""
 
     def norm(name: str) -> Norm:
         return Norm(prepared[f"{name}.weight"], prepared[f"{name}.bias"])
@@ -102,15 +107,18 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
     def linear(name: str) -> Linear:
         return Linear(prepared[f"{name}.weight"], prepared.get(f"{name}.bias"))
 
-    def feedforward(name: str) -> FeedForward:
+    def feedforward(i: int) -> FeedForward:
+        name = f"layers.{i}.ffn"
         dense = f"{name}.dense_in.weight" in prepared
         return FeedForward(
+            config.ffn[i].kind,
             norm(f"{name}.norm"),
             prepared.get(f"{name}.trees"),
             linear(f"{name}.dense_in") if dense else None,
             linear(f"{name}.dense_out") if dense else None,
             prepared.get(f"{name}.b_out"),
             config.activation,
+            {key.removeprefix(f"{name}."): value for key, value in prepared.items() if key.startswith(f"{name}.")},
         )
 
     def attention(name: str) -> Attention:
@@ -130,7 +138,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
         eps,
         config.norm.order == "pre",
         embedding,
-        tuple(Layer(attention(f"layers.{i}.attention"), feedforward(f"layers.{i}.ffn")) for i in range(config.layers)),
+        tuple(Layer(attention(f"layers.{i}.attention"), feedforward(i)) for i in range(config.layers)),
         norm("final_norm") if config.final_norm else None,
         {name.removeprefix("tasks."): value for name, value in prepared.items() if name.startswith("tasks.")},
     )

@@ -11,7 +11,7 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """Named buffers that grow to the largest batch of one call and go when it ends. Entered around the ops of each batch."""
+    """Named buffers that grow to the largest batch of one call and are freed when it ends. Enter it around the ops of each batch."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Any] = {}
@@ -23,12 +23,12 @@ class Workspace:
         pass
 
     def close(self) -> None:
-        """Return the buffers, when the call has ended."""
+        """Return the buffers at the end of the call."""
 
     def take(self, name: str, *shape: int, dtype: Any = None) -> Any:
-        """The buffer `name` as an uninitialised array of `shape`; the same memory at each call that asks for the same dtype.
+        """The buffer `name` as an uninitialised array of `shape`. Later calls with this name and dtype reuse its memory.
 
-        dtype  None: that of activations
+        dtype  None: the dtype of activations
         """
         dtype = np.float32 if dtype is None else dtype
         size = math.prod(shape)

@@ -19,9 +19,10 @@ from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Posit
 backends.AUTO = ("cpu", "numpy")
 # A call uses as many threads as a test asks for, even on a machine with fewer CPUs.
 cpu.most_threads = lambda: 1024
-# A shell script that starts the tests in the background makes them ignore Ctrl-C, and also the processes that they start.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A script that starts the tests in the background, or nohup, makes them and the processes that they start ignore a signal.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "ada", "lovelace", "lived", "in", "london", "paris", "is", "the", "capital", "of", "france"]

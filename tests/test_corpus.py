@@ -133,6 +133,8 @@ def test_rows_hold_all_ids_in_order(tokenizer):
     assert (rows[:, -1] == 3).all()
     np.testing.assert_array_equal(rows[:, 1:-1].ravel(), corpus.ids[: rows[:, 1:-1].size])
     assert len(corpus.ids) - rows[:, 1:-1].size < 4
+    with pytest.raises(InputError, match=rf"the text has {len(corpus.ids)} tokens, expected at least 998"):
+        corpus.rows(1000, (2, 3))
 
 
 def test_the_cache_is_used_only_for_the_same_files(tmp_path, tokenizer):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, short
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 __all__ = ["available", "get", "gpus"]
 
@@ -13,7 +16,7 @@ AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
-def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Any:
+def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Reference:
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
     dtype    the dtype of computing; None: the stored dtype decides
@@ -56,7 +59,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
     if dtype not in (None, *backend.dtypes):
         raise BackendError(f"dtype {dtype!r} was asked for, but device {short(device)} computes in {', '.join(backend.dtypes)}")
-    return backend(**arguments)
+    made: Reference = backend(**arguments)
+    return made
 
 
 def available() -> dict[str, str | None]:

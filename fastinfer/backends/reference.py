@@ -20,11 +20,12 @@ from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
 from ..config import FFF, Config
 from ..errors import BackendError, InputError, about, check_array, check_int
-from ..feedforward import forward
+from ..feedforward import KINDS
 from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
 from ..workspace import Workspace
 
 FLOAT32 = np.dtype(np.float32)
+forward_fff = KINDS["fff"].forward  # looked up once: a layer alone has no other kind, and one token takes 3 us
 GATHER_BYTES = 32 << 20  # bytes: rows of a tree that fff gathers at a time
 
 
@@ -332,7 +333,8 @@ class Reference:
             and not np.may_share_memory(x, out)
         ):
             check_layer_arrays(x, out, hidden)
-        forward(self, x, layer, residual=None, out=out, work=None if layer.dense_in is None else Workspace())
+        work = None if layer.dense_in is None else Workspace()
+        forward_fff(self, x, layer, residual=None, out=out, work=work)
         return out
 
     def layer_routes(self, layer: FeedForward, hidden: int, trees: int, x: Any) -> tuple[Any, Any]:

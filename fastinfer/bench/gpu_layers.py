@@ -256,7 +256,7 @@ def bench_cmm(
     given: Inputs | None = None
     rows = []
     for dtype in dtypes:
-        ops = backends.get(device, dtype=dtype).fitted(hidden, 0, dtype)
+        ops: Any = backends.get(device, dtype=dtype).fitted(hidden, 0, dtype)
         with ops.workspace() as session:
             given = given or Inputs.make(ops, session, hidden, max(tokens))
             layers = Layers(ops, session, dtype, arrays, given.floats)
@@ -304,7 +304,7 @@ def bench_ladder(
     report: Report = silent,
 ) -> list[Row]:
     """A row per layer in float32: dense 3072 and FFF 1x11 of this project, and `others`, whose names begin with "dense" or "fff"."""
-    ops = backends.get(device, dtype="float32").fitted(hidden, 0, "float32")
+    ops: Any = backends.get(device, dtype="float32").fitted(hidden, 0, "float32")
     dense, fff = dense_weights(hidden), FFFCase(1, 11, hidden, 1).build(0)[1:]
     with ops.workspace() as session:
         hosts = [FFFCase(1, 0, hidden, tokens).build(seed)[0] for seed in range(1, 1 + SETS)]

@@ -109,8 +109,13 @@ class Corpus:
         """All ids as full rows (n, length): [CLS], length - 2 ids in the order of the text, [SEP]. Ids that fill no row are dropped.
 
         frame  the ids of [CLS] and [SEP]
+
+        Raises InputError for a corpus that fills no row.
         """
         count = len(self.ids) // (length - 2)
+        if not count:
+            least = f"expected at least {length - 2}, enough for one row of {length}"
+            raise InputError(f"the text has {len(self.ids)} tokens, {least}: add text")
         made = np.empty((count, length), self.ids.dtype)
         made[:, 0], made[:, -1] = frame
         made[:, 1:-1] = self.ids[: count * (length - 2)].reshape(count, -1)
