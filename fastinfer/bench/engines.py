@@ -61,7 +61,7 @@ def load_fastinfer(folder: str, dtype: str, device: str, threads: int) -> Encode
 
     model = fastinfer.load(folder, device=device, dtype=dtype, threads=threads)
 
-    def encode(ids: Any, mask: Any = None) -> Any:
+    def encode(ids, mask=None):  # type: ignore[no-untyped-def]  # a fresh process runs this source, without typing
         rows = ids if mask is None else [row[: m.sum()] for row, m in zip(ids, mask, strict=True)]
         return model.hidden_states(fastinfer.PackedBatch.from_ids(rows))
 
