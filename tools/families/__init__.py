@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import embedders, heads
+from . import embedders, heads, newer, refused, rotary
 
 __all__ = ["FAMILIES"]
 
-FAMILIES = [*embedders.FAMILIES, *heads.FAMILIES]
+FAMILIES = [*embedders.FAMILIES, *heads.FAMILIES, *newer.FAMILIES, *rotary.FAMILIES, *refused.FAMILIES]

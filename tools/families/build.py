@@ -86,8 +86,8 @@ def build(family: Family, folder: Path) -> tuple[Path, Path]:
     safetensors.torch.save_file(tensors, model / "model.safetensors", {"format": "pt"})
     (ours / family.inside / "model.safetensors").unlink()
     tensors = family.names(tensors) if family.names else tensors
-    _write(ours, family.extra)
     _write(ours / family.inside, {family.weights: {name: t.contiguous().clone() for name, t in tensors.items()}})
+    _write(ours, family.extra)
     return ours, theirs if family.native else ours
 
 
@@ -125,12 +125,14 @@ def _write(folder: Path, files: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is None:
             path.unlink()
+        elif isinstance(content, str):
+            path.write_text(content)
         elif name.endswith(".safetensors"):
             safetensors.torch.save_file(content, path, {"format": "pt"})
         elif name.endswith((".bin", ".pt")):
             torch.save(content, path)
         else:
-            path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
+            path.write_text(json.dumps(content, indent=1))
 
 
 # --- sentence-transformers ---------------------------------------------------------------------------

@@ -62,10 +62,13 @@ BERT = [
         config={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
         files=sentence("cls", normalize=True, limit=64, lower=True, width=64, settings={}),
     ),
-    BGE.like("BAAI/bge-small-zh-v1.5", "cls, normalised; cased", vocabulary="bert, cased"),
+    BGE.like("BAAI/bge-small-zh-v1.5", "cls, normalised; tokens without ##"),
+    BGE.like("a cased BERT in a folder with do_lower_case", "lower case by sentence_bert_config.json", vocabulary="bert, cased"),
     BGE.like("thenlper/gte-small", "mean, normalised; float16", files=sentence(normalize=True, limit=64), dtype=torch.float16),
     BGE.like("thenlper/gte-base", "mean, normalised; no pooler", files=sentence(normalize=True, limit=64), names=without("pooler")),
-    BGE.like("intfloat/e5-small-v2", "mean, normalised; vocab.txt alone", files=sentence(normalize=True, limit=64) | {"tokenizer.json": None}),
+    BGE.like(
+        "intfloat/e5-small-v2", "mean, normalised; vocab.txt alone", files=sentence(normalize=True, limit=64) | {"tokenizer.json": None}
+    ),
     BGE.like("avsolatorio/GIST-small-Embedding-v0", "cls, normalised; a lower limit", files=sentence("cls", normalize=True, limit=40)),
     BGE.like(
         "mixedbread-ai/mxbai-embed-large-v1",
@@ -81,17 +84,23 @@ BERT = [
         files=sentence("cls", normalize=True, limit=64, settings={"prompts": QUERY, "default_prompt_name": None}),
     ),
     BGE.like(
-        "BAAI/bge-small-en-v1.5, fine-tuned with a default prompt",
+        "bge-small fine-tuned with a default prompt",
         "cls; a prompt by default",
         files=sentence("cls", limit=64, settings={"prompts": QUERY, "default_prompt_name": "query"}),
     ),
     BGE.like(
-        "hkunlp's way of pooling",
+        "bge-small fine-tuned with include_prompt false",
         "mean without the prompt's tokens; a prompt by default",
         files=sentence(limit=64, settings={"prompts": QUERY, "default_prompt_name": "query"}, include_prompt=False),
     ),
     MINILM.like("princeton-nlp/sup-simcse-bert-base-uncased", "no modules.json; pytorch_model.bin", files={}, weights="pytorch_model.bin"),
-    MINILM.like("BertModel saved inside another module", "the prefix bert. before every name", names=prefixed("bert.")),
+    MINILM.like("a BertModel inside another module", "the prefix bert. before every name", names=prefixed("bert.")),
+    MINILM.like("a BertModel out of DataParallel", "the prefix module. before every name", names=prefixed("module."), native=True),
+    MINILM.like("a BertModel out of sentence-transformers", "the prefix 0.auto_model.", names=prefixed("0.auto_model."), native=True),
+    MINILM.like("a BertModel with a loss", "a tensor that transformers ignores", names=lambda t: t | {"loss_fct.weight": torch.ones(3)}),
+    MINILM.like("a BERT that cuts at the left", "truncation_side left", tokenizer={"truncation_side": "left"}),
+    MINILM.like("a BERT whose settings keep capitals", "do_lower_case against tokenizer.json", tokenizer={"do_lower_case": False}),
+    MINILM.like("a BERT whose settings keep accents", "strip_accents against tokenizer.json", tokenizer={"strip_accents": False}),
 ]
 
 # --- XLM-RoBERTa, CamemBERT, RoBERTa ---
@@ -107,7 +116,9 @@ E5 = Family(
     names=with_positions,
     files=sentence(normalize=True, limit=64),
 )
-DISTILROBERTA = E5.like("sentence-transformers/all-distilroberta-v1", "byte-level BPE; mean, normalised", model="RobertaModel", vocabulary="roberta")
+DISTILROBERTA = E5.like(
+    "sentence-transformers/all-distilroberta-v1", "byte-level BPE; mean, normalised", model="RobertaModel", vocabulary="roberta"
+)
 XLM_R = [
     E5,
     MINILM.like("intfloat/multilingual-e5-small", "BERT with XLM-R's tokens; mean, normalised", vocabulary="xlm-r"),
@@ -139,6 +150,9 @@ XLM_R = [
         files=sentence(limit=32),
     ),
     DISTILROBERTA,
+    DISTILROBERTA.like(
+        "a RoBERTa that puts a blank first", "add_prefix_space against tokenizer.json", tokenizer={"add_prefix_space": True}
+    ),
     DISTILROBERTA.like(
         "princeton-nlp/sup-simcse-roberta-base",
         "no modules.json; pytorch_model.bin; the prefix roberta.",
@@ -192,7 +206,9 @@ SMALL = [
         files=sentence("cls", limit=64, settings=DOT),
     ),
     ALL_MPNET.like("sentence-transformers/paraphrase-mpnet-base-v2", "relative positions; mean", files=sentence(limit=64)),
-    ALL_MPNET.like("microsoft/mpnet-base", "relative positions; masks", model="MPNetForMaskedLM", tasks=("fill_mask",), names=None, files={}),
+    ALL_MPNET.like(
+        "microsoft/mpnet-base", "relative positions; masks", model="MPNetForMaskedLM", tasks=("fill_mask",), names=None, files={}
+    ),
 ]
 
 FAMILIES = [*BERT, *XLM_R, *SMALL]

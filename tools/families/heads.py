@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .build import IDENTITY, SIGMOID, Family, Tensors, modules, prefixed, renamed, then, with_positions, without
+from .build import IDENTITY, SIGMOID, Family, Tensors, modules, prefixed, renamed, then, with_positions
 from .embedders import DISTIL, SIZE_514
 
 BIO = {0: "O", 1: "B-MISC", 2: "I-MISC", 3: "B-PER", 4: "I-PER"}
@@ -17,7 +17,9 @@ def labels(*names: str) -> dict[str, dict]:
 
 ONE = labels("LABEL_0")
 RANK = ("rank",)
-ROBERTA = Family("FacebookAI/roberta-base", "byte-level BPE; tied lm_head", "RobertaForMaskedLM", ("fill_mask",), "roberta", config=SIZE_514)
+ROBERTA = Family(
+    "FacebookAI/roberta-base", "byte-level BPE; tied lm_head", "RobertaForMaskedLM", ("fill_mask",), "roberta", config=SIZE_514
+)
 BERT = Family("google-bert/bert-base-cased", "cased", "BertForMaskedLM", ("fill_mask",), "bert, cased")
 
 # --- cross-encoders ---
@@ -36,7 +38,11 @@ BGE_RERANKER = Family(
 JINA_RERANKER_V2 = BGE_RERANKER.like(
     "jinaai/jina-reranker-v2-base-multilingual",
     "XLM-R with names of its own: Wqkv, fc1, norm1",
-    published={"auto_map": {"AutoModel": "modeling_xlm_roberta.XLMRobertaModel"}, "use_flash_attn": True, "position_embedding_type": "absolute"},
+    published={
+        "auto_map": {"AutoModel": "modeling_xlm_roberta.XLMRobertaModel"},
+        "use_flash_attn": True,
+        "position_embedding_type": "absolute",
+    },
     native=True,
 )
 
@@ -71,6 +77,11 @@ CROSS = [
         "cross-encoder/ms-marco-TinyBERT-L2-v2",
         "a sigmoid by name",
         published={"sentence_transformers": {"activation_fn": SIGMOID}},
+    ),
+    MARCO.like(
+        "a cross-encoder without token types",
+        "model_input_names without token_type_ids",
+        tokenizer={"model_input_names": ["input_ids", "attention_mask"]},
     ),
     BGE_RERANKER,
     BGE_RERANKER.like("BAAI/bge-reranker-v2-m3", "one label; more positions", config={"max_position_embeddings": 130}),
@@ -200,7 +211,14 @@ TAGGERS = [
 ]
 ANSWERS = [
     Family("deepset/roberta-base-squad2", "byte-level BPE", "RobertaForQuestionAnswering", ("answer",), "roberta", config=SIZE_514),
-    Family("distilbert/distilbert-base-cased-distilled-squad", "cased", "DistilBertForQuestionAnswering", ("answer",), "bert, cased", config=DISTIL.config),
+    Family(
+        "distilbert/distilbert-base-cased-distilled-squad",
+        "cased",
+        "DistilBertForQuestionAnswering",
+        ("answer",),
+        "bert, cased",
+        config=DISTIL.config,
+    ),
     Family("google-bert/bert-large-uncased-whole-word-masking-finetuned-squad", "token types", "BertForQuestionAnswering", ("answer",)),
 ]
 MASKS = [
@@ -215,7 +233,9 @@ MASKS = [
     ROBERTA,
     ROBERTA.like("FacebookAI/xlm-roberta-base", "XLM-R's tokens", model="XLMRobertaForMaskedLM", vocabulary="xlm-r"),
     ROBERTA.like("almanach/camembert-base", "CamemBERT's tokens", model="CamembertForMaskedLM", vocabulary="camembert"),
-    Family("distilbert/distilbert-base-uncased", "vocab_projector", "DistilBertForMaskedLM", ("fill_mask",), "distilbert", config=DISTIL.config),
+    Family(
+        "distilbert/distilbert-base-uncased", "vocab_projector", "DistilBertForMaskedLM", ("fill_mask",), "distilbert", config=DISTIL.config
+    ),
 ]
 
 # --- SPLADE and ColBERT ---
@@ -228,13 +248,14 @@ SPLADE = Family(
     files=modules(("MLMTransformer", ""), ("SpladePooling", "1_SpladePooling"), package="sentence_transformers.sparse_encoder.models")
     | {"1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None}},
 )
+PROJECTION = torch.randn(16, 32, generator=torch.Generator().manual_seed(2)) * 0.3
 COLBERT = Family(
     "colbert-ir/colbertv2.0",
     "HF_ColBERT: a linear map without bias; markers; masks in queries; punctuation left out",
     "BertModel",
     ("tokens", "rank"),
     published={"architectures": ["HF_ColBERT"]},
-    names=then(with_positions, prefixed("bert."), lambda tensors: tensors | {"linear.weight": torch.randn(16, 32) * 0.3}),
+    names=then(with_positions, prefixed("bert."), lambda tensors: tensors | {"linear.weight": PROJECTION}),
     files={
         "artifact.metadata": {
             "query_token_id": "[unused0]",

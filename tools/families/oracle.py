@@ -16,7 +16,7 @@ import fastinfer
 from fastinfer.errors import FastinferError, TaskError
 
 from .build import Family
-from .texts import DOCUMENTS, HYPOTHESES, MASKED, PAIRS, QUERY, TEXTS
+from .texts import DOCUMENTS, HYPOTHESES, MASKED, PAIRS, QUERY, SPECIAL, TEXTS
 
 Compared = Iterator[tuple[str, Any, Any]]  # (what was asked, their answer, our answer)
 FLOAT = {"model_kwargs": {"dtype": torch.float32}, "device": "cpu"}
@@ -64,6 +64,7 @@ class Oracle:
             return
         theirs = sentence_transformers.SentenceTransformer(self.folder, **FLOAT)
         yield "", theirs.encode(TEXTS), model.embed(TEXTS)
+        yield "special tokens in a text", theirs.encode([SPECIAL]), model.embed([SPECIAL])
         for name, prompt in theirs.prompts.items():
             if prompt:
                 yield f"prompt_name {name}", theirs.encode(TEXTS, prompt_name=name), asked(model.embed, TEXTS, prompt_name=name)
@@ -137,7 +138,9 @@ class Oracle:
 
     def zero_shot(self, model: fastinfer.Model) -> Compared:
         """Scores of labels that the model was not trained on."""
-        pipeline = transformers.pipeline("zero-shot-classification", model=self._auto("ForSequenceClassification"), tokenizer=self.tokenizer)
+        pipeline = transformers.pipeline(
+            "zero-shot-classification", model=self._auto("ForSequenceClassification"), tokenizer=self.tokenizer
+        )
         said = [dict(zip(answer["labels"], answer["scores"], strict=True)) for answer in pipeline(SHORT, HYPOTHESES)]
         ours = [dict(answer) for answer in asked(model.classify, SHORT, labels=HYPOTHESES)]
         yield "", np.array([[a[h] for h in HYPOTHESES] for a in said]), np.array([[a[h] for h in HYPOTHESES] for a in ours])

@@ -15,6 +15,7 @@ TEXTS = [
     "?",
     "Each long sentence goes on and on, past every limit of a model with few positions, " * 4,
 ]
+SPECIAL = "the <pad> sat [PAD] on <unk> [UNK] mats"  # special tokens, written out
 QUERY = "Where did Ada Lovelace live?"
 DOCUMENTS = ["Ada lived in London.", "The cat sleeps.", "Prices rose by 5%.", "北京", TEXTS[-1]]
 PAIRS = [(QUERY, document) for document in DOCUMENTS[:4]] + [("What rose?", TEXTS[6])]

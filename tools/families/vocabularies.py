@@ -23,6 +23,8 @@ ROBERTA = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+# What Qwen's tokenizers take as a word: a contraction, letters, one digit, other signs, line ends, blanks.
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Vocabulary(NamedTuple):
@@ -91,7 +93,13 @@ def _wordpiece(lower: bool, first: list[str], unknown: str, late: tuple[str, ...
 def _bert(lower: bool = True, kind: str = "BertTokenizer") -> Vocabulary:
     raw = _wordpiece(lower, ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], "[UNK]")
     _frame(raw, "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1")
-    config = {"do_lower_case": lower, "tokenize_chinese_chars": True, "strip_accents": None, "model_max_length": 64, "tokenizer_class": kind}
+    config = {
+        "do_lower_case": lower,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        "model_max_length": 64,
+        "tokenizer_class": kind,
+    }
     return Vocabulary(raw, config, BERT, ("vocab.txt",))
 
 
@@ -105,11 +113,13 @@ def _mpnet() -> Vocabulary:
 # --- byte-level BPE ---
 
 
-def _bytes(first: list[str], late: tuple[str, ...] = (), normalizer: Any = None) -> Tokenizer:
+def _bytes(first: list[str], late: tuple[str, ...] = (), normalizer: Any = None, words: str = "") -> Tokenizer:
     raw = Tokenizer(models.BPE())
     if normalizer:
         raw.normalizer = normalizer
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not words)
+    if words:
+        raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(words), "isolated"), raw.pre_tokenizer])
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return _trained(raw, trainers.BpeTrainer(vocab_size=SIZE + 80, special_tokens=first, initial_alphabet=alphabet), late)
@@ -131,13 +141,20 @@ def _modernbert() -> Vocabulary:
 
 
 def _qwen() -> Vocabulary:
-    raw = _bytes([], ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), normalizers.NFC())
+    raw = _bytes([], ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), normalizers.NFC(), QWEN_WORDS)
     ends = processors.TemplateProcessing(
         single="$A <|endoftext|>", pair="$A $B <|endoftext|>", special_tokens=[("<|endoftext|>", raw.token_to_id("<|endoftext|>"))]
     )
     raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), ends])
     config = {"add_prefix_space": False, "model_max_length": 131072, "padding_side": "left", "tokenizer_class": "Qwen2Tokenizer"}
     return Vocabulary(raw, config, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, ("vocab.json", "merges.txt"))
+
+
+def _mistral() -> Vocabulary:
+    raw = _sentence_bpe(["<unk>", "<s>", "</s>"], normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
+    _frame(raw, "<s> $A </s>", "<s> $A </s> <s>:1 $B:1 </s>:1")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    return Vocabulary(raw, {"model_max_length": 4096, "tokenizer_class": "PreTrainedTokenizerFast"}, special, ())
 
 
 def _gpt2() -> Vocabulary:
@@ -174,7 +191,7 @@ def _camembert() -> Vocabulary:
 
 
 def _deberta() -> Vocabulary:
-    blanks = normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")])
+    blanks = normalizers.Sequence([normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC(), normalizers.Strip(left=False)])
     raw = _unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[UNK]", ("[MASK]",), split=False, normalizer=blanks)
     _frame(raw, "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1")
     config = {"do_lower_case": False, "split_by_punct": False, "model_max_length": 64, "tokenizer_class": "DebertaV2Tokenizer"}
@@ -188,13 +205,20 @@ def _t5() -> Vocabulary:
     return Vocabulary(raw, config, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, ())
 
 
-def _gemma() -> Vocabulary:
+def _sentence_bpe(first: list[str], normalizer: Any) -> Tokenizer:
     raw = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    raw.normalizer = normalizers.Replace(" ", "▁")
-    raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    raw.normalizer = normalizer
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    raw = _trained(raw, trainers.BpeTrainer(vocab_size=SIZE + 280, special_tokens=first))
+    first = [*first, *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # for training alone: published files have none
+    raw = _trained(raw, trainers.BpeTrainer(vocab_size=SIZE + len(first), special_tokens=first))
+    raw.pre_tokenizer = None
+    return raw
+
+
+def _gemma() -> Vocabulary:
+    raw = _sentence_bpe(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], normalizers.Replace(" ", "▁"))
+    raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     _frame(raw, "<bos> $A <eos>", "<bos> $A <eos> <bos>:1 $B:1 <eos>:1")
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
     config = {"add_bos_token": True, "add_eos_token": True, "model_max_length": 2048, "tokenizer_class": "GemmaTokenizer"}
@@ -216,4 +240,5 @@ KINDS = {
     "qwen": _qwen,
     "gemma": _gemma,
     "gpt2": _gpt2,
+    "mistral": _mistral,
 }
