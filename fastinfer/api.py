@@ -208,7 +208,8 @@ class Model:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         strategy  how a word gets its tag: "first", from its first token; "average", from the mean of its tokens' probabilities; "max",
-                  from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words
+                  from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words.
+                  "none" does so, too, and merges nothing: each token has a span with its whole label, such as "B-PER"
 
         The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
         not pairs.

@@ -156,7 +156,11 @@ class Classify:
 
 @dataclass(frozen=True)
 class Tag:
-    """A label per token. Scheme "bio": labels O, B-x, I-x; "io": O and plain names."""
+    """A label per token; O stands for none.
+
+    scheme  "bio": B-x begins a span and I-x continues one, both with the tag x. Any other label continues a span of the same label;
+            a span that it begins is named by what follows its first dash, as in transformers' pipeline. "io": labels are names
+    """
 
     labels: tuple[str, ...]
     scheme: Literal["bio", "io"] = "bio"
@@ -319,10 +323,6 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
             yield f"tasks.{name}.labels names a label twice"
     for i, layer in enumerate(tasks.classify.layers if tasks.classify else ()):
         yield from _sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
-    if tasks.tag and tasks.tag.scheme == "bio":
-        odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
-        if odd:
-            yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
 
 
 def _plain(value: Any) -> Any:
