@@ -13,7 +13,7 @@ import numpy as np
 from . import backends, checkpoint, heads
 from .batch import PackedBatch
 from .catalog import folder_of
-from .errors import InputError, TaskError, about, check_flag, check_int, short
+from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
 from .inside import Inside
 from .run import Options, Replica, positive
 from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, each_text, warn_of
@@ -138,12 +138,56 @@ class Model(Inside):
         return out
 
     def classify(
-        self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+        self,
+        texts: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        template: str = "This example is {}.",
+        multi_label: bool = False,
+        top_k: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: bool = False,
     ) -> list[Any]:
-        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text."""
-        head = self._head("classify")
-        logits = self._text_logits(texts, "classify", Options(batch_tokens, threads, progress))
-        return heads.classify.decode(logits, head, positive("top_k", top_k))
+        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text.
+
+        labels       names of your own for a model of natural language inference (zero-shot): a label's score says how well the text
+                     entails the template with the label in it. Texts are then single, not pairs; a long text is cut, the template is not
+        template     a sentence with {} where the label goes
+        multi_label  several labels may be right: each gets its own probability; False: the scores of a text add up to 1
+
+        Raises TaskError where labels are given and no class of the model begins with "entail".
+        """
+        head, options = self._head("classify"), Options(batch_tokens, threads, progress)
+        top_k = positive("top_k", top_k)
+        if labels is None:
+            return heads.classify.decode(self._text_logits(texts, "classify", options), head, top_k)
+        check_flag("multi_label", multi_label)
+        names = as_singles([] if isinstance(labels, str) else labels, "labels")
+        if not names or "" in names:
+            raise InputError(f"labels is {short(labels)}, expected a list of names such as ['politics', 'sports']")
+        if not isinstance(template, str) or "{}" not in template:
+            raise InputError(f"template is {short(template)}, expected a sentence with {{}} in it, such as 'This example is {{}}.'")
+        hypotheses = [template.replace("{}", name) for name in names]
+        return heads.classify.zero_shot(self._entailment_logits(as_singles(texts), hypotheses, options), names, multi_label, top_k)
+
+    def _entailment_logits(self, texts: list[str], hypotheses: list[str], options: Options) -> np.ndarray:
+        """The logits (B, hypotheses, 2) of contradiction and entailment of each text and each hypothesis."""
+        found = heads.classify.entailment(self._head("classify").labels)
+        if found is None:
+            known = listed(map(short, self._head("classify").labels))
+            raise TaskError(f"{self._name} cannot score labels of yours: none of its classes is entailment, they are {known}")
+        tokenizer = self._runner.tokenizer("classify")
+        cuts: list[list[TruncationWarning]] = [[] for _ in hypotheses]
+        pairs = (tokenizer.packed([(text, h) for text in texts], cut, only_first=True) for h, cut in zip(hypotheses, cuts, strict=True))
+        out = np.empty((len(hypotheses) * len(texts), 2), np.float32)
+        windows = self._runner.joined(itertools.chain.from_iterable(pairs))
+        for which, _, logits in self._runner.run(windows, len(out), self._forward("classify"), options):
+            out[which] = logits[:, found]
+        # The longest hypothesis cuts every text that another one cuts.
+        warn_of(max(cuts, key=lambda cut: sum(warning.cut for warning in cut)))
+        by_text: np.ndarray = out.reshape(len(hypotheses), len(texts), 2).swapaxes(0, 1)
+        return by_text
 
     def fill_mask(
         self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False

@@ -12,11 +12,12 @@ from .errors import printable, short
 from .files import naming
 from .heads.tag import STRATEGIES
 from .info import __version__
-from .text_io import ENDINGS, STANDARD_OUTPUT, output_ending, reads_stdin
+from .text_io import ENDINGS, STANDARD_OUTPUT, argument, output_ending, reads_stdin
 
 __all__ = ["CLASSES", "parse"]
 
 CLASSES = 5  # classes shown per text in readable output
+TEMPLATE = "This example is {}."
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
@@ -113,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(commands, "classify", "give texts, or pairs of texts, a label or a score", either, example, takes="either")
     _add_texts(sub, "TEXT", pairs=True)
     _add_top_k(sub, f"show the best N labels (default: {CLASSES}, or all with --json)")
+    group = sub.add_argument_group("labels of your own, for a model of natural language inference")
+    group.add_argument("--labels", type=_names, metavar="A,B,...", help="score these labels by how well the text entails the template")
+    group.add_argument("--template", default=TEMPLATE, metavar="TEXT", help="a sentence with {} for the label (default: %(default)s)")
+    group.add_argument("--multi-label", action="store_true", help="several labels may be right: score each by itself")
 
     example = 'fastinfer fill-mask -m MODEL "Paris is the [MASK] of France."'
     sub = _command(commands, "fill-mask", "guess the words that a mask token hides", either, example, takes="either")
@@ -183,6 +188,13 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     from .bench import command
 
     command.add_arguments(parser)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in argument(text).split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{short(text)} names no labels, expected some, such as politics,sports")
+    return names
 
 
 def _at_least(low: int) -> Callable[[str], int]:

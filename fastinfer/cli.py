@@ -132,7 +132,8 @@ def _classify(args: argparse.Namespace) -> None:
     top_k = args.top_k or (None if as_json(args) else CLASSES)
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
-        return model.classify(texts, top_k=top_k, **_batching(args))
+        own = {"labels": args.labels, "template": argument(args.template), "multi_label": args.multi_label}
+        return model.classify(texts, top_k=top_k, **own, **_batching(args))
 
     def record(text: Any, answer: Any) -> dict[str, Any]:
         found = {"score": answer} if isinstance(answer, float) else {"labels": named(answer, "label", "score")}

@@ -222,11 +222,14 @@ class Tokenizer:
             cuts += said
         return encodings
 
-    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning]) -> Iterator[PackedBatch]:
-        """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist."""
+    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning], *, only_first: bool = False) -> Iterator[PackedBatch]:
+        """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist.
+
+        only_first  cut the first text of a pair alone. Raises InputError for a second one that leaves no room
+        """
         done = 0
         for portion in self.portions(texts):
-            yield self.batch(self._encode(portion, False, cuts), done)
+            yield self.batch(self._encode(portion, False, cuts, only_first), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
@@ -250,7 +253,7 @@ class Tokenizer:
         encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
         return [self._whole(_sides(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
 
-    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning]) -> list[Any]:
+    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning], only_first: bool = False) -> list[Any]:
         """encode() of one portion."""
         limit, size = self._config.max_tokens, CHARACTERS_PER_TOKEN * self._config.max_tokens
         begun = texts if words else [self._beginning(text, size) for text in texts]
@@ -258,14 +261,14 @@ class Tokenizer:
         longest, cut = 0, []
         for i, text in enumerate(texts):
             size, part = CHARACTERS_PER_TOKEN * limit, begun[i]
-            while part is not text and not _settled(encodings[i], part, text, limit):
+            while part is not text and not _settled(encodings[i], part, text, limit, only_first):
                 size *= 4
                 part = self._beginning(text, size)
                 encodings[i] = self._call([part])[0]
             if len(encodings[i]) > limit:
                 cut.append(i)
                 longest = max(longest, len(encodings[i]))
-                encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+                encodings[i] = _cut(Tokens.of(encodings[i]), limit, only_first)
         cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
         return encodings
 
@@ -397,10 +400,12 @@ class Tokenizer:
             yield Window(i, rows, whole.take(rows))
 
 
-def _cut(tokens: Tokens, limit: int) -> Tokens:
+def _cut(tokens: Tokens, limit: int, only_first: bool) -> Tokens:
     """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as _shares() says."""
     first, second = _counts(tokens)
-    left = _shares(first, second, limit - tokens.sequence_ids.count(None))
+    left = _shares(first, second, limit - tokens.sequence_ids.count(None), only_first)
+    if left[0] < 1 and only_first:
+        raise InputError(f"a second text of {second} tokens leaves no room for the first: the model's limit is {limit}")
     rows = []
     for row, side in enumerate(tokens.sequence_ids):
         if side is not None:
@@ -411,8 +416,13 @@ def _cut(tokens: Tokens, limit: int) -> Tokens:
     return tokens.take(rows)
 
 
-def _shares(first: int, second: int, room: int) -> list[int]:
-    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long."""
+def _shares(first: int, second: int, room: int, only_first: bool) -> list[int]:
+    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long.
+
+    only_first  the first one loses tokens
+    """
+    if only_first:
+        return [room - second, second]
     if first <= second:
         first = min(first, room // 2)
         return [first, room - first]
@@ -426,7 +436,7 @@ def _counts(tokens: Any) -> list[int]:
     return [sides.count(0), sides.count(1)]
 
 
-def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
+def _settled(encoding: Any, part: Any, text: Any, limit: int, only_first: bool) -> bool:
     """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
     room = limit - encoding.sequence_ids.count(None)
     least = _counts(encoding)
@@ -434,8 +444,8 @@ def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
     if len(most) == 1:
         return bool(least[0] > room)
     # The first text's share grows with its own length and shrinks with that of the second.
-    shares = _shares(most[0], least[1], room)
-    return sum(least) > room and shares == _shares(least[0], most[1], room) and all(map(operator.ge, least, shares))
+    shares = _shares(most[0], least[1], room, only_first)
+    return sum(least) > room and shares == _shares(least[0], most[1], room, only_first) and all(map(operator.ge, least, shares))
 
 
 def _sides(text: Any) -> tuple[str, ...]:
