@@ -15,7 +15,9 @@ from .batch import PackedBatch
 from .catalog import folder_of
 from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
 from .inside import Inside
+from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
+from .sparse_embedder import SparseEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
@@ -136,6 +138,17 @@ class Model(Inside):
         for which, _, vectors in self._runner.run(windows, total, self._forward("embed"), options):
             out[which] = heads.embed.normalized(vectors) if normalize else vectors
         return out
+
+    def embed_sparse(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> Any:
+        """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
+
+        Any model with a fill_mask head has them. Pooling and activation are those of its embed_sparse head, else the largest
+        log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
+        """
+        return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+
+    def _sparse_embedder(self) -> SparseEmbedder:
+        return SparseEmbedder(self.config.tasks.embed_sparse or EmbedSparse(), self._head("fill_mask"), self._runner)
 
     def classify(
         self,
@@ -323,7 +336,8 @@ class Model(Inside):
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
 
-        A model with an embed head is used as an embedder; otherwise a classify head with a single label scores (query, document).
+        A model with an embed head is used as an embedder. Otherwise an embed_sparse head compares sparse vectors, by the dot product
+        or as the checkpoint says, or a classify head with a single label scores (query, document).
 
         documents  a batch of str; a tuple of str is a batch, too
         """
@@ -335,12 +349,14 @@ class Model(Inside):
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
             scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # the order of BLAS's sums would depend on the number of rows
+        elif self.config.tasks.embed_sparse:
+            scores = self._sparse_embedder().scores(query, documents, Options(**options))
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in documents]
             logits = self._text_logits(pairs, "classify", Options(**options))[:, 0]
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
-                f"{self._name} cannot rank: it has neither an embed head nor a classify head of one label, only {self._tasks()}"
+                f"{self._name} cannot rank: it has no embed or embed_sparse head, and no classify head of one label, only {self._tasks()}"
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]

@@ -53,6 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         error("--input is empty, expected the name of a file, or - for standard input")
     if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
+    if args.command == "embed" and args.sparse and args.normalize is not None:
+        error("--normalize is for vectors, and --sparse gives weights of tokens: leave one of them out")
     if args.command == "answer" and args.question is None:
         args.takes, args.pairs = "pairs", True
     return args
@@ -63,11 +65,12 @@ def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None
     if args.output == "":
         error("--output is empty, expected the name of a file")
     ending = output_ending(args)
-    if ending == ".npy" and (args.json or args.command != "embed"):
+    array = args.command == "embed" and not args.sparse
+    if ending == ".npy" and (args.json or not array):
         error("--output FILE.npy is for embed without --json: other answers are no arrays")
     if ending not in ENDINGS and (os.path.isfile(args.output) or not os.path.exists(args.output)):
-        array = ".npy for an array, " if args.command == "embed" else ""
-        error(f"--output {args.output}: {ending} is not written here, expected {array}.jsonl for JSON lines, or .txt for readable text")
+        also = ".npy for an array, " if array else ""
+        error(f"--output {args.output}: {ending} is not written here, expected {also}.jsonl for JSON lines, or .txt for readable text")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
     )
+    sub.add_argument("--sparse", action="store_true", help="give a weight per token of the vocabulary (SPLADE) instead of a vector")
 
     example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
     sub = _command(commands, "rank", "order documents by how well they match a query", INPUT_HELP, example)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from .activations import Activation
 from .errors import ConfigError, listed, short
+from .retrieval import EmbedSparse, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -257,6 +258,7 @@ class Tasks:
     classify: Classify | None = field(default=None, metadata=LATER)
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
+    embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -444,3 +446,4 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         head = getattr(tasks, name)
         for i, layer in enumerate(head.layers if head else ()):
             yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
+    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

@@ -80,7 +80,7 @@ class Inside:
         """
         if not isinstance(positions, str) or positions not in ("mask", "all"):
             raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
-        named = [t for t in self.tasks if t != "embed"]
+        named = [t for t in self.tasks if heads.HEADS[t].LOGITS is not None]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
         task = named[0] if task is None else task

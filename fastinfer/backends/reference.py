@@ -367,6 +367,11 @@ class Reference:
             if kind == "lse":
                 out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
 
+    def largest(self, x: np.ndarray, cu_seqlens: np.ndarray, *, out: np.ndarray) -> None:
+        """out (B, M) float32 = the largest value of each column of x (T, M) in each text; M may be wider than the hidden size."""
+        for row, (begin, end) in zip(out, itertools.pairwise(cu_seqlens.tolist()), strict=True):
+            np.maximum.reduce(x[begin:end], axis=0, out=row)  # reduceat took 10 to 30 times as long for a vocabulary of 30,522
+
     # --- a layer alone, for the public FFF ---
 
     def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,11 +95,14 @@ class FittedCUDA(CUDA):
         return self.memory.allocate("a result", shape, self.storage if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        array = self.cupy.ascontiguousarray(array)
+        return self.memory.bring(self._as_float32(self.cupy.ascontiguousarray(array)))
+
+    def _as_float32(self, array: Any) -> Any:
+        """A contiguous array as float32 if it has the compute dtype; the array itself if not."""
         if array.dtype == self.storage and array.dtype != np.float32 and array.size:
             bits, array = array, self.empty(*array.shape, dtype=np.float32)
             self.kernels.launch("to_float32", min(4096, -(-array.size // 2048)), 256, bits, array, ctypes.c_int64(array.size))
-        return self.memory.bring(array)
+        return array
 
     def rows(self, x: Any, which: np.ndarray) -> Any:
         return x[self.memory.send("indices", which)]
@@ -319,6 +323,11 @@ class FittedCUDA(CUDA):
         else:
             starts = self.memory.send("bounds of texts", cu_seqlens)
         self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
+
+    def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
+        x = self._as_float32(self.cupy.ascontiguousarray(x))
+        for b, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+            self.cupy.max(x[begin:end], axis=0, out=out[b])
 
     # --- the forward pass ---
 
