@@ -139,6 +139,34 @@ def test_sre_vectors(device, sre):
     assert_allclose(fastinfer.load(folder, device=device).embed(texts), want, **TOLERANCE)
 
 
+# --- all-mpnet-base-v2 -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mpnet(model_folder):
+    """(folder, sentence-transformers' model of it)."""
+    oracle = pytest.importorskip("sentence_transformers", reason="the oracle of MPNet is sentence-transformers", exc_type=ImportError)
+    folder = model_folder("all-mpnet-base-v2")
+    return folder, oracle.SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*texts had more than 384 tokens")
+def test_mpnet_vectors(mpnet, prose, tmp_path):
+    """The published folder and the converted one give sentence-transformers' vectors; long texts are cut at 384 tokens."""
+    folder, theirs = mpnet
+    texts = [*prose[::20], " ".join(prose)[:3000]]
+    want = theirs.encode(texts)
+    convert(folder, tmp_path / "out")
+    for path in (folder, tmp_path / "out"):
+        assert_allclose(fastinfer.load(path, device="cpu").embed(texts), want, **TOLERANCE)
+
+
+def test_mpnet_vectors_of_the_reference(mpnet, prose):
+    folder, theirs = mpnet
+    texts = sorted(prose, key=len)[:60:10]
+    assert_allclose(fastinfer.load(folder, device="numpy").embed(texts), theirs.encode(texts), **TOLERANCE)
+
+
 def convert(source, out):
     """Run tools/convert.py as a command."""
     subprocess.run([sys.executable, ROOT / "tools" / "convert.py", source, out], check=True, capture_output=True)

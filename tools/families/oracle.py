@@ -59,7 +59,8 @@ class Oracle:
     def embed(self, model: fastinfer.Model) -> Compared:
         """Vectors, with each prompt that the model names."""
         if self.family.oracle == "pooler":
-            theirs = self._auto("")
+            config = transformers.AutoConfig.from_pretrained(self.folder)
+            theirs = getattr(transformers, config.architectures[0]).from_pretrained(self.folder, dtype=torch.float32).eval()
             yield "", [theirs(**self._inputs(text)).pooler_output[0].numpy() for text in TEXTS], model.embed(TEXTS)
             return
         theirs = sentence_transformers.SentenceTransformer(self.folder, **FLOAT)
