@@ -49,15 +49,14 @@ if ATHERIS:
 else:
     atheris = None
 
-with atheris.instrument_imports(include=["fastinfer", "conversion", "torch_file"]) if atheris else contextlib.nullcontext():
+with atheris.instrument_imports(include=["fastinfer", "conversion"]) if atheris else contextlib.nullcontext():
     import conversion
     import numpy as np
     import seeds
-    import torch_file
 
     import fastinfer
     from fastinfer import checkpoint
-    from fastinfer.checkpoint import Tensor, layouts
+    from fastinfer.checkpoint import Tensor, layouts, torch_file
     from fastinfer.config import Config
     from fastinfer.strict_json import parse_json
     from fastinfer.tokenizer import Tokenizer
