@@ -93,7 +93,7 @@ def _is_whole(snapshot: Path) -> bool:
     """Whether a snapshot has all files that load() reads, by the list of files that newer releases of the library keep for a commit."""
     try:
         names = list(read_json(snapshot.parents[1] / "trees" / f"{snapshot.name}.json")["files"])
-        folders = _module_folders(snapshot)
+        folders = ["", *_module_folders(snapshot)]
         return all((snapshot / name).exists() for name in [*_settings(names, folders), *_weights(names, folders)])
     except (FastinferError, KeyError, TypeError):
         return False
@@ -107,16 +107,17 @@ def _download(hub: Any, repo: str, revision: str) -> Path:
     names = [file.rfilename for file in hub.HfApi().model_info(repo, revision=revision).siblings or ()]
     snapshot = _fetch(hub, repo, revision, _settings(names, [""]))
     refusals.refuse_folder(snapshot, names)
-    folders = _module_folders(snapshot)
+    body, *others = _module_folders(snapshot)
+    folders = ["", body, *others]
     settings = _settings(names, folders)
-    if len(folders) > 1:
+    if any(folders):
         _fetch(hub, repo, revision, settings)
-    body = next((folder for folder in folders[1:2] if f"{folder}config.json" in names), "")
-    if f"{body}config.json" in names:
-        data = read_json(snapshot / body / "config.json")
-        if not (isinstance(data, dict) and "format_version" in data):
-            layouts.look(data, snapshot / body)
-        refusals.refuse_without_weights(snapshot / body, [name.removeprefix(body) for name in names if name.startswith(body)])
+    if f"{body}config.json" not in names:
+        raise CheckpointError(f"{repo} on the hub has no {body}config.json, expected a model in safetensors or a .bin")
+    data = read_json(snapshot / body / "config.json")
+    if not (isinstance(data, dict) and "format_version" in data):
+        layouts.look(data, snapshot / body)
+    refusals.refuse_without_weights(snapshot / body, [name.removeprefix(body) for name in names if name.startswith(body)])
     return _fetch(hub, repo, revision, settings + _weights(names, folders))
 
 
@@ -127,11 +128,11 @@ def _fetch(hub: Any, repo: str, revision: str, names: list[str]) -> Path:
 
 
 def _module_folders(snapshot: Path) -> list[str]:
-    """ "" for the snapshot itself, then the folders of the modules in its modules.json, in their order, such as "1_Pooling/"."""
+    """The folders of the modules in its modules.json, in their order: such as "1_Pooling/", and "" for the snapshot itself."""
     path = snapshot / "modules.json"
     modules = read_json(path) if path.exists() else []
     paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    return ["", *(f"{path}/" for path in paths if isinstance(path, str) and path)]
+    return [f"{path}/" if path else "" for path in paths if isinstance(path, str)] or [""]
 
 
 def _settings(names: Iterable[str], folders: list[str]) -> list[str]:
@@ -142,7 +143,7 @@ def _settings(names: Iterable[str], folders: list[str]) -> list[str]:
 def _weights(names: Iterable[str], folders: list[str]) -> list[str]:
     """The files of weights in these folders: of the model and of an adapter, each in the preferred format alone."""
     found = []
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         inside = [name for name in names if name[: name.rfind("/") + 1] == folder]
         for formats in (WEIGHTS, ADAPTERS):
             single = next((folder + name for name in formats if {folder + name, f"{folder}{name}.index.json"} & set(inside)), None)
