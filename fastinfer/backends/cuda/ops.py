@@ -18,7 +18,7 @@ from ...batch import PackedBatch
 from ...checkpoint.tensor import Tensor
 from ...config import Config
 from ...errors import BackendError, DtypeError, ShapeError
-from ...weights import Embedding, FeedForward, Layer, Norm, Weights
+from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Scores, Weights
 from ..reference import Reference, check_layer_arrays
 from .device import Limits, limits
 from .fff import fff_argument
@@ -151,7 +151,19 @@ class FittedCUDA(CUDA):
             len(out),
         )
 
-    def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
+    def linear(
+        self,
+        x: Any,
+        weight: Matrix,
+        *,
+        bias: Any = None,
+        activation: str | None = None,
+        gate: Any = None,
+        residual: Any = None,
+        out: Any,
+    ) -> None:
+        if gate is not None:
+            raise self._lacks("gated feedforwards")
         outputs, inputs = weight.data.shape
         if x.dtype != self.storage:  # pooled vectors are float32
             x = self.as_act(x)
@@ -198,8 +210,16 @@ class FittedCUDA(CUDA):
     def qkv_dtype(self, head_size: int) -> Any:
         return self.storage
 
-    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, out: Any) -> None:
+    def _lacks(self, what: str) -> BackendError:
+        return BackendError(f"{self.device} does not compute {what}: use device 'cpu'")
+
+    def rotate(self, qkv: Any, cu_seqlens: Any, heads: int, table: Any) -> None:
+        raise self._lacks("rotary positions")
+
+    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, scores: Scores = PLAIN, out: Any) -> None:
         """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the bounds of each token's text."""
+        if scores != PLAIN:
+            raise self._lacks("attention with a window or relative positions")
         if cu_seqlens.ndim == 1:
             lengths = np.diff(cu_seqlens)
             bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1)
@@ -335,10 +355,13 @@ class FittedCUDA(CUDA):
         attention = layer.attention
         h = work.take("h", *x.shape)
         qkv = work.take("qkv", len(x), 3 * x.shape[1])
-        if weights.pre_norm:
-            self.norm(x, attention.norm, weights.eps, out=h)
-        self.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
-        self.attention(qkv, cu_seqlens, weights.heads, out=h)
+        before = attention.norm if weights.pre_norm else None
+        if before is not None:
+            self.norm(x, before, weights.eps, out=h)
+        self.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+        if attention.rotary is not None:
+            self.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
+        self.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, out=h)
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
     def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
