@@ -18,12 +18,10 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from conversion import read_weights
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
@@ -351,7 +349,7 @@ def load(folder: str | os.PathLike, *, dropout: float = 0.0) -> Encoder:
 
     Raises FastinferError as checkpoint.load does.
     """
-    config, weights = checkpoint.load(Path(folder), validate=True, read=read_weights)
+    config, weights = checkpoint.load(folder, validate=True)
     return from_weights(config, weights, dropout=dropout)
 
 
