@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import cuts_right
 from models import real_model
 
 parity = pytest.importorskip("parity", reason="the oracles need PyTorch and transformers", exc_type=ImportError)
@@ -48,6 +49,7 @@ def test_tags(pair_of, case):
         assert_equal(parity.tags(pair, strategy, our_words=case.name not in MARKED))
 
 
+@cuts_right
 def test_tags_of_long_texts(pair_of):
     """Each token comes from the window in which it is farthest from a border. The ends of the text do not count as borders."""
     pair = pair_of("tag")
@@ -111,6 +113,7 @@ def answering(pair_of):
     return pair_of("answer")
 
 
+@cuts_right
 @pytest.mark.parametrize("options", parity.ANSWERS.values(), ids=parity.ANSWERS)
 def test_answers(answering, options):
     assert_equal(parity.answers(answering, our_words=True, **options))

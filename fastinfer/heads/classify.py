@@ -9,7 +9,7 @@ import numpy as np
 from ..batch import PackedBatch
 from ..config import Classify, Config
 from ..weights import Weights
-from .common import Shapes, linear, linear_tensors, pool, sigmoid, softmax
+from .common import Shapes, layers_tensors, linear, linear_tensors, pool, sigmoid, softmax, through_layers
 
 if TYPE_CHECKING:
     from ..backends.reference import Reference
@@ -21,20 +21,14 @@ LOGITS = "text"
 
 def tensors(head: Classify, config: Config) -> Shapes:
     """The tensors of the dense layers on the pooled vector, and of the map to K classes."""
-    spec: Shapes = {}
-    width = config.hidden
-    for i, layer in enumerate(head.layers):
-        spec |= linear_tensors(f"layers.{i}", layer.width, width)
-        width = layer.width
+    spec, width = layers_tensors(head.layers, config.hidden)
     return spec | linear_tensors("out", len(head.labels), width)
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights: Weights) -> Any:
     """The logits (B, K) from hidden states (T, D)."""
     h = pool(ops, x, batch, head.pooling)
-    for i, layer in enumerate(head.layers):
-        h = linear(ops, h, weights.tasks, f"classify.layers.{i}", layer.activation)
-    return linear(ops, h, weights.tasks, "classify.out")
+    return linear(ops, through_layers(ops, h, weights, "classify", head.layers), weights.tasks, "classify.out")
 
 
 def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:

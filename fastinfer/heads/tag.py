@@ -11,7 +11,7 @@ from ..batch import PackedBatch
 from ..config import Config, Tag
 from ..tokenizer import Tokens
 from ..weights import Weights
-from .common import Shapes, linear, linear_tensors
+from .common import Shapes, layers_tensors, linear, linear_tensors, through_layers
 from .words import pieces, trim, words
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
 
 
 def tensors(head: Tag, config: Config) -> Shapes:
-    """The tensors of the map from hidden states to K labels."""
-    return linear_tensors("out", len(head.labels), config.hidden)
+    """The tensors of the layers, and of the map from them to K labels."""
+    spec, width = layers_tensors(head.layers, config.hidden)
+    return spec | linear_tensors("out", len(head.labels), width)
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Tag, weights: Weights) -> Any:
     """The logits (T, K) from hidden states (T, D)."""
-    return linear(ops, x, weights.tasks, "tag.out")
+    return linear(ops, through_layers(ops, x, weights, "tag", head.layers), weights.tasks, "tag.out")
 
 
 def decode(scores: np.ndarray, tokens: Tokens, text: str, head: Tag, strategy: str, marked: bool) -> list[tuple[int, int, str, float, str]]:
