@@ -10,7 +10,25 @@ from models import load_tool
 
 import fastinfer
 from fastinfer import activations, checkpoint
-from fastinfer.config import FFF, Alibi, Attention, Buckets, Dense, Disentangled, Embed, Gated, Norm, Positions, Stored, Tasks
+from fastinfer.config import (
+    FFF,
+    Alibi,
+    Answer,
+    Attention,
+    Buckets,
+    Classify,
+    Dense,
+    Disentangled,
+    Embed,
+    FillMask,
+    Gated,
+    HeadLayer,
+    Norm,
+    Positions,
+    Stored,
+    Tag,
+    Tasks,
+)
 
 torch = pytest.importorskip("torch", reason="tools/training needs PyTorch")
 encoders, feedforward, attention = (load_tool(f"training.{name}") for name in ("encoder", "feedforward", "attention"))
@@ -18,6 +36,14 @@ encoders, feedforward, attention = (load_tool(f"training.{name}") for name in ("
 PLACES = 24
 NOWHERE, POST = Positions("none", PLACES), Norm("post", 1e-12)
 LOCAL, GLOBAL = Attention(theta=1e4, window=3), Attention(theta=16e4)
+NORMED = (HeadLayer(7, "gelu", norm=True),)
+HEADS = Tasks(
+    Embed("mean", True),
+    FillMask(True, activation="relu"),
+    Classify(("a", "b", "c"), "softmax", "mean", (HeadLayer(8, "silu"), *NORMED)),
+    Tag(("O", "B-x", "I-x"), layers=NORMED),
+    Answer(NORMED),
+)
 SHAPES = {
     "trees": FFF(2, 3, bias_out=True),
     "a deep tree and always on": FFF(1, 7, 5, bias_out=True),
@@ -26,7 +52,7 @@ SHAPES = {
 
 
 def family(**changes):
-    options = {"positions": NOWHERE, "max_tokens": PLACES, "norm": POST, "layers": 2, "tasks": Tasks(Embed("mean", True))} | changes
+    options = {"positions": NOWHERE, "max_tokens": PLACES, "norm": POST, "layers": 2, "tasks": HEADS} | changes
     return builders.tiny(**options | {"ffn": options["ffn"] * options["layers"]})
 
 
@@ -81,6 +107,12 @@ def texts(config, seed=1):
     return rows, types, padded(rows), padded(types) if types else None, mask
 
 
+def logits(encoder, states, mask):
+    """{task: logits} of every head but embed, from the final hidden states."""
+    made = {"fill_mask": encoder.fill_mask(states), "tag": encoder.tag(states), "answer": encoder.answer(states)}
+    return made | {"classify": encoder.classify(states, mask)}
+
+
 def close_to_the_engine(encoder, folder):
     config = encoder.config
     encoders.save(encoder, folder)
@@ -89,7 +121,7 @@ def close_to_the_engine(encoder, folder):
     batch = fastinfer.PackedBatch.from_ids(rows, types)
     with torch.no_grad():
         states = encoder(ids, mask, padded_types)
-        vectors = encoder.embed(states[-1], mask)
+        vectors, answers = encoder.embed(states[-1], mask), logits(encoder, states[-1], mask)
         alone = encoder(ids[:1], None, None if types is None else padded_types[:1])[-1]
     layers = (*range(config.layers), -1)
     hidden = model.hidden_states(batch, layers=layers)
@@ -98,6 +130,10 @@ def close_to_the_engine(encoder, folder):
             np.testing.assert_allclose(states[layer][text][mask[text]], want, atol=1e-4)
     np.testing.assert_allclose(alone[0], hidden[0][-1], atol=1e-4)
     np.testing.assert_allclose(vectors, model.embed(batch), atol=1e-4)
+    for task, found in answers.items():
+        for text, want in enumerate(model.logits(batch, task=task, positions="all")):
+            mine = found[text] if task == "classify" else found[text][mask[text]]
+            np.testing.assert_allclose(mine, want, rtol=1e-4, atol=1e-4)
 
 
 @each_family
@@ -117,10 +153,12 @@ def test_gradients_of_every_parameter_are_the_slopes_of_the_loss(name, trees):
     config = with_trees(FAMILIES[name], "a deep tree and always on") if trees else FAMILIES[name]
     encoder = random_encoder(config).double()
     _, _, ids, types, mask = texts(config)
-    weight = torch.randn(*ids.shape, config.hidden, dtype=torch.float64) * mask[..., None]
 
     def loss():
-        return (encoder(ids, mask, types)[-1] * weight).sum()
+        states = encoder(ids, mask, types)[-1]
+        heads = encoder.fill_mask(states), encoder.tag(states), encoder.answer(states), encoder.tasks.classify(states, 0.0)
+        tokens = torch.cat([states, *heads], -1)[mask]
+        return (tokens * torch.linspace(0, 99, tokens.numel(), dtype=tokens.dtype).view_as(tokens).sin()).sum()
 
     loss().backward()
     assert all(p.grad.norm() > 1e-6 for p in encoder.parameters()), [n for n, p in encoder.named_parameters() if p.grad.norm() <= 1e-6]
@@ -163,7 +201,8 @@ def test_fresh_weights_learn_in_bfloat16(name):
     exact = encoder(ids, mask, types)[-1]
     with torch.autocast("cpu", torch.bfloat16):
         states = encoder(ids, mask, types)[-1]
-    states.float().pow(2).sum().backward()
+        made = [states, *logits(encoder, states, mask).values()]
+    sum(x.float().pow(2).sum() for x in made).backward()
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
     difference = (states.float() - exact)[mask].norm(dim=-1) / exact[mask].norm(dim=-1)
     assert difference.median() < 0.05

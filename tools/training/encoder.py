@@ -13,7 +13,6 @@ feedforward.py and attention.py have the parts of a layer.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from conversion import read_weights
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Alibi, Buckets, Classify, Config, FillMask, Pooling, Stored, StoredDtype
+from fastinfer.config import FFF, Alibi, Buckets, Config, FillMask, HeadLayer, Pooling, Stored, StoredDtype
 from fastinfer.errors import ConfigError, InputError, listed
 from fastinfer.positions import sinusoids
 from training.attention import Attention, Distances, Rotary, masks
@@ -141,25 +140,21 @@ class Encoder(nn.Module):
 
     def classify(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Final hidden states (B, L, D) -> logits (B, K)."""
-        head = self.config.tasks.classify
-        x = pool(states, mask, head.pooling)
-        for layer, linear in zip(head.layers, self.tasks.classify.layers, strict=True):
-            x = ACTIVATIONS[layer.activation](linear(x))
-        return self.tasks.classify.out(F.dropout(x, self.dropout, self.training))
+        return self.tasks.classify(pool(states, mask, self.config.tasks.classify.pooling), self.dropout)
 
     def tag(self, states: Tensor) -> Tensor:
         """Final hidden states (B, L, D) -> logits (B, L, K)."""
-        return self.tasks.tag.out(F.dropout(states, self.dropout, self.training))
+        return self.tasks.tag(states, self.dropout)
 
     def answer(self, states: Tensor) -> Tensor:
         """Final hidden states (B, L, D) -> start and end logits (B, L, 2)."""
-        return self.tasks.answer.out(states)
+        return self.tasks.answer(states, 0.0)
 
     def fill_mask(self, states: Tensor) -> Tensor:
         """The final hidden states to decode (..., D) -> logits (..., V)."""
         head = self.tasks.fill_mask
         if head.transform is not None:
-            states = head.norm(F.gelu(head.transform(states)))
+            states = head.norm(head.activation(head.transform(states)))
         return F.linear(states, self.embedding.word if head.decoder is None else head.decoder.weight, head.bias)
 
     @torch.no_grad()
@@ -190,34 +185,56 @@ def check_trainable(config: Config) -> None:
 
 
 def _heads(config: Config) -> nn.Module:
-    tasks, hidden = config.tasks, config.hidden
-    heads = nn.ModuleDict()
+    tasks, heads = config.tasks, nn.ModuleDict()
     if tasks.fill_mask:
         heads["fill_mask"] = _FillMask(config, tasks.fill_mask)
     if tasks.classify:
-        heads["classify"] = _Classify(hidden, tasks.classify)
+        heads["classify"] = _Head(config, tasks.classify.layers, len(tasks.classify.labels))
     if tasks.tag:
-        heads["tag"] = nn.ModuleDict({"out": nn.Linear(hidden, len(tasks.tag.labels))})
+        heads["tag"] = _Head(config, tasks.tag.layers, len(tasks.tag.labels))
     if tasks.answer:
-        heads["answer"] = nn.ModuleDict({"out": nn.Linear(hidden, 2)})
+        heads["answer"] = _Head(config, tasks.answer.layers, 2)
     return heads
 
 
 class _FillMask(nn.Module):
     def __init__(self, config: Config, head: FillMask) -> None:
         super().__init__()
-        self.transform = nn.Linear(config.hidden, config.hidden) if head.transform else None
-        self.norm = nn.LayerNorm(config.hidden, config.norm.eps) if head.transform else None
-        self.decoder = None if head.tied else nn.Linear(config.hidden, config.vocabulary, bias=False)
+        width = config.embedding_width or config.hidden
+        self.transform = nn.Linear(config.hidden, width) if head.transform else None
+        self.activation = ACTIVATIONS[head.activation]
+        self.norm = nn.LayerNorm(width, config.norm.eps) if head.transform else None
+        self.decoder = None if head.tied else nn.Linear(width, config.vocabulary, bias=False)
         self.bias = nn.Parameter(torch.empty(config.vocabulary)) if head.bias else None
 
 
-class _Classify(nn.Module):
-    def __init__(self, hidden: int, head: Classify) -> None:
+class _Head(nn.Module):
+    """Layers, then one linear layer to `outputs` logits."""
+
+    def __init__(self, config: Config, layers: tuple[HeadLayer, ...], outputs: int) -> None:
         super().__init__()
-        widths = [hidden, *(layer.width for layer in head.layers)]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.out = nn.Linear(widths[-1], len(head.labels))
+        widths = [config.hidden, *(layer.width for layer in layers)]
+        made = (_HeadLayer(columns, layer, config.norm.eps) for columns, layer in zip(widths, layers, strict=False))
+        self.layers = nn.ModuleList(made)
+        self.out = nn.Linear(widths[-1], outputs)
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(F.dropout(x, dropout, self.training))
+
+
+class _HeadLayer(nn.Linear):
+    """A linear map, its activation and, where it has one, its norm."""
+
+    def __init__(self, columns: int, layer: HeadLayer, eps: float) -> None:
+        super().__init__(columns, layer.width)
+        self.activation = ACTIVATIONS[layer.activation]
+        self.norm = nn.LayerNorm(layer.width, eps) if layer.norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(super().forward(x))
+        return x if self.norm is None else self.norm(x)
 
 
 def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
