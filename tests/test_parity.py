@@ -44,9 +44,20 @@ def test_tags(pair_of, case):
     pair = pair_of("tag")
     labels = Counter(span[2] for spans in pair.ours.tag(parity.TEXTS, strategy="simple") for span in spans)
     assert len(labels) == 2, "a model that says one thing shows nothing"
-    assert_equal(parity.tags(pair, "simple", our_words=False))
-    for strategy in ("first", "average", "max"):
-        assert_equal(parity.tags(pair, strategy, our_words=case.name not in MARKED))
+    assert_tags(pair)
+
+
+def assert_tags(pair):
+    for strategy in parity.STRATEGIES:
+        assert_equal(parity.tags(pair, strategy, our_words=strategy not in ("none", "simple") and pair.case.name not in MARKED))
+
+
+def test_tags_of_labels_of_every_form(case, tmp_path):
+    """B- and I- mixed with other prefixes, plain names, names with dashes and the labels that tokens of no word get."""
+    pair = parity.pair(case, "tag", tmp_path, parity.ODD)
+    said = {span[2] for strategy in ("none", "simple") for spans in pair.ours.tag(parity.TEXTS, strategy=strategy) for span in spans}
+    assert len(said) > 6, "a model that says few labels shows little"
+    assert_tags(pair)
 
 
 @cuts_right

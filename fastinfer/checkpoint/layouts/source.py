@@ -228,8 +228,7 @@ def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], 
 def tag(s: Source, made: dict[str, Tensor]) -> Tag:
     """The head that tags tokens; its tensors are added to `made`."""
     made |= linear(s, "tasks.tag.out", "classifier")
-    labels = s.labels(max(1, len(made["tasks.tag.out.weight"].data)))
-    return Tag(labels, "bio" if all(label == "O" or label[:2] in ("B-", "I-") for label in labels) else "io")
+    return Tag(s.labels(max(1, len(made["tasks.tag.out.weight"].data))))
 
 
 def special_ids(s: Source, vocabulary: int) -> Ids:
