@@ -10,6 +10,7 @@ where fastinfer gives another answer than the oracle, or refuses a folder withou
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -73,7 +74,7 @@ def examine(family: Family, folder: Path) -> Row:
         why = "WRONG: it loads" if not isinstance(model, str) else f"{'refused by name' if named else 'WRONG, not named'}: {brief(model)}"
         return Row(family, why)
     if isinstance(model, str):
-        return Row(family, f"refused: {brief(model)}")
+        return Row(family, f"{'refused by name' if names(model, published) else 'refused'}: {brief(model)}")
     oracle = Oracle(family, theirs)
     load, apart = compared(oracle, family, model)
     try:
@@ -85,6 +86,13 @@ def examine(family: Family, folder: Path) -> Row:
         return Row(family, load, f"WRONG: the converted folder is refused: {brief(converted)}", apart)
     again, apart_again = compared(oracle, family, converted)
     return Row(family, load, again if load == "right" or again == "right" else "as loaded", max(apart, apart_again))
+
+
+def names(message: str, folder: Path) -> bool:
+    """Whether a refusal names the architecture, or the setting and its value."""
+    path = folder / "config.json"
+    kind = json.loads(path.read_text()).get("model_type") if path.exists() else None
+    return f"'{kind}'" in message or "is not supported" in message
 
 
 def compared(oracle: Oracle, family: Family, model: Model) -> tuple[str, float]:

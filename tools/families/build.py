@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import sentence_transformers
 import torch
 import transformers
 
@@ -42,6 +43,7 @@ class Family:
     native      whether the oracle opens transformers' own config.json, because it cannot read the published one
     cuts        tokens at which tokenizer.json itself cuts and to which it pads; 0 for neither
     inside      folder inside the published one that holds the model itself; "" for the published folder
+    saved_by    class of sentence-transformers that saves the published folder anew; "" for the files as they are
     oracle      "" for sentence-transformers and pipelines, "pooler" for the pooler_output of transformers
     refused     a word of the reason for which fastinfer shall refuse the layout; "" where it shall load
     """
@@ -62,6 +64,7 @@ class Family:
     native: bool = False
     cuts: int = 0
     inside: str = ""
+    saved_by: str = ""
     oracle: str = ""
     refused: str = ""
 
@@ -88,6 +91,9 @@ def build(family: Family, folder: Path) -> tuple[Path, Path]:
     tensors = family.names(tensors) if family.names else tensors
     _write(ours / family.inside, {family.weights: {name: t.contiguous().clone() for name, t in tensors.items()}})
     _write(ours, family.extra)
+    if family.saved_by:
+        getattr(sentence_transformers, family.saved_by)(str(ours), device="cpu").save(str(folder / "saved"))
+        return folder / "saved", folder / "saved"
     return ours, theirs if family.native else ours
 
 

@@ -48,6 +48,13 @@ BERT = [
         inside="0_Transformer",
     ),
     MINILM.like("sentence-transformers/bert-base-nli-max-tokens", "max pooling", files=sentence("max", limit=48)),
+    MINILM.like("a BERT with the mean over the root of the length", "mean_sqrt_len_tokens", files=sentence("mean_sqrt", limit=48)),
+    MINILM.like(
+        "a BERT with two poolings",
+        "cls and mean, side by side",
+        files=sentence(limit=48)
+        | {"1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}},
+    ),
     MINILM.like(
         "sentence-transformers/LaBSE",
         "cased; cls; Dense with tanh; normalised",
@@ -96,7 +103,7 @@ BERT = [
     MINILM.like("princeton-nlp/sup-simcse-bert-base-uncased", "no modules.json; pytorch_model.bin", files={}, weights="pytorch_model.bin"),
     MINILM.like("a BertModel inside another module", "the prefix bert. before every name", names=prefixed("bert.")),
     MINILM.like("a BertModel out of DataParallel", "the prefix module. before every name", names=prefixed("module."), native=True),
-    MINILM.like("a BertModel out of sentence-transformers", "the prefix 0.auto_model.", names=prefixed("0.auto_model."), native=True),
+    MINILM.like("a BertModel out of sentence-transformers", "the prefix auto_model.", names=prefixed("auto_model."), native=True),
     MINILM.like("a BertModel with a loss", "a tensor that transformers ignores", names=lambda t: t | {"loss_fct.weight": torch.ones(3)}),
     MINILM.like("a BERT that cuts at the left", "truncation_side left", tokenizer={"truncation_side": "left"}),
     MINILM.like("a BERT whose settings keep capitals", "do_lower_case against tokenizer.json", tokenizer={"do_lower_case": False}),
@@ -198,6 +205,12 @@ SMALL = [
         "cased; mean; Dense of another width with tanh",
         vocabulary="bert, cased",
         files=sentence(dense=((32, 24, True, TANH),), limit=32),
+    ),
+    DISTIL.like(
+        "an embedder saved by sentence-transformers 6",
+        "newer names of modules and keys; mean; Dense with tanh",
+        files=sentence(dense=((32, 24, True, TANH),), limit=32, settings=DOT | {"prompts": QUERY}),
+        saved_by="SentenceTransformer",
     ),
     ALL_MPNET,
     ALL_MPNET.like(

@@ -78,6 +78,7 @@ CROSS = [
         "a sigmoid by name",
         published={"sentence_transformers": {"activation_fn": SIGMOID}},
     ),
+    MARCO.like("a cross-encoder saved by sentence-transformers 6", "the activation in another file", saved_by="CrossEncoder"),
     MARCO.like(
         "a cross-encoder without token types",
         "model_input_names without token_type_ids",
@@ -246,7 +247,10 @@ SPLADE = Family(
     "BertForMaskedLM",
     ("sparse",),
     files=modules(("MLMTransformer", ""), ("SpladePooling", "1_SpladePooling"), package="sentence_transformers.sparse_encoder.models")
-    | {"1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None}},
+    | {
+        "1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None},
+        "config_sentence_transformers.json": {"model_type": "SparseEncoder", "prompts": {}, "similarity_fn_name": "dot"},
+    },
 )
 PROJECTION = torch.randn(16, 32, generator=torch.Generator().manual_seed(2)) * 0.3
 COLBERT = Family(
@@ -262,7 +266,7 @@ COLBERT = Family(
             "doc_token_id": "[unused1]",
             "query_token": "[Q]",
             "doc_token": "[D]",
-            "query_maxlen": 24,
+            "query_maxlen": 40,
             "doc_maxlen": 48,
             "attend_to_mask_tokens": False,
             "mask_punctuation": True,
@@ -282,7 +286,9 @@ SPARSE = [
         config=DISTIL.config,
         files=dict(SPLADE.files) | {"1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "log1p_relu"}},
     ),
+    SPLADE.like("a SPLADE saved by sentence-transformers 6", "newer names of modules", saved_by="SparseEncoder"),
     COLBERT,
+    COLBERT.like("a ColBERT saved by sentence-transformers 6", "its map in a Dense module", saved_by="MultiVectorEncoder"),
     COLBERT.like("answerdotai/answerai-colbert-small-v1", "HF_ColBERT of three layers", config={"num_hidden_layers": 3}),
 ]
 

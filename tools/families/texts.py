@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 TEXTS = [
     "The cat sleeps on the mat.",
     "Ada Lovelace lived in London, near the river Thames.",
@@ -26,6 +28,7 @@ CORPUS = [
     *TEXTS,
     *DOCUMENTS,
     QUERY,
+    " ".join(string.punctuation),
     "Angela Merkel visited Berlin, Paris and Rome!",
     "The capital of France is Paris, the capital of Italy is Rome.",
     "Where did the people live? They lived in a small house near the lake.",
