@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,11 @@ class Oracle:
 
     def __init__(self, family: Family, folder: Path) -> None:
         self.family, self.folder = family, str(folder)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, which heads need."""
+        return transformers.AutoTokenizer.from_pretrained(self.folder)
 
     def compare(self, task: str, model: fastinfer.Model) -> Compared:
         """What fastinfer and the oracle answer to each question of a task."""
@@ -171,8 +176,10 @@ def difference(theirs: Any, ours: Any) -> float:
 
 
 def opened(folder: Path) -> fastinfer.Model | str:
-    """fastinfer's model of a folder, or the reason for which it is refused."""
+    """fastinfer's model of a folder, or the reason for which it or its tokenizer is refused."""
     try:
-        return fastinfer.load(folder, device="cpu", dtype="float32", threads=1)
+        model = fastinfer.load(folder, device="cpu", dtype="float32", threads=1)
+        model.hidden_states(TEXTS[:1])
+        return model
     except FastinferError as error:
-        return str(error).replace(str(folder), "").strip(": /")
+        return str(error)
