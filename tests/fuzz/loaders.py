@@ -134,14 +134,15 @@ def run_convert(files: Files, folder: Path) -> None:
         fastinfer.load(out, device="numpy")
 
 
+POSITIONS = ("rotary", "buckets", "alibi", "disentangled")  # seeds with the keys of positions, gates, windows and narrow embeddings
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
-    "config": (run_config, ("ours", "int8", "shards"), 6),
+    "config": (run_config, ("ours", "int8", "shards", *POSITIONS), 8),
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
     "translate": (run_translate, ("bert", "bin"), 6),
     "tokenizer": (run_tokenizer, ("ours",), 8),
     "bin": (run_bin, ("bin",), 4),
-    "folder": (run_folder, ("ours", "int8", "shards", "bert", "crammed"), 3),
+    "folder": (run_folder, ("ours", "int8", "shards", "bert", "crammed", *POSITIONS), 6),
     "convert": (run_convert, ("bin", "bert", "crammed"), 1),
 }
 
@@ -204,6 +205,8 @@ SHAPES = {name: array.shape for name, array in seeds.bert().items()}
 INTEGERS = [-1, 0, 1, 2, 3, 7, 16, 17, 255, 1000, 65535, 65536, 65537, 1 << 22, 1 << 24, (1 << 24) + 1]
 INTEGERS += [(1 << bits) + d for bits in (31, 32, 53, 63, 64) for d in (-1, 0)] + [10**30, -(10**30)]
 VALUES = [None, True, False, 0.5, -0.0, 1e-300, 1e308, 1e400, -1e400, float("nan"), "", "a", "0", "\0", "\ud800", "é" * 3, "a" * 5000]
+VALUES += ["none", "gated", "silu", "tanh", {"kind": "alibi"}, {"kind": "buckets"}, {"kind": "disentangled", "buckets": 2, "reach": 3}]
+VALUES += [1.5, 1e9, {"theta": 10.0, "window": 1}, {"kind": "gated", "width": 3}, {"width": 2, "activation": "silu", "norm": True}]
 VALUES += ["../x", "/etc/passwd", "[CLS]", "gelu", "bert", "int8", [], {}, [[]], [1], {"a": 1}, [None] * 3, {"type": "Sequence"}, "é", "ﷺ"]
 BYTES = [b"\0", b"\xff", b"\n", b"\r", b'"', b"{", b"}", b"[", b"]", b"\\u0000", b"\\ud800", b"1e999", b"null", b"-"]
 

@@ -21,7 +21,24 @@ import builders  # noqa: E402
 from conftest import WORDS, make_config, make_tokenizer  # noqa: E402
 
 from fastinfer import checkpoint  # noqa: E402
-from fastinfer.config import FFF, Dense, Positions, Stored  # noqa: E402
+from fastinfer.config import (  # noqa: E402
+    FFF,
+    Alibi,
+    Answer,
+    Attention,
+    Buckets,
+    Dense,
+    Disentangled,
+    Embed,
+    FillMask,
+    Gated,
+    HeadLayer,
+    Norm,
+    Positions,
+    Stored,
+    Tag,
+    Tasks,
+)
 
 HIDDEN = 16
 BERT = {
@@ -136,6 +153,27 @@ def make() -> dict[str, dict[str, bytes]]:
             builders.tiny(layers=2, ffn=(Dense(4), FFF(1, 3)), positions=Positions("scaled-sinusoidal", 8), token_types=2),
             max_shard_bytes=2500,
         ),
+        "rotary": saved(
+            builders.tiny(
+                layers=2,
+                norm=Norm("pre", 1e-5, first=False),
+                positions=Positions("none", 8),
+                attention=(Attention(theta=1e4, scale=0.5, window=2), Attention(theta=16e4)),
+                ffn=(Gated(4), FFF(1, 3)),
+                activation="silu",
+                tasks=Tasks(Embed("mean", True), tag=Tag(("O", "B-x"), layers=(HeadLayer(3, "gelu_tanh", norm=True),)), answer=Answer()),
+            )
+        ),
+        "buckets": saved(
+            builders.tiny(
+                distances=Buckets(4, 6),
+                embedding_width=6,
+                ffn=(Gated(3, bias_in=True, bias_out=True),),
+                tasks=Tasks(fill_mask=FillMask(True, activation="relu")),
+            )
+        ),
+        "alibi": saved(builders.tiny(positions=Positions("none", 8), distances=Alibi(), attention=(Attention(window=3),))),
+        "disentangled": saved(builders.tiny(positions=Positions("none", 8), distances=Disentangled(2, 5), norm=Norm("post", 1e-7))),
         "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
         "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
