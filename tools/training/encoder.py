@@ -15,12 +15,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from conversion import read_weights
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
@@ -259,7 +257,7 @@ def load(folder: str | os.PathLike, *, dropout: float = 0.0) -> Encoder:
 
     Raises FastinferError as checkpoint.load does.
     """
-    config, weights = checkpoint.load(Path(folder), validate=True, read=read_weights)
+    config, weights = checkpoint.load(folder, validate=True)
     return from_weights(config, weights, dropout=dropout)
 
 
