@@ -7,26 +7,28 @@ its JSON form: nested dataclasses become nested objects, and unknown keys are re
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .activations import Activation
-from .errors import ConfigError, check_int, listed, short
+from .embedding import Embed, Pooling, Project, Prompt, Unit, embed_problems
+from .errors import ConfigError, listed, short
+from .schema import MAX_SIZE, MAX_WIDTH, check_keys, hints_of, plain, read, sizes
+
+__all__ = [
+    "FFF", "FORMAT_VERSION", "MAX_DEPTH", "MAX_LAYERS", "MAX_POSITIONS", "MAX_SIZE", "MAX_WIDTH",
+    "Answer", "Classify", "Config", "Dense", "Embed", "FillMask", "HeadLayer", "Ids", "Norm", "Pooling", "Positions", "Project",
+    "Prompt", "Stored", "StoredDtype", "Tag", "Tasks", "Unit", "tree_nodes",
+]  # fmt: skip
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
 MAX_LAYERS = 1024
-# Sizes that a file may name are bounded before anything is computed from them.
 MAX_POSITIONS = 1 << 16
-MAX_SIZE = 1 << 24
-MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
-Pooling = Literal["mean", "cls", "max", "lse"]
 
 
 def tree_nodes(depth: int) -> int:
@@ -120,14 +122,6 @@ class FFF:
 
 
 @dataclass(frozen=True)
-class Embed:
-    """Text embedding: pool the final hidden states of a text, then scale to length 1 if `normalize`."""
-
-    pooling: Pooling
-    normalize: bool
-
-
-@dataclass(frozen=True)
 class FillMask:
     """Masked-token prediction: dense + GELU + norm if `transform`, then a decoder over the vocabulary."""
 
@@ -217,15 +211,16 @@ class Config:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(Config).items():
-            object.__setattr__(self, name, _read(kind, getattr(self, name), name))
+        for name, kind in hints_of(Config).items():
+            object.__setattr__(self, name, read(kind, getattr(self, name), name))
         problems = list(_problems(self))
         if problems:
             raise ConfigError(listed(problems, "\n  "))
 
     def to_json(self) -> str:
         """The text of config.json; a feedforward that all layers share is written once."""
-        data = _plain(self)
+        data = plain(self)
+        data["tasks"] = {name: head for name, head in data["tasks"].items() if head is not None}
         if len(set(self.ffn)) == 1:
             data["ffn"] = data["ffn"][0]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=2) + "\n"
@@ -247,9 +242,9 @@ class Config:
                         else "the file is damaged or was edited; copy or convert the checkpoint again"
                     )
                 )
-            _check_keys(cls, data, "")
+            check_keys(cls, data, "")
             if isinstance(data["ffn"], dict):
-                layers = _read(int, data["layers"], "layers")
+                layers = read(int, data["layers"], "layers")
                 if not 1 <= layers <= MAX_LAYERS:
                     raise ConfigError(f"layers is {short(layers)}, expected 1 to {MAX_LAYERS}")
                 data = {**data, "ffn": [data["ffn"]] * layers}
@@ -263,7 +258,7 @@ def _problems(c: Config) -> typing.Iterator[str]:
 
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
-    yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
+    yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
         yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
     if c.heads > 0 and c.hidden % c.heads:
@@ -281,13 +276,8 @@ def _problems(c: Config) -> typing.Iterator[str]:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
-
-
-def _sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
-    for name, value in named.items():
-        low = 0 if name.endswith(("token_types", "dense")) else 1
-        if not low <= value <= high:
-            yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
+    if c.tasks.embed:
+        yield from embed_problems(c.tasks.embed, c.hidden)
 
 
 def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
@@ -295,9 +285,9 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
     for ffn, i in first.items():
         at = f"ffn[{i}]."
         if isinstance(ffn, Dense):
-            yield from _sizes(MAX_WIDTH, **{at + "width": ffn.width})
+            yield from sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
-        yield from _sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
         if not 0 <= ffn.depth <= MAX_DEPTH:
             yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
         elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
@@ -318,88 +308,8 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
     for i, layer in enumerate(tasks.classify.layers if tasks.classify else ()):
-        yield from _sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
+        yield from sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
     if tasks.tag and tasks.tag.scheme == "bio":
         odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
         if odd:
             yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON values: dataclasses become objects, tuples lists. A task without a head is left out."""
-    if dataclasses.is_dataclass(value):
-        items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {k: _plain(v) for k, v in items.items() if not (isinstance(value, Tasks) and v is None)}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
-    """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and no unknown key."""
-    hints, dot = _hints(kind), at + "." if at else ""
-    unknown = [short(k) for k in value if k not in hints]
-    if unknown:
-        raise ConfigError(f"unknown key {listed(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [dot + k for k in needed if k not in value]
-    if missing:
-        raise ConfigError(f"missing key {', '.join(missing)}")
-
-
-def _read(kind: Any, value: Any, at: str) -> Any:
-    """A JSON value, or a value converted before, as the annotated type `kind`; `at` is its dotted key. Raises ConfigError."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _read(_chosen([a for a in args if a is not type(None)], value, at), value, at)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in args:
-            raise _wrong(at, value, "one of " + ", ".join(args))
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(at, value, "a list")
-        return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _read_object(kind, value, at)
-    if kind is float and type(value) is int and abs(value) < MAX_SIZE:
-        return float(value)
-    if kind is int:
-        return check_int(at, value, error=ConfigError)
-    if type(value) is not kind:
-        raise _wrong(at, value, {float: "a number", bool: "true or false", str: "a string"}[kind])
-    return value
-
-
-def _read_object(kind: type, value: Any, at: str) -> Any:
-    """A JSON object, or an instance, as the dataclass `kind`."""
-    if isinstance(value, kind):  # an instance of a subclass keeps its class
-        kind, value = type(value), vars(value)
-    if not isinstance(value, dict):
-        raise _wrong(at, value, "an object")
-    _check_keys(kind, value, at)
-    return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
-
-
-def _chosen(options: list[Any], value: Any, at: str) -> Any:
-    """The dataclass among `options` that the "kind" of a value names. Raises ConfigError if none matches."""
-    if len(options) == 1:
-        return options[0]
-    if isinstance(value, tuple(options)):  # it may be a subclass with its own kind
-        return next(o for o in options if isinstance(value, o))
-    by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
-    got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    if not isinstance(got, str) or got not in by_kind:
-        raise _wrong(at, value, f"an object whose kind is one of {', '.join(by_kind)}")
-    return by_kind[got]
-
-
-def _wrong(at: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{at} is {short(value)}, expected {expected}")

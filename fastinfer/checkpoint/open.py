@@ -42,12 +42,14 @@ def load(
     if not os.path.isdir(folder):
         hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
-    data = read_json(folder / "config.json")
-    stored = read(folder) if read else map_folder(folder, read=functools.partial(map_file, copy=copy))
+    body = layouts.body_of(folder)
+    read = read or functools.partial(map_folder, read=functools.partial(map_file, copy=copy))
+    data = read_json(body / "config.json")
+    stored = read(body)
     if isinstance(data, dict) and "format_version" in data:
-        config = Config.from_json(data, str(folder / "config.json"))
+        config = Config.from_json(data, str(body / "config.json"))
     else:
-        config, stored = layouts.translate(data, stored, folder)
+        config, stored = layouts.translate(data, stored, body, folder, read)
     found = check(config, stored, str(folder))
     if validate or (validate is None and sum(t.nbytes for t in found.values()) < VALIDATE_BELOW):
         check_finite(found, str(folder))

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from fastinfer import checkpoint
 from fastinfer.backends.reference import sinusoids
-from fastinfer.config import FFF, Classify, Config, Dense, FillMask, Pooling, Stored, StoredDtype
+from fastinfer.config import FFF, Classify, Config, Dense, FillMask, Pooling, Project, Stored, StoredDtype
 from fastinfer.errors import ConfigError
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
 GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes than the path
 DECIDED = 0.3  # the balance loss takes a logit of this size for a clear decision
+ACTIVATIONS = {None: lambda x: x, "tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}  # of the layers of heads
 
 
 # --- feedforward -----------------------------------------------------------------------------------
@@ -253,16 +254,23 @@ class Encoder(nn.Module):
         return states
 
     def embed(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Final hidden states (B, L, D) -> embeddings (B, D), float32, as tasks.embed says."""
-        pooled = pool(states, mask, self.config.tasks.embed.pooling)
-        return F.normalize(pooled, dim=-1, eps=1e-12) if self.config.tasks.embed.normalize else pooled
+        """Final hidden states (B, L, D) -> embeddings (B, M), float32, as tasks.embed says. All tokens are pooled."""
+        head = self.config.tasks.embed
+        x = torch.cat([pool(states, mask, kind) for kind in head.poolings], -1)
+        for i, layer in enumerate(head.layers):
+            if isinstance(layer, Project):
+                x = ACTIVATIONS[layer.activation](self.tasks.embed.layers[str(i)](x))
+            else:
+                x = F.normalize(x, dim=-1, eps=1e-12)
+        x = F.normalize(x, dim=-1, eps=1e-12) if head.normalize else x
+        return x[:, : head.dim]
 
     def classify(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Final hidden states (B, L, D) -> logits (B, K)."""
         head = self.config.tasks.classify
         x = pool(states, mask, head.pooling)
         for layer, linear in zip(head.layers, self.tasks.classify.layers, strict=True):
-            x = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}[layer.activation](linear(x))
+            x = ACTIVATIONS[layer.activation](linear(x))
         return self.tasks.classify.out(F.dropout(x, self.dropout, self.training))
 
     def tag(self, states: Tensor) -> Tensor:
@@ -301,6 +309,11 @@ class Encoder(nn.Module):
 def _heads(config: Config) -> nn.Module:
     tasks, hidden = config.tasks, config.hidden
     heads = nn.ModuleDict()
+    if tasks.embed and tasks.embed.layers:
+        steps = [(str(i), layer) for i, layer in enumerate(tasks.embed.layers) if isinstance(layer, Project)]
+        widths = itertools.pairwise(tasks.embed.widths(hidden))
+        linear = {i: nn.Linear(a, b, layer.bias) for (i, layer), (a, b) in zip(steps, widths, strict=True)}
+        heads["embed"] = nn.ModuleDict({"layers": nn.ModuleDict(linear)})
     if tasks.fill_mask:
         heads["fill_mask"] = _FillMask(config, tasks.fill_mask)
     if tasks.classify:
@@ -330,15 +343,19 @@ class _Classify(nn.Module):
 
 
 def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
-    """A float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding does not count."""
+    """A float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding, which follows a text, does not count."""
     states = states.float()
     if kind == "cls":
         return states[:, 0]
     if mask is None:
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    if kind == "lasttoken":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
     mask = mask[..., None]
-    if kind == "mean":
-        return (states * mask).sum(1) / mask.sum(1)
+    if kind in ("mean", "sqrtmean", "weightedmean"):
+        weights = mask * mask.cumsum(1) if kind == "weightedmean" else mask
+        total = weights.sum(1)
+        return (states * weights).sum(1) / (total.sqrt() if kind == "sqrtmean" else total)
     states = states.masked_fill(~mask, -torch.inf)
     return states.amax(1) if kind == "max" else states.logsumexp(1)
 

@@ -6,7 +6,7 @@ tools/convert.py writes them in this project's format. A setting that would need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from ...errors import CheckpointError, ConfigError, short
 from ..tensor import Tensor
 from .crammed import crammed
 from .huggingface import bert, distilbert, roberta
+from .sentence_transformers import body_of
 from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
 from .source import Source
 
-__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "read_options", "read_vocabulary", "special_tokens", "translate"]
+__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "body_of", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -38,11 +39,15 @@ READERS = {
 }
 
 
-def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def translate(
+    data: Any, stored: Mapping[str, Tensor], folder: Path, root: Path, read: Callable[[Path], dict[str, Tensor]]
+) -> tuple[Config, dict[str, Tensor]]:
     """(Config, {name in this format: Tensor}) of a foreign checkpoint.
 
     data    the object in its config.json
     stored  its tensors by their own names
+    folder  holds both; root: the folder that was opened, `folder` or one around it
+    read    a function from another folder, such as that of a Dense module, to its tensors
 
     Raises CheckpointError for a layout that is not recognised, and for missing or unknown tensors. Raises ConfigError
     for a recognised layout with a setting that is not supported.
@@ -53,7 +58,7 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
-    source = Source(data, stored, folder)
+    source = Source(data, stored, folder, root, read)
     try:
         return reader(source)
     except (KeyError, TypeError, AttributeError) as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Norm, Positions, Tasks
+from ...config import MAX_LAYERS, Answer, Config, Dense, FillMask, Norm, Positions, Tasks
 from ..tensor import Tensor
-from .settings import sentence_transformers
+from .sentence_transformers import add_tasks
+from .settings import token_limit
 from .source import Source, classify, linear, norm, refuse, special_ids, stack, stored_dtypes, tag, tied
 
 __all__ = ["bert", "distilbert", "roberta"]
@@ -152,11 +153,10 @@ def _finish(
     eps: float,
     token_types: int,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder."""
+    """The Config and the tensors, with the heads and the text limit of a sentence-transformers folder."""
     positions = len(made["embedding.position"].data)
-    pooling, normalize, limit = sentence_transformers(s.folder)
-    if pooling or not tasks:
-        tasks["embed"] = Embed(pooling or "mean", normalize)
+    limit = token_limit(s.folder) if (s.root / "modules.json").exists() else None
+    add_tasks(s, made, tasks, hidden)
     return (
         s.config(
             hidden=hidden,

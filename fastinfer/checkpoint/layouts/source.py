@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
 from ...errors import CheckpointError, ConfigError, listed, short
 from ...strict_json import vocabulary_bytes
+from ..read import map_folder
 from ..tensor import Tensor
 from .settings import read_object, read_vocabulary, special_tokens
 
@@ -18,10 +19,23 @@ __all__ = ["Source", "classify", "linear", "norm", "refuse", "special_ids", "sta
 
 
 class Source:
-    """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones."""
+    """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones.
 
-    def __init__(self, data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> None:
-        self.data, self.folder = data, folder
+    data    the object in its config.json
+    folder  holds config.json and the tensors
+    root    the folder that was opened; `folder`, or one around it
+    read    a function from another folder to its tensors
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        stored: Mapping[str, Tensor],
+        folder: Path,
+        root: Path | None = None,
+        read: Callable[[Path], dict[str, Tensor]] = map_folder,
+    ) -> None:
+        self.data, self.folder, self.root, self.read = data, folder, root or folder, read
         self.stored = {_modern(name): tensor for name, tensor in stored.items()}
         self.taken: set[str] = set()
         self.problems: list[str] = []
@@ -68,13 +82,17 @@ class Source:
             return tuple(found[k] for k in keys)
         return tuple(f"LABEL_{i}" for i in range(count))
 
-    def config(self, **fields: Any) -> Config:
-        """Config(**fields), when all tensors were taken. Raises CheckpointError that lists every missing, misshapen or unknown tensor."""
+    def check(self) -> None:
+        """Raise CheckpointError that lists every missing, misshapen or unknown tensor, unless all were taken."""
         unknown = sorted(set(self.stored) - self.taken)
         if self.problems or unknown:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
             count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
             raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
+
+    def config(self, **fields: Any) -> Config:
+        """Config(**fields), when all tensors were taken. Raises CheckpointError as check() does."""
+        self.check()
         try:
             return Config(**fields)
         except ConfigError as error:
@@ -147,7 +165,10 @@ def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
 
 
 def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], last: str) -> Classify:
-    """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`."""
+    """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`.
+
+    Its scores are those of transformers' pipeline.
+    """
     widths = []
     for i, (theirs, activation) in enumerate(layers):
         made |= linear(s, f"tasks.classify.layers.{i}", theirs)
@@ -155,9 +176,11 @@ def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], 
     made |= linear(s, "tasks.classify.out", last)
     labels = s.labels(max(1, len(made["tasks.classify.out.weight"].data)))
     kind = s.data.get("problem_type")
-    output: Any = (
-        "sigmoid" if kind == "multi_label_classification" else "identity" if len(labels) == 1 or kind == "regression" else "softmax"
-    )
+    output: Any = "softmax"
+    if kind == "regression":
+        output = "identity"
+    elif kind == "multi_label_classification" or len(labels) == 1:
+        output = "sigmoid"
     return Classify(labels, output, "cls", tuple(widths))
 
 
