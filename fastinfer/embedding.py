@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .activations import Activation
 from .errors import short
-from .schema import MAX_WIDTH, later, sizes
+from .schema import LATER
 
 __all__ = ["MAX_STEPS", "PROMPTS", "Embed", "Pooling", "Project", "Prompt", "Similarity", "Unit", "embed_problems"]
 
@@ -57,12 +57,12 @@ class Embed:
 
     pooling: Pooling | tuple[Pooling, ...]
     normalize: bool
-    layers: tuple[Project | Unit, ...] = later(())
-    dim: int | None = later(None)
-    similarity: Similarity = later("cosine")
-    prompts: tuple[Prompt, ...] = later(())
-    default_prompt: str | None = later(None)
-    include_prompt: bool = later(True)
+    layers: tuple[Project | Unit, ...] = field(default=(), metadata=LATER)
+    dim: int | None = field(default=None, metadata=LATER)
+    similarity: Similarity = field(default="cosine", metadata=LATER)
+    prompts: tuple[Prompt, ...] = field(default=(), metadata=LATER)
+    default_prompt: str | None = field(default=None, metadata=LATER)
+    include_prompt: bool = field(default=True, metadata=LATER)
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
@@ -89,9 +89,6 @@ def embed_problems(head: Embed, hidden: int) -> typing.Iterator[str]:
         yield f"tasks.embed.pooling lists {len(head.pooling)} kinds, expected the name of one, or a list of 2 to {MAX_STEPS}"
     if len(head.layers) > MAX_STEPS:
         yield f"tasks.embed.layers lists {len(head.layers)} layers, expected at most {MAX_STEPS}"
-    for i, layer in enumerate(head.layers):
-        if isinstance(layer, Project):
-            yield from sizes(MAX_WIDTH, **{f"tasks.embed.layers[{i}].width": layer.width})
     width = head.widths(hidden)[-1]
     if head.dim is not None and not 1 <= head.dim <= width:
         yield f"tasks.embed.dim is {short(head.dim)}, expected 1 to {width}, the numbers of a vector"

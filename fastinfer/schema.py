@@ -1,7 +1,4 @@
-"""Dataclasses as JSON objects: read() checks the type of every value, plain() writes them.
-
-Nested dataclasses are nested objects. An unknown key is refused, and errors name the dotted key of a value.
-"""
+"""Frozen dataclasses as JSON and back: nested objects, unions by their `kind`, errors that name the key."""
 
 from __future__ import annotations
 
@@ -9,25 +6,18 @@ import dataclasses
 import functools
 import types
 import typing
-from dataclasses import field
 from typing import Any, Literal
 
 from .errors import ConfigError, check_int, listed, short
 
-__all__ = ["MAX_SIZE", "MAX_WIDTH", "check_keys", "hints_of", "later", "plain", "read", "sizes"]
+__all__ = ["LATER", "check_keys", "hints", "plain", "read"]
 
-# Sizes that a file may name are bounded before anything is computed from them.
-MAX_SIZE = 1 << 24
-MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
-
-
-def later(default: Any) -> Any:
-    """A field that config.json leaves out where it has its default, so that earlier versions of fastinfer read the file."""
-    return field(default=default, metadata={"later": True})
+LATER = {"later": True}  # config.json leaves out such a field where it has its default, so that earlier versions of fastinfer read it
+MOST_WHOLE = 1 << 24  # an integer below this may stand for a float
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON values: dataclasses become objects, tuples lists. The default of a later() field is left out."""
+    """A value as JSON values: dataclasses become objects, tuples lists. A LATER field that has its default is left out."""
     if dataclasses.is_dataclass(value):
         items = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {f.name: plain(v) for f, v in items.items() if not ("later" in f.metadata and v == f.default)}
@@ -37,16 +27,16 @@ def plain(value: Any) -> Any:
 
 
 @functools.cache
-def hints_of(kind: type) -> dict[str, Any]:
+def hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
 def check_keys(kind: type, value: dict[str, Any], at: str) -> None:
     """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and no unknown key."""
-    hints, dot = hints_of(kind), at + "." if at else ""
-    unknown = [short(k) for k in value if k not in hints]
+    known, dot = hints(kind), at + "." if at else ""
+    unknown = [short(k) for k in value if k not in known]
     if unknown:
-        raise ConfigError(f"unknown key {listed(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
+        raise ConfigError(f"unknown key {listed(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(known))}")
     needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [dot + k for k in needed if k not in value]
     if missing:
@@ -59,37 +49,37 @@ def read(kind: Any, value: Any, at: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return read(_chosen([a for a in args if a is not type(None)], value, at), value, at)
+        return read(chosen([a for a in args if a is not type(None)], value, at), value, at)
     if origin is Literal:
         if not isinstance(value, str) or value not in args:
-            raise _wrong(at, value, "one of " + ", ".join(args))
+            raise wrong(at, value, "one of " + ", ".join(args))
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise _wrong(at, value, "a list")
+            raise wrong(at, value, "a list")
         return tuple(read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _read_object(kind, value, at)
-    if kind is float and type(value) is int and abs(value) < MAX_SIZE:
+        return read_object(kind, value, at)
+    if kind is float and type(value) is int and abs(value) < MOST_WHOLE:
         return float(value)
     if kind is int:
         return check_int(at, value, error=ConfigError)
     if type(value) is not kind:
-        raise _wrong(at, value, {float: "a number", bool: "true or false", str: "a string"}[kind])
+        raise wrong(at, value, {float: "a number", bool: "true or false", str: "a string"}[kind])
     return value
 
 
-def _read_object(kind: type, value: Any, at: str) -> Any:
+def read_object(kind: type, value: Any, at: str) -> Any:
     """A JSON object, or an instance, as the dataclass `kind`."""
     if isinstance(value, kind):  # an instance of a subclass keeps its class
         kind, value = type(value), vars(value)
     if not isinstance(value, dict):
-        raise _wrong(at, value, "an object")
+        raise wrong(at, value, "an object")
     check_keys(kind, value, at)
-    return kind(**{k: read(hints_of(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
+    return kind(**{k: read(hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
 
 
-def _chosen(options: list[Any], value: Any, at: str) -> Any:
+def chosen(options: list[Any], value: Any, at: str) -> Any:
     """The type in `options` that fits a value: the tuple for a list, else the dataclass of its "kind". Raises ConfigError if none does."""
     lists = [o for o in options if typing.get_origin(o) is tuple]
     options = lists if lists and isinstance(value, (list, tuple)) else [o for o in options if o not in lists]
@@ -97,20 +87,12 @@ def _chosen(options: list[Any], value: Any, at: str) -> Any:
         return options[0]
     if isinstance(value, tuple(options)):  # it may be a subclass with its own kind
         return next(o for o in options if isinstance(value, o))
-    by_kind = {typing.get_args(hints_of(o)["kind"])[0]: o for o in options}
+    by_kind = {typing.get_args(hints(o)["kind"])[0]: o for o in options}
     got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     if not isinstance(got, str) or got not in by_kind:
-        raise _wrong(at, value, f"an object whose kind is one of {', '.join(by_kind)}")
+        raise wrong(at, value, f"an object whose kind is one of {', '.join(by_kind)}")
     return by_kind[got]
 
 
-def _wrong(at: str, value: Any, expected: str) -> ConfigError:
+def wrong(at: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(f"{at} is {short(value)}, expected {expected}")
-
-
-def sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
-    """Yield a message for each named size that is not an integer from its least value to `high`."""
-    for name, value in named.items():
-        low = 0 if name.endswith(("token_types", "dense")) else 1
-        if not low <= value <= high:
-            yield f"{name} is {short(value)}, expected an integer from {low} to {high}"

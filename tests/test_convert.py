@@ -304,7 +304,7 @@ def test_sentence_transformers_settings(bert):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hidden_act", "gelu_new", "gelu_new"),
+        ("hidden_act", "mish", "mish"),
         ("position_embedding_type", "relative_key", "relative_key"),
         ("is_decoder", True, "is_decoder"),
         ("hidden_size", "24", "hidden_size is '24'"),

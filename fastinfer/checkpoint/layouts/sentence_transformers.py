@@ -84,11 +84,12 @@ def _inside(root: Path, path: Any) -> Path:
     return root / path
 
 
-def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden: int) -> None:
+def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden: int, pooling: Pooling = "mean") -> None:
     """Add to `tasks` the embed head that the modules around a transformer make, with its tensors to `made`, and set how classes are scored.
 
-    tasks   {name: head} of the transformer itself. One without heads and without modules gives the mean of its states
-    hidden  columns of its states
+    tasks    {name: head} of the transformer itself
+    hidden   columns of its states
+    pooling  of a transformer without heads and without modules
     """
     modules = read_modules(s.root)
     around = read_options(s.root / AROUND) if modules else {}
@@ -100,7 +101,7 @@ def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden:
     if modules and kind == "SentenceTransformer":
         tasks["embed"] = _embed(s, made, modules[1:], around, hidden)
     elif not tasks:
-        tasks["embed"] = Embed("mean", False)
+        tasks["embed"] = Embed(pooling, False)
     if kind == "CrossEncoder":
         _check_cross_encoder(s, modules, around, tasks)
     if "classify" in tasks:
