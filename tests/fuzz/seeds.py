@@ -21,7 +21,7 @@ import builders  # noqa: E402
 from conftest import WORDS, make_config, make_tokenizer  # noqa: E402
 
 from fastinfer import checkpoint  # noqa: E402
-from fastinfer.config import FFF, Dense, Positions, Stored  # noqa: E402
+from fastinfer.config import FFF, Dense, Embed, Positions, Project, Prompt, Stored, Tasks, Unit  # noqa: E402
 
 HIDDEN = 16
 BERT = {
@@ -149,6 +149,22 @@ def make() -> dict[str, dict[str, bytes]]:
         "tokenizer_config.json": as_json({"model_max_length": 512, "do_lower_case": True, "tokenizer_class": "BertTokenizer"}),
     }
     config = {"config.json": as_json(BERT)}
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+    modules = [{"path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+    sentences = {
+        "modules.json": as_json(modules),
+        "1_Pooling/config.json": as_json({"pooling_mode": ["mean", "lasttoken"], "include_prompt": False}),
+        "2_Dense/config.json": as_json(
+            {"in_features": 2 * HIDDEN, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+        ),
+        "2_Dense/model.safetensors": pack({"linear.weight": np.ones((6, 2 * HIDDEN), np.float32), "linear.bias": np.zeros(6, np.float32)}),
+        "config_sentence_transformers.json": as_json(
+            {"prompts": {"query": "is ", "task": "of "}, "default_prompt_name": "task", "similarity_fn_name": "dot", "truncate_dim": 4}
+        ),
+    }
+    head = Embed(
+        ("mean", "cls"), True, (Project(6, True, "tanh"), Unit(), Project(5, False)), 3, "manhattan", (Prompt("a", "b "),), "a", False
+    )
     return {
         "ours": saved(make_config()) | tokenizer,
         "int8": saved(builders.tiny(ffn=(FFF(2, 2, dense=3, children=True, nodes=6),), stored=Stored("int8", "float16", "int8"))),
@@ -157,6 +173,8 @@ def make() -> dict[str, dict[str, bytes]]:
             max_shard_bytes=2500,
         ),
         "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
+        "sentences": config | around | tokenizer | sentences | {"model.safetensors": pack(arrays)},
+        "vectors": saved(make_config(tasks=Tasks(head))) | tokenizer,
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
         "adapter": config | tokenizer | adapted(arrays),
         "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
