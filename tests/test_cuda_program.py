@@ -13,7 +13,7 @@ import fastinfer
 from fastinfer import checkpoint
 from fastinfer.backends.cuda import compiler, fff, kernels, session, shared
 from fastinfer.bench.cases import FFFCase
-from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, Ids, Norm, Positions, Project, Tag, Tasks, Unit
 
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90a")
 TREES = ("-DACT_HALF", "-DHIDDEN=64", "-DDEPTH=3")
@@ -196,7 +196,8 @@ def cupy_of_numpy():
     )  # fmt: skip
 
 
-TASKS = Tasks(Embed("mean", True), FillMask(True, tied=True, bias=True), Classify(("no", "yes"), "softmax", "cls"), Tag(("O", "B-x")))
+VECTORS = Embed(("mean", "weightedmean"), True, (Unit(), Project(9, True, "tanh"), Unit(), Project(5, False)))
+TASKS = Tasks(VECTORS, FillMask(True, tied=True, bias=True), Classify(("no", "yes"), "softmax", "cls"), Tag(("O", "B-x")))
 MODELS = {
     "pre": {"norm": Norm("pre", 1e-12), "ffn": (FFF(1, 3), Dense(40), FFF(1, 3, children=True, nodes=11)), "final_norm": True},
     "post": {"norm": Norm("post", 1e-12), "ffn": (FFF(16, 3, dense=24, bias_out=True), FFF(1, 3), Dense(32))},
@@ -215,13 +216,13 @@ def test_every_launch_of_a_model_fits_its_kernel(launched, tmp_path, order, dtyp
     for lengths in ((1, 5, 17, 64), (300, 2, 500)):
         ids = [rng.integers(0, 101, n).tolist() for n in lengths]
         batch = fastinfer.PackedBatch.from_ids(ids, [rng.integers(0, 2, n).tolist() for n in lengths])
-        assert model.embed(batch, normalize=False).shape == (len(lengths), 64)
+        assert model.embed(batch, normalize=False).shape == (len(lengths), 5)
         assert [[a.shape for a in text] for text in model.hidden_states(batch, layers=(0, 1, -1))] == [[(n, 64)] * 3 for n in lengths]
         assert [text[2] is None for text in model.routes(batch)] == [order == "post"] * len(lengths)
         assert [a.shape for a in model.logits(batch, task="fill_mask", positions="all")] == [(n, 101) for n in lengths]
         assert model.logits(batch, task="classify").shape == (len(lengths), 2)
     model.release()
-    wanted = {"embed", "layer_norm", "attention", "pool", "fff_subtrees", "fff_tree_few"}
+    wanted = {"embed", "layer_norm", "attention", "pool", "unit", "fff_subtrees", "fff_tree_few"}
     wanted |= {"activate"} if dtype == "float32" else {"product_2_3", "to_float32"}
     wanted |= {"fff_trees" if order == "pre" else "fff_mask"}
     assert wanted <= set(launched)

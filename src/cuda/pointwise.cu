@@ -67,26 +67,42 @@ extern "C" __global__ void __launch_bounds__(256) activate(act* x, const act* re
     }
 }
 
-// out (texts, D) float32: a block a text, a thread a column. kind: POOL_CLS (the first token), POOL_MEAN, POOL_MAX, POOL_LSE (log of the sum
-// of exp)
-extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* starts, int kind, float* out) {
+// out (texts, D) float32, whose rows are `stride` apart: a block a text, a thread a column. kind: POOL_CLS (the first token), POOL_MEAN, POOL_MAX,
+// POOL_LSE (log of the sum of exp), POOL_LASTTOKEN, POOL_WEIGHTEDMEAN (by place, from 1), POOL_SQRTMEAN (the sum over the root of the count)
+// skip: tokens that are left out at the beginning of a text, though never its last one
+extern "C" __global__ void __launch_bounds__(128) pool(const act* x, const int* starts, int kind, int skip, float* out, int stride) {
     await_previous();
-    const int begin = __ldg(starts + blockIdx.x), end = __ldg(starts + blockIdx.x + 1);
+    const int start = __ldg(starts + blockIdx.x), end = __ldg(starts + blockIdx.x + 1), begin = min(start + skip, end - 1);
+    const float places = .5f * (end - begin) * (begin + end - 2 * start + 1);  // the sum of the places of the tokens
     for (int c = threadIdx.x; c < HIDDEN; c += 128) {
-        float first = to_float(x[(size_t)begin * HIDDEN + c]), top = first, sum = 0.f;
-        if (kind != POOL_CLS)
+        float first = to_float(x[(size_t)(kind == POOL_LASTTOKEN ? end - 1 : begin) * HIDDEN + c]), top = first, sum = 0.f;
+        if (kind != POOL_CLS && kind != POOL_LASTTOKEN)
             for (int t = begin; t < end; t++) {
                 float value = to_float(x[(size_t)t * HIDDEN + c]);
+                if (kind == POOL_WEIGHTEDMEAN) value *= t - start + 1;
                 sum += value, top = value > top || value != value ? value : top;
             }
-        float pooled = kind == POOL_CLS ? first : kind == POOL_MEAN ? sum / (end - begin) : top;
+        float pooled = top;
+        if (kind == POOL_MEAN) pooled = sum / (end - begin);
+        if (kind == POOL_SQRTMEAN) pooled = sum / sqrtf(end - begin);
+        if (kind == POOL_WEIGHTEDMEAN) pooled = sum / places;
         if (kind == POOL_LSE) {
             sum = 0.f;
             for (int t = begin; t < end; t++) sum += expf(to_float(x[(size_t)t * HIDDEN + c]) - top);
             pooled = top + logf(sum);
         }
-        out[(size_t)blockIdx.x * HIDDEN + c] = pooled;
+        out[(size_t)blockIdx.x * stride + c] = pooled;
     }
+}
+
+// out = each row of x, `width` wide, scaled to length 1: a warp a row
+extern "C" __global__ void __launch_bounds__(32) unit(const act* x, int width, act* out) {
+    await_previous();
+    const act* row = x + (size_t)blockIdx.x * width;
+    float sum = 0.f;
+    for (int c = lane_id(); c < width; c += 32) sum += to_float(row[c]) * to_float(row[c]);
+    const float length = fmaxf(sqrtf(warp_sum(sum)), 1e-12f);
+    for (int c = lane_id(); c < width; c += 32) out[(size_t)blockIdx.x * width + c] = to_act(to_float(row[c]) / length);
 }
 
 #ifndef ACT_FLOAT

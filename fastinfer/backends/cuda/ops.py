@@ -314,7 +314,7 @@ class FittedCUDA(CUDA):
         costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, rows, self.limits.processors)
         return min(costs, key=lambda strategy: costs[strategy])
 
-    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
+    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, skip: int = 0, out: Any) -> None:
         """As the reference; out is float32."""
         placed = self.sessions.current().starts
         if placed is not None and placed[0] is cu_seqlens:
@@ -322,7 +322,11 @@ class FittedCUDA(CUDA):
             starts = array[begin : begin + len(cu_seqlens)]
         else:
             starts = self.memory.send("bounds of texts", cu_seqlens)
-        self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
+        self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), skip, out, out.strides[0] // out.itemsize)
+
+    def unit(self, x: Any, *, out: Any) -> None:
+        x = x if x.dtype == self.storage else self.as_act(x)  # pooled vectors are float32
+        self.kernels.launch("unit", len(x), 32, x, x.shape[1], out)
 
     def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
         x = self._as_float32(self.cupy.ascontiguousarray(x))
