@@ -68,7 +68,7 @@ def test_the_struct_of_the_feedforward_is_the_kernels(nvrtc):
 def test_choices_have_the_same_numbers_on_both_sides():
     """The kernels use all names that the host defines, and no numbers instead."""
     given = dict(option.removeprefix("-D").split("=", 1) for option in shared.defines())
-    used = set(re.findall(r"\b(?:KIND|POOL)_[A-Z]+\b", "\n".join(compiler.sources().values())))
+    used = set(re.findall(r"\b(?:KIND|POOL)_[A-Z_]+\b", "\n".join(compiler.sources().values())))
     assert used == {name for name in given if name.startswith(("KIND_", "POOL_"))}
     assert [given[f"KIND_{name}".upper()] for name in shared.ACTIVATIONS] == [str(i) for i in range(len(shared.ACTIVATIONS))]
 
