@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from .activations import Activation
 from .errors import ConfigError, listed, short
+from .retrieval import EmbedSparse, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -201,19 +202,21 @@ class Embed:
 
 @dataclass(frozen=True)
 class FillMask:
-    """Masked-token prediction: dense + GELU + norm if `transform`, then a decoder over the vocabulary."""
+    """Masked-token prediction: dense + activation + norm if `transform`, then a decoder over the vocabulary."""
 
     transform: bool
     tied: bool = True
     bias: bool = True
+    activation: Activation = field(default="gelu", metadata=LATER)
 
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """A linear layer with bias and an activation, before a head's last linear layer."""
+    """A linear layer with bias and an activation, before a head's last linear layer. norm: a LayerNorm follows."""
 
     width: int
     activation: Activation
+    norm: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -228,15 +231,22 @@ class Classify:
 
 @dataclass(frozen=True)
 class Tag:
-    """A label per token. Scheme "bio": labels O, B-x, I-x; "io": O and plain names."""
+    """A label per token; O stands for none.
+
+    scheme  "bio": B-x begins a span and I-x continues one, both with the tag x. Any other label continues a span of the same label;
+            a span that it begins is named by what follows its first dash, as in transformers' pipeline. "io": labels are names
+    """
 
     labels: tuple[str, ...]
     scheme: Literal["bio", "io"] = "bio"
+    layers: tuple[HeadLayer, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)
 class Answer:
     """Extractive question answering: a start and an end logit per token."""
+
+    layers: tuple[HeadLayer, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -248,6 +258,7 @@ class Tasks:
     classify: Classify | None = field(default=None, metadata=LATER)
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
+    embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -393,6 +404,8 @@ def _problems_of_attention(c: Config) -> typing.Iterator[str]:
         yield "activation is 'tanh', which feedforwards do not have"
     if c.embedding_width is not None:
         yield from _sizes(embedding_width=c.embedding_width)
+        if c.tasks.fill_mask and not c.tasks.fill_mask.transform:
+            yield "tasks.fill_mask.transform is false, but only a transform gives embedding_width columns to the decoder"
 
 
 def _sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
@@ -429,9 +442,8 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
             yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
-    for i, layer in enumerate(tasks.classify.layers if tasks.classify else ()):
-        yield from _sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
-    if tasks.tag and tasks.tag.scheme == "bio":
-        odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
-        if odd:
-            yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
+    for name in ("classify", "tag", "answer"):
+        head = getattr(tasks, name)
+        for i, layer in enumerate(head.layers if head else ()):
+            yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
+    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

@@ -11,7 +11,7 @@ from test_cuda import DTYPES, ERROR, POISONS, assert_near, batch_of, needs_gpu, 
 from test_reference import layer_norm, norm_of
 
 import fastinfer
-from fastinfer import checkpoint, positions
+from fastinfer import positions
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Alibi, Attention, Buckets, Dense, Disentangled, Embed, FillMask, Gated, Ids, Norm, Positions, Tasks
 from fastinfer.weights import Embedding, Scores
@@ -156,16 +156,12 @@ def test_a_batch_that_is_filled_up(heads, size, dtype):
     bounds = ops.memory.send("bounds", bounds)
     table, by_distance = random_distances(heads)
     make, gains = random_relative(heads, size, 16, 64, dtype)
-    cases = [
-        (Scores(window=9), None, 9),
-        (Scores(distances=ops.floats(table)), by_distance, None),
-        (Scores(relative=make(ops)), gains, None),
-    ]
-    for scores, gain, window in cases:
+    cases = [(Scores(window=9), None), (Scores(distances=ops.floats(table)), by_distance), (Scores(relative=make(ops)), gains)]
+    for scores, gain in cases:
         out = ops.empty(tokens + filling, heads * size)
         out.view(np.uint8).fill(255)
         ops.attention(sent(ops, filled), bounds, heads, scores=scores, out=out)
-        assert_near(ops.bring(out[:tokens])(), expected(qkv, lengths, heads, gain, window), dtype, factor=2)
+        assert_near(ops.bring(out[:tokens])(), expected(qkv, lengths, heads, gain, scores.window), dtype, factor=2)
         assert (out[tokens:].get().view(np.uint8) == 255).all()
     there = sent(ops, filled)
     before = there[tokens:].copy()
@@ -370,11 +366,3 @@ def test_a_model_with_heads_of_64_agrees_with_numpy(tmp_path, kind):
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_same_check_passes_on_the_cpu(tmp_path, kind):
     check_model(tmp_path, "cpu", "float32", kind)
-
-
-@needs_gpu
-def test_a_width_that_the_gpu_does_not_take(tmp_path):
-    config = builders.tiny(embedding_width=12)
-    checkpoint.save(tmp_path, config, builders.weights(config))
-    with pytest.raises(fastinfer.BackendError, match="embedding_width is 12, but the GPU backend needs a multiple of 8"):
-        fastinfer.load(tmp_path, device="cuda")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ShapeError
 from ...weights import Relative, Scores
 from .kernels import Changed, Kernels
 from .launch import address
@@ -26,21 +27,23 @@ class Attention:
         self._kernels, self._memory, self._sessions, self._heads = kernels, memory, sessions, heads
         self._queries, self._threads, self._shared = kernels.constants(None, "attention_launch", 3)
 
-    def _bounds(self, cu_seqlens: Any) -> Any:
-        """The bounds (T, 2) of each token's text on the GPU: `cu_seqlens` itself, or made from a host's array (B + 1,)."""
+    def _bounds(self, cu_seqlens: Any, keys: Any = None) -> Any:
+        """The keys (T, 2) of each token on the GPU: `cu_seqlens` itself, or made from a host's array (B + 1,) and `keys`."""
         if cu_seqlens.ndim == 2:
             return cu_seqlens
-        lengths = np.diff(cu_seqlens)
-        return self._memory.send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1))
+        lengths, ends = np.diff(cu_seqlens), cu_seqlens[1:] if keys is None else cu_seqlens[:-1] + keys
+        return self._memory.send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], ends)], 1))
 
     def rotate(self, qkv: Any, cu_seqlens: Any, table: Any) -> None:
         """As Reference.rotate."""
         self._kernels.launch("rotate", -(-len(qkv) // WARPS), WARPS * 32, qkv, self._bounds(cu_seqlens), table, len(qkv))
 
-    def attend(self, qkv: Any, cu_seqlens: Any, scores: Scores, out: Any) -> None:
-        """As Reference.attention."""
+    def attend(self, qkv: Any, cu_seqlens: Any, scores: Scores, keys: Any, out: Any) -> None:
+        """As Reference.attention. Raises ShapeError for keys with a window."""
+        if keys is not None and scores.window is not None:
+            raise ShapeError(f"the window is {scores.window} where keys are given, expected none: a query might see no key")
         changed = Changed(scores.window is not None, scores.distances is not None, scores.relative is not None)
-        bounds, factor = self._bounds(cu_seqlens), (out.shape[1] // self._heads) ** -0.5
+        bounds, factor = self._bounds(cu_seqlens, keys), (out.shape[1] // self._heads) ** -0.5
         if not any(changed):
             self._launch(self._heads, qkv, bounds, len(out), out, factor)
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ... import feedforward
 from ...batch import PackedBatch
+from ...checkpoint.spec import tensors
 from ...checkpoint.tensor import Tensor
 from ...config import Config
 from ...errors import BackendError
@@ -94,11 +96,14 @@ class FittedCUDA(CUDA):
         return self.memory.allocate("a result", shape, self.storage if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        array = self.cupy.ascontiguousarray(array)
+        return self.memory.bring(self._as_float32(self.cupy.ascontiguousarray(array)))
+
+    def _as_float32(self, array: Any) -> Any:
+        """A contiguous array as float32 if it has the compute dtype; the array itself if not."""
         if array.dtype == self.storage and array.dtype != np.float32 and array.size:
             bits, array = array, self.empty(*array.shape, dtype=np.float32)
             self.kernels.launch("to_float32", min(4096, -(-array.size // 2048)), 256, bits, array, ctypes.c_int64(array.size))
-        return self.memory.bring(array)
+        return array
 
     def rows(self, x: Any, which: np.ndarray) -> Any:
         return x[self.memory.send("indices", which)]
@@ -106,11 +111,12 @@ class FittedCUDA(CUDA):
     # --- preparing weights ---
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
-        width = config.embedding_width or 8
-        if width % 8 or width > MAX_HIDDEN:
-            raise BackendError(
-                f"embedding_width is {width}, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
-            )
+        normed = {name: spec.shape[0] for name, spec in tensors(config).items() if name.endswith("norm.weight")}
+        for name, width in {"embedding.word": config.embedding_width or config.hidden, **normed}.items():
+            if width % 8 or width > MAX_HIDDEN:
+                raise BackendError(
+                    f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
+                )
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
             device.synchronize()  # the streams of sessions do not wait for copies on this stream
@@ -142,6 +148,7 @@ class FittedCUDA(CUDA):
     # --- primitives ---
 
     def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
+        keys = batch.keys
         if isinstance(batch, PackedBatch):
             batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
         norm = embedding.norm
@@ -162,6 +169,10 @@ class FittedCUDA(CUDA):
             len(out),
             variant=self._of_width(out),
         )
+        if keys is not None:
+            starts = self.sessions.current().starts[0]
+            ends = np.repeat(starts[:-1] + keys, np.diff(starts))
+            batch.cu_seqlens[: len(ends), 1] = self.memory.send("ends of keys", ends)
 
     def _of_width(self, rows: Any) -> Narrow | None:
         """The program whose kernels take such rows."""
@@ -225,9 +236,9 @@ class FittedCUDA(CUDA):
         """As the reference, with the cu_seqlens of attention()."""
         self._attention.rotate(qkv, cu_seqlens, table)
 
-    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, scores: Scores = PLAIN, out: Any) -> None:
-        """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the bounds of each token's text."""
-        self._attention.attend(qkv, cu_seqlens, scores, out)
+    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: Any) -> None:
+        """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the keys of each token, its text's bounds."""
+        self._attention.attend(qkv, cu_seqlens, scores, keys, out)
 
     def fff(self, x: Any, trees: Trees, *, bias: Any = None, residual: Any = None, out: Any, nodes: Any = None, z: Any = None) -> None:
         self.fff_between_norms(x, trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
@@ -315,16 +326,22 @@ class FittedCUDA(CUDA):
             starts = self.memory.send("bounds of texts", cu_seqlens)
         self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
 
+    def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
+        x = self._as_float32(self.cupy.ascontiguousarray(x))
+        for b, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+            self.cupy.max(x[begin:end], axis=0, out=out[b])
+
     # --- the forward pass ---
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py as one graph, or op by op if taps or routes are given."""
+        """The forward pass of model.py as one graph, or op by op if taps or routes are given, or if the batch has keys."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
-        if taps or routes:
+        if taps or routes or batch.keys is not None:
+            placed = placed._replace(keys=batch.keys)
             x = self._encode_watched(weights, placed, work, len(batch.ids), taps, routes)
         else:
             run = functools.partial(super().encode, weights, placed, work)
@@ -350,7 +367,7 @@ class FittedCUDA(CUDA):
                 to[...] = self.bring(array[:tokens])()
         return x
 
-    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any, *, keys: Any = None) -> None:
         """As in model.py, but without the norm after it: the kernel of ffn_block computes that norm."""
         attention = layer.attention
         h = work.take("h", *x.shape)
@@ -361,7 +378,7 @@ class FittedCUDA(CUDA):
         self.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
         if attention.rotary is not None:
             self.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
-        self.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, out=h)
+        self.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=h)
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
     def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:
