@@ -91,9 +91,13 @@ __device__ __forceinline__ int2 text_of(const Batch& batch, int token) {
 
 #ifdef SCORES
 __device__ __forceinline__ Batch batch_of(const int2* bounds, int tokens, Scores scores, int head) {
-    const size_t products = (size_t)head * tokens * scores.width;
+#ifdef DISTANCES
     scores.distances += head * (2 * scores.reach - 1);
+#endif
+#ifdef RELATIVE
+    const size_t products = (size_t)head * tokens * scores.width;
     scores.by_query += products, scores.by_key += products;
+#endif
     return {bounds, tokens, scores};
 }
 #endif
