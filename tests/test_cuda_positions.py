@@ -28,7 +28,7 @@ def fitted(dtype, heads, size):
     return fastinfer.backends.get("cuda", dtype=dtype).fitted(heads * size, heads, dtype)
 
 
-def expected(qkv, lengths, heads, gains=None, window=None):
+def expected(qkv, lengths, heads, gains=None, window=None, causal=False):
     """Attention in float64, a text at a time. gains(length, q, k): what the scaled scores (H, L, L) gain, from q and k (H, L, S)."""
     texts = []
     for begin, end in itertools.pairwise(np.cumsum([0, *lengths])):
@@ -38,6 +38,8 @@ def expected(qkv, lengths, heads, gains=None, window=None):
             s = s + gains(end - begin, q, k)
         if window is not None:
             s = np.where(np.abs(behind(end - begin)) <= window, s, -np.inf)
+        if causal:
+            s = np.where(behind(end - begin) <= 0, s, -np.inf)
         e = np.exp(s - s.max(-1, keepdims=True))
         texts.append(np.einsum("hij,hjd->ihd", e / e.sum(-1, keepdims=True), v).reshape(end - begin, -1))
     return np.concatenate(texts)
@@ -55,14 +57,14 @@ def attend(ops, qkv, lengths, heads, scores):
     return ops.bring(out)()
 
 
-def check(dtype, heads, size, make, gains=None, window=None):
+def check(dtype, heads, size, make, gains=None, window=None, causal=False):
     """Compare attention with expected(). make(ops): the Scores on the GPU."""
     ops = fitted(dtype, heads, size)
     scores = make(ops)
     for lengths in TEXTS:
         rng = np.random.default_rng([size, len(lengths)])
         qkv = rounded(rng.standard_normal((sum(lengths), 3 * heads * size), np.float32), dtype)
-        assert_near(attend(ops, qkv, lengths, heads, scores), expected(qkv, lengths, heads, gains, window), dtype, factor=2)
+        assert_near(attend(ops, qkv, lengths, heads, scores), expected(qkv, lengths, heads, gains, window, causal), dtype, factor=2)
 
 
 # --- attention ---
@@ -74,6 +76,14 @@ def check(dtype, heads, size, make, gains=None, window=None):
 @pytest.mark.parametrize(("heads", "size"), HEADS)
 def test_a_window_hides_keys_that_are_farther_away(heads, size, window, dtype):
     check(dtype, heads, size, lambda ops: Scores(window=window), window=window)
+
+
+@needs_gpu
+@each_dtype
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "size"), [(3, 24), (2, 64)])
+def test_causal_queries_see_no_later_key(heads, size, window, dtype):
+    check(dtype, heads, size, lambda ops: Scores(window=window, causal=True), window=window, causal=True)
 
 
 def random_distances(heads):
@@ -311,6 +321,10 @@ MODELS = {
     "rotary, scaled, silu": {
         "norm": Norm("post", 1e-12), "positions": Positions("none", 600), "ffn": (Gated(100, bias_in=True, bias_out=True),) * 3,
         "attention": (Attention(1000.0, 0.5),) * 3, "activation": "silu", "token_types": 2,
+    },
+    "causal": {
+        "norm": Norm("pre", 1e-6), "positions": Positions("none", 600), "ffn": (Gated(96),) * 3, "activation": "silu",
+        "attention": (Attention(10000.0, causal=True), Attention(100.0, causal=True, window=30), Attention(10000.0, causal=True)),
     },
     "alibi": {
         "norm": Norm("post", 1e-12), "positions": Positions("none", 600), "ffn": (Gated(128), Dense(72), Gated(128)),

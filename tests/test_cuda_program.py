@@ -238,7 +238,10 @@ MODELS = {
     "post": {"norm": Norm("post", 1e-12), "ffn": (FFF(16, 3, dense=24, bias_out=True), FFF(1, 3), Dense(32))},
 }
 OTHERS = {
-    "rotary": {"attention": (Attention(10000.0), Attention(100.0, 0.5, 8), Attention(window=8)), "norm": Norm("pre", 1e-12, first=False)},
+    "rotary": {
+        "attention": (Attention(10000.0), Attention(100.0, 0.5, 8), Attention(window=8, causal=True)),
+        "norm": Norm("pre", 1e-12, first=False),
+    },
     "alibi": {"distances": Alibi(), "norm": Norm("post", 1e-12)},
     "buckets": {"distances": Buckets(), "norm": Norm("post", 1e-12)},
     "disentangled": {"distances": Disentangled(16, 64), "norm": Norm("post", 1e-12)},
@@ -285,7 +288,7 @@ def test_every_launch_of_other_positions_fits_its_kernel(launched, tmp_path, kin
         assert [a.shape for a in model.logits(batch, task="fill_mask", positions="all")] == [(n, 101) for n in lengths]
     assert ("rotate" in launched) == (kind == "rotary")
     variants = {v for v in model._runner.replicas[0].ops.kernels._modules if not isinstance(v, kernels.Walk)}
-    changed = {"rotary": [(True, False, False)], "disentangled": [(False, False, True)], "narrow": []}.get(kind, [(False, True, False)])
+    changed = {"rotary": [(1, 0, 0, 0), (1, 1, 0, 0)], "disentangled": [(0, 0, 0, 1)], "narrow": []}.get(kind, [(0, 0, 1, 0)])
     assert variants == {None, *(kernels.Changed(*c) for c in changed), *(kernels.Narrow(24) for _ in range(kind == "narrow"))}
 
 
@@ -295,6 +298,21 @@ def test_sizes_that_the_gpu_does_not_take(launched, tmp_path):
         checkpoint.save(tmp_path / str(i), config, builders.weights(config))
         with pytest.raises(fastinfer.BackendError, match=f"embedding.word has {changes['embedding_width']} columns, but the GPU backend"):
             fastinfer.load(tmp_path / str(i), device="cuda")
+
+
+REFUSED = {
+    "norm.kind is 'rms'": {"norm": Norm("pre", 1e-6, kind="rms")},
+    "head_norms is true": {"head_norms": True},
+    "head_size is 16": {"head_size": 16},
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_the_gpu_does_not_compute_is_refused_by_name(launched, tmp_path, setting):
+    config = builders.tiny(**REFUSED[setting])
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    with pytest.raises(fastinfer.BackendError, match=f"{setting}, which the GPU backend does not compute: use device 'cpu'"):
+        fastinfer.load(tmp_path, device="cuda")
 
 
 STRATEGIES = ["fff_tree", "fff_tree_few", "fff_subtrees", "fff_trees", "fff_trees_few", "fff_mask"]

@@ -16,7 +16,7 @@
 // weighted sum of values; exponents are scale * log2(e) * q.k.
 //
 // A program compiled with SCORES does more to scores, as struct Scores says; its kernel gets that struct as one more argument. Elsewhere the text
-// of a token stands for the keys that it sees, hence with WINDOW `text_of` gives those within the window, and tiles that no query of a warp sees are
+// of a token stands for the keys that it sees, hence with WINDOW `text_of` gives those within the window, with CAUSAL those up to the token itself, and tiles that no query of a warp sees are
 // skipped as those of other texts are.
 //
 // Three ways to multiply, chosen by GPU and act: plain float32 arithmetic (attention_plain.cuh), the tensor cores of sm_80 (attention_mma.cuh:
@@ -77,7 +77,10 @@ struct Batch {
 // The keys that a token sees, given those of its text.
 __device__ __forceinline__ int2 seen(const Batch& batch, int token, int2 text) {
 #ifdef WINDOW
-    if (text.y) return make_int2(max(text.x, token - batch.scores.window), min(text.y, token + batch.scores.window + 1));
+    if (text.y) text = make_int2(max(text.x, token - batch.scores.window), min(text.y, token + batch.scores.window + 1));
+#endif
+#ifdef CAUSAL
+    text.y = min(text.y, token + 1);
 #endif
     return text;
 }

@@ -42,7 +42,7 @@ class Attention:
         """As Reference.attention. Raises ShapeError for keys with a window."""
         if keys is not None and scores.window is not None:
             raise ShapeError(f"the window is {scores.window} where keys are given, expected none: a query might see no key")
-        changed = Changed(scores.window is not None, scores.distances is not None, scores.relative is not None)
+        changed = Changed(scores.window is not None, scores.causal, scores.distances is not None, scores.relative is not None)
         bounds, factor = self._bounds(cu_seqlens, keys), (out.shape[1] // self._heads) ** -0.5
         if not any(changed):
             self._launch(self._heads, qkv, bounds, len(out), out, factor)

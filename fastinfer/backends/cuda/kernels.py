@@ -22,6 +22,7 @@ class Changed(NamedTuple):
     """Compile-time values of an attention that does more to scores than scale them: the fields of weights.Scores that it has."""
 
     window: bool
+    causal: bool
     distances: bool
     relative: bool
 

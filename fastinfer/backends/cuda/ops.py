@@ -111,6 +111,13 @@ class FittedCUDA(CUDA):
     # --- preparing weights ---
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
+        lacking = {
+            "norm.kind is 'rms'": config.norm.kind == "rms",
+            "head_norms is true": config.head_norms,
+            f"head_size is {config.head_size}": config.heads * config.width_of_head != config.hidden,
+        }
+        for setting in (name for name, there in lacking.items() if there):
+            raise BackendError(f"{setting}, which the GPU backend does not compute: use device 'cpu'")
         normed = {name: spec.shape[0] for name, spec in tensors(config).items() if name.endswith("norm.weight")}
         for name, width in {"embedding.word": config.embedding_width or config.hidden, **normed}.items():
             if width % 8 or width > MAX_HIDDEN:
