@@ -23,6 +23,18 @@ CHOSEN = [
     "dslim/bert-base-NER",
     "deepset/roberta-base-squad2",
     "almanach/camembert-base",
+    "sentence-transformers/LaBSE",
+    "Snowflake/snowflake-arctic-embed-m",
+    "an embedder saved by sentence-transformers 6",
+    "cross-encoder/ms-marco-electra-base",
+    "nomic-ai/nomic-embed-text-v1",
+    "Alibaba-NLP/gte-reranker-modernbert-base",
+    "Alibaba-NLP/gte-base-en-v1.5",
+    "jinaai/jina-embeddings-v2-base-en",
+    "MoritzLaurer/deberta-v3-base-zeroshot-v2.0",
+    "sentence-transformers/gtr-t5-base",
+    "Qwen/Qwen3-Embedding-0.6B",
+    "a LoRA adapter beside its base model",
     "albert/albert-base-v2",
 ]
 
