@@ -38,7 +38,7 @@ class Family:
     files       other files, path: JSON, a text, or tensors; None removes the file
     tokenizer   keys of tokenizer_config.json that differ from the vocabulary's; None removes one
     extra       files of the published folder that the oracle's must not have
-    weights     file of the weights
+    weights     file of the weights; with the ending .index.json, two files and their index
     dtype       dtype in which the weights are stored
     native      whether the oracle opens transformers' own config.json, because it cannot read the published one
     cuts        tokens at which tokenizer.json itself cuts and to which it pads; 0 for neither
@@ -89,12 +89,20 @@ def build(family: Family, folder: Path) -> tuple[Path, Path]:
     safetensors.torch.save_file(tensors, model / "model.safetensors", {"format": "pt"})
     (ours / family.inside / "model.safetensors").unlink()
     tensors = family.names(tensors) if family.names else tensors
-    _write(ours / family.inside, {family.weights: {name: t.contiguous().clone() for name, t in tensors.items()}})
+    tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
+    _write(ours / family.inside, _shards(tensors) if family.weights.endswith(".index.json") else {family.weights: tensors})
     _write(ours, family.extra)
     if family.saved_by:
         getattr(sentence_transformers, family.saved_by)(str(ours), device="cpu").save(str(folder / "saved"))
         return folder / "saved", folder / "saved"
     return ours, theirs if family.native else ours
+
+
+def _shards(tensors: Tensors) -> dict[str, Any]:
+    """The files of a model in two shards."""
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(tensors.items())[i::2]) for i in range(2)}
+    places = {name: file for file, part in shards.items() for name in part}
+    return {**shards, "model.safetensors.index.json": {"metadata": {"total_size": 0}, "weight_map": places}}
 
 
 def make(family: Family, words: Vocabulary) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .build import TANH, Family, prefixed, renamed, sentence, then, with_positions, without
+from .build import IDENTITY, TANH, Family, prefixed, renamed, sentence, then, with_positions, without
 
 EMBED = ("embed", "rank")
 DOT = {"similarity_fn_name": "dot"}
@@ -105,6 +105,10 @@ BERT = [
     MINILM.like("a BertModel out of DataParallel", "the prefix module. before every name", names=prefixed("module."), native=True),
     MINILM.like("a BertModel out of sentence-transformers", "the prefix auto_model.", names=prefixed("auto_model."), native=True),
     MINILM.like("a BertModel with a loss", "a tensor that transformers ignores", names=lambda t: t | {"loss_fct.weight": torch.ones(3)}),
+    MINILM.like("a BERT in two shards", "model.safetensors.index.json", weights="model.safetensors.index.json"),
+    MINILM.like("a BERT in bfloat16", "bfloat16", dtype=torch.bfloat16),
+    MINILM.like("a BERT with the approximation of GELU", "gelu_new", config={"hidden_act": "gelu_new"}),
+    MINILM.like("a BERT with ReLU", "relu", config={"hidden_act": "relu"}),
     MINILM.like("a BERT that cuts at the left", "truncation_side left", tokenizer={"truncation_side": "left"}),
     MINILM.like("a BERT whose settings keep capitals", "do_lower_case against tokenizer.json", tokenizer={"do_lower_case": False}),
     MINILM.like("a BERT whose settings keep accents", "strip_accents against tokenizer.json", tokenizer={"strip_accents": False}),
@@ -205,6 +209,12 @@ SMALL = [
         "cased; mean; Dense of another width with tanh",
         vocabulary="bert, cased",
         files=sentence(dense=((32, 24, True, TANH),), limit=32),
+    ),
+    DISTIL.like(
+        "sentence-transformers/clip-ViT-B-32-multilingual-v1",
+        "cased; mean; Dense without bias and activation",
+        vocabulary="bert, cased",
+        files=sentence(dense=((32, 16, False, IDENTITY),), limit=48),
     ),
     DISTIL.like(
         "an embedder saved by sentence-transformers 6",

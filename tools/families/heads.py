@@ -211,6 +211,8 @@ TAGGERS = [
     ),
 ]
 ANSWERS = [
+    Family("deepset/xlm-roberta-base-squad2", "XLM-R's tokens", "XLMRobertaForQuestionAnswering", ("answer",), "xlm-r", config=SIZE_514),
+    Family("deepset/electra-base-squad2", "ELECTRA", "ElectraForQuestionAnswering", ("answer",), config={"embedding_size": 32}),
     Family("deepset/roberta-base-squad2", "byte-level BPE", "RobertaForQuestionAnswering", ("answer",), "roberta", config=SIZE_514),
     Family(
         "distilbert/distilbert-base-cased-distilled-squad",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .build import Family
+from .build import Family, modules
 from .embedders import MINILM
 from .heads import SIZE_514, labels
 from .rotary import NOMIC
@@ -52,6 +52,23 @@ FAMILIES = [
     MINILM.like("a folder of TensorFlow files", "tensors in safetensors", extra=NO_TENSORS | {"tf_model.h5": "HDF"}, refused="tensorflow"),
     MINILM.like("a folder of Flax files", "tensors in safetensors", extra=NO_TENSORS | {"flax_model.msgpack": "Flax"}, refused="flax"),
     MINILM.like("a clone without git-lfs", "the tensors themselves", extra={"model.safetensors": POINTER}, refused="lfs"),
+    MINILM.like(
+        "sentence-transformers/static-retrieval-mrl-en-v1",
+        "a table of tokens alone",
+        files=modules(("StaticEmbedding", "")),
+        extra={"config.json": None},
+        refused="StaticEmbedding",
+    ),
+    MINILM.like(
+        "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill", "two ways", files=modules(("Router", "")), refused="Router"
+    ),
+    MINILM.like(
+        "a BERT quantised by bitsandbytes",
+        "integers of another library",
+        names=lambda tensors: {name: t.to(torch.int8) if "query.weight" in name else t for name, t in tensors.items()},
+        published={"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        refused="quantization_config",
+    ),
     Family("albert/albert-base-v2", "layers that share weights", "AlbertModel", config={"embedding_size": 16}, refused="albert"),
     Family(
         "google/bigbird-roberta-base", "sparse attention", "BigBirdModel", config={"attention_type": "original_full"}, refused="big_bird"

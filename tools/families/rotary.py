@@ -133,7 +133,18 @@ ROTARY = [
         tasks=("classify",),
         config={"classifier_pooling": "cls", **labels("bad", "so-so", "good")},
     ),
+    MODERN.like(
+        "a ModernBERT that tags",
+        "ModernBERT; tags",
+        model="ModernBertForTokenClassification",
+        tasks=("tag",),
+        config=labels("O", "B-PER", "I-PER", "B-LOC", "I-LOC"),
+    ),
+    MODERN.like("a ModernBERT that answers", "ModernBERT; answers", model="ModernBertForQuestionAnswering", tasks=("answer",)),
     GTE,
+    GTE.like(
+        "Alibaba-NLP/gte-en-mlm-base", "gte's architecture; masks", model="GteForMaskedLM", tasks=("fill_mask",), names=None, files={}
+    ),
     GTE.like(
         "Alibaba-NLP/gte-multilingual-base",
         "XLM-R's tokens; token types; a head that is left out",
@@ -239,6 +250,7 @@ QWEN = Family(
     "Qwen3Model",
     EMBED,
     "qwen",
+    dtype=torch.bfloat16,
     config={
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -283,8 +295,22 @@ DECODERS = [
         "T5; an instruction that pooling leaves out",
         files=sentence(dense=((32, 24, False, IDENTITY),), normalize=True, limit=64, include_prompt=False),
     ),
+    T5.like(
+        "google/flan-t5-base, the encoder alone",
+        "relative positions; a gate with an approximation of GELU",
+        config={"feed_forward_proj": "gated-gelu"},
+        files=sentence(limit=64),
+    ),
     QWEN,
+    QWEN.like("a Qwen3 saved with its language model", "the prefix model.", names=prefixed("model.")),
     QWEN2,
+    Family(
+        "EuroBERT/EuroBERT-210m",
+        "rotary positions, RMSNorm, a gate, looks both ways",
+        "EuroBertModel",
+        vocabulary="modernbert",
+        config={"num_key_value_heads": 2, "head_dim": 16},
+    ),
     Family(
         "Salesforce/SFR-Embedding-2_R",
         "Mistral; last token, normalised",
