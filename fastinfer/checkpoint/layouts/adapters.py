@@ -60,8 +60,8 @@ def merge(data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> t
         if left:
             warn(CheckpointWarning(f"{folder}: the adapter's head takes the place of {listed(map(short, left))}"))
         merged = {name: tensor for name, tensor in merged.items() if name not in left} | heads
-        if settings.get("task_type") in CLASSES:
-            data = data | {"architectures": [CLASSES[settings["task_type"]]]}
+        kind = CLASSES.get(str(settings.get("task_type")))
+        data = data | {"architectures": [kind]} if kind else data
     return data, merged
 
 
