@@ -93,6 +93,7 @@ class Kernels:
         window: int | None,
         distances: NDArray[np.float32] | None,
         relative: Relative | None,
+        keys: NDArray[np.int32] | None,
         out: NDArray[np.float32],
         dtype: str,
         threads: int,

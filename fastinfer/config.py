@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from .activations import Activation
 from .errors import ConfigError, listed, short
+from .retrieval import EmbedSparse, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -230,7 +231,11 @@ class Classify:
 
 @dataclass(frozen=True)
 class Tag:
-    """A label per token. Scheme "bio": labels O, B-x, I-x; "io": O and plain names."""
+    """A label per token; O stands for none.
+
+    scheme  "bio": B-x begins a span and I-x continues one, both with the tag x. Any other label continues a span of the same label;
+            a span that it begins is named by what follows its first dash, as in transformers' pipeline. "io": labels are names
+    """
 
     labels: tuple[str, ...]
     scheme: Literal["bio", "io"] = "bio"
@@ -253,6 +258,7 @@ class Tasks:
     classify: Classify | None = field(default=None, metadata=LATER)
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
+    embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -440,7 +446,4 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         head = getattr(tasks, name)
         for i, layer in enumerate(head.layers if head else ()):
             yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
-    if tasks.tag and tasks.tag.scheme == "bio":
-        odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
-        if odd:
-            yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
+    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

@@ -36,13 +36,13 @@ def encode(
     if embedding.project is None:
         ops.embed(batch, embedding, out=x)
     else:
-        narrow = work.take("narrow", len(x), embedding.word.shape[1])
+        narrow = work.take("narrow", len(x), embedding.width)
         ops.embed(batch, embedding, out=narrow)
         ops.linear(narrow, embedding.project.weight, bias=embedding.project.bias, out=x)
     for i, layer in enumerate(weights.layers):
         if taps and i in taps:
             taps[i][...] = x
-        ops.attention_block(x, layer, batch.cu_seqlens, weights, work)
+        ops.attention_block(x, layer, batch.cu_seqlens, weights, work, keys=batch.keys)
         ops.ffn_block(x, layer, weights, work, routes=routes[i] if routes else None)
     if taps and len(weights.layers) in taps:
         taps[len(weights.layers)][...] = x
@@ -51,8 +51,8 @@ def encode(
     return x
 
 
-def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
-    """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x))."""
+def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace, keys: Any = None) -> None:
+    """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x)). keys: as ops.attention takes it."""
     attention = layer.attention
     h = work.take("h", *x.shape)
     qkv = work.take("qkv", len(x), 3 * x.shape[1], dtype=ops.qkv_dtype(x.shape[1] // weights.heads))
@@ -62,7 +62,7 @@ def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weigh
     ops.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
     if attention.rotary is not None:
         ops.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
-    ops.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, out=h)
+    ops.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=h)
     ops.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
     if after is not None:
         ops.norm(x, after, weights.eps, out=x)

@@ -142,12 +142,14 @@ class CPU(Reference):
             packed.append(self.kernels.pack(flat.data, flat.dtype, None, flat.dtype, self.threads))
         return _cpu.Relative(packed[0], packed[1], rows, width)
 
-    def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, scores: Scores = PLAIN, out: np.ndarray) -> None:
+    def attention(
+        self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: np.ndarray
+    ) -> None:
         if out.shape[1] // heads % 8:
-            super().attention(qkv, cu_seqlens, heads, scores=scores, out=out)
+            super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
             added = scores.window, scores.distances, scores.relative
-            self.kernels.attention(qkv, cu_seqlens, heads, *added, out, self._attends_in, self.threads)
+            self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:
         """A copy in huge pages, if the system gives them. In pages of 4 KB, random visits to rows miss the TLB (10 to 18% of a call)."""

@@ -107,6 +107,7 @@ cdef extern from "kernels.h" nogil:
         int half
         int dtype
         int window
+        const int32_t *keys
         int reach, relative_width
         Py_ssize_t distance_stride
         const float *distances
@@ -670,17 +671,18 @@ cdef class Kernels:
 
     def attention(
         self, qkv, const int32_t[::1] cu_seqlens, int heads, window, const float[:, ::1] distances, Relative relative,
-        float[:, ::1] out, str dtype, int threads,
+        const int32_t[::1] keys, float[:, ::1] out, str dtype, int threads,
     ):
         """out (T, D) = multi-head attention of qkv (T, 3 D), inside each text; D / heads must be a multiple of 8.
 
         qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (None: all), distances (heads, 2 R - 1) and
-        relative are those of weights.Scores.
+        relative are those of weights.Scores. keys (texts,): how many tokens at the beginning of each text are attended to, None: all.
         """
         cdef Step step
         cdef fi_attention_call *call = &step.call.attention
         cdef const uint16_t[:, ::1] halves
         cdef const float[:, ::1] floats
+        cdef int i
         cdef int tokens = _tokens(out.shape[0])
         cdef int hidden = _size("the hidden size", out.shape[1], 0, MOST_SIZE)
         if tokens == 0:
@@ -702,6 +704,14 @@ cdef class Kernels:
         call.cu_seqlens = &cu_seqlens[0]
         call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
         call.window = 0 if window is None else _size("the window", window, 1, MOST_TOKENS)
+        call.keys = NULL
+        if keys is not None:
+            _long("keys", keys.shape[0], call.texts)
+            for i in range(call.texts):
+                _size("the number of keys", keys[i], 1, cu_seqlens[i + 1] - cu_seqlens[i])
+            if call.window:
+                raise ShapeError(f"the window is {call.window} where keys are given, expected none: a query might see no key")
+            call.keys = &keys[0]
         call.reach, call.distance_stride, call.distances = 0, 0, NULL
         if distances is not None:
             call.reach, call.distance_stride, call.distances = <int>(distances.shape[1] // 2 + 1), distances.shape[1], &distances[0, 0]
@@ -712,7 +722,7 @@ cdef class Kernels:
         step.run, step.weights = run_attention, NULL
         step.size = self.isa.attention_team(call, threads)
         step.workspace = self.isa.attention_workspace(call, threads)
-        self._submit(&step, (qkv, cu_seqlens, distances, relative, out))
+        self._submit(&step, (qkv, cu_seqlens, distances, relative, keys, out))
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""

@@ -131,8 +131,9 @@ typedef struct {
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */
     int half;
-    int dtype;  /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
-    int window; /* a query sees keys that are at most so far away; 0: all keys of its text */
+    int dtype;           /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
+    int window;          /* a query sees keys that are at most so far away; 0: all keys of its text */
+    const int32_t *keys; /* (texts,): the tokens at the beginning of each text that are seen, at least one, or NULL: all; no window then */
     int reach, relative_width;
     ptrdiff_t distance_stride;
     const float *distances;                            /* (heads, distance_stride) or NULL */

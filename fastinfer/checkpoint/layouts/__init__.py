@@ -16,10 +16,12 @@ from ..refusals import described, refuse_quantised
 from ..tensor import Tensor
 from .adapters import merge
 from .crammed import crammed
-from .huggingface import bert, distilbert, roberta
+from .gated import alibi, gte, modernbert, nomic
+from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .names import bare
 from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
 from .source import Source
+from .variants import deberta, mpnet, prenorm_roberta
 
 __all__ = ["RECOGNISED", "SPECIAL_TOKENS", "look", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
@@ -29,7 +31,9 @@ RECOGNISED = """\
   Hugging Face BERT: model_type bert; BertModel, BertForMaskedLM, ForSequenceClassification, ForTokenClassification,
     ForQuestionAnswering, ForPreTraining; sentence-transformers folders around it
   RoBERTa family: model_type roberta, xlm-roberta or camembert, the same heads
-  DistilBERT: model_type distilbert, the same heads"""
+  DistilBERT: model_type distilbert, the same heads
+  MPNet, ELECTRA, ERNIE, DPR, data2vec-text, roberta-prelayernorm, DeBERTa-v2 and v3: the same heads where they have them
+  nomic_bert, ModernBERT, gte v1.5 (new, gte), JinaBERT v2 and MosaicBERT (bert with ALiBi)"""
 
 READERS = {
     "crammedBERT": crammed,
@@ -38,6 +42,17 @@ READERS = {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "distilbert": distilbert,
+    "mpnet": mpnet,
+    "electra": electra,
+    "ernie": ernie,
+    "dpr": dpr,
+    "data2vec-text": data2vec,
+    "roberta-prelayernorm": prenorm_roberta,
+    "nomic_bert": nomic,
+    "modernbert": modernbert,
+    "new": gte,
+    "gte": gte,
+    "deberta-v2": deberta,
 }
 
 
@@ -73,8 +88,11 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
         kind = "bert"
     if kind is None:
         raise _not_recognised(data, folder)
+    reader = READERS[kind]
+    if kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data):
+        reader = alibi
     try:
-        return READERS[kind](Source(data, stored, folder))
+        return reader(Source(data, stored, folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
 

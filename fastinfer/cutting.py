@@ -1,0 +1,66 @@
+"""Cutting texts and pairs that have more tokens than a model takes."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokens
+
+__all__ = ["settled", "shortened", "sides_of"]
+
+
+def shortened(tokens: Tokens, limit: int, only_first: bool) -> Tokens:
+    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as shares() says."""
+    first, second = counts(tokens)
+    left = shares(first, second, limit - tokens.sequence_ids.count(None), only_first)
+    if left[0] < 1 and only_first:
+        raise InputError(f"a second text of {second} tokens leaves no room for the first: the model's limit is {limit}")
+    rows = []
+    for row, side in enumerate(tokens.sequence_ids):
+        if side is not None:
+            left[side] -= 1
+            if left[side] < 0:
+                continue
+        rows.append(row)
+    return tokens.take(rows)
+
+
+def shares(first: int, second: int, room: int, only_first: bool) -> list[int]:
+    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long.
+
+    only_first  the first one loses tokens
+    """
+    if only_first:
+        return [room - second, second]
+    if first <= second:
+        first = min(first, room // 2)
+        return [first, room - first]
+    second = min(second, room // 2)
+    return [room - second, second]
+
+
+def counts(tokens: Any) -> list[int]:
+    """Tokens of the first and of the second text of a pair, without the special ones."""
+    sides = tokens.sequence_ids
+    return [sides.count(0), sides.count(1)]
+
+
+def settled(encoding: Any, part: Any, text: Any, limit: int, only_first: bool) -> bool:
+    """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
+    room = limit - encoding.sequence_ids.count(None)
+    least = counts(encoding)
+    most = [sys.maxsize if begun is not side else count for begun, side, count in zip(sides_of(part), sides_of(text), least, strict=False)]
+    if len(most) == 1:
+        return bool(least[0] > room)
+    # The first text's share grows with its own length and shrinks with that of the second.
+    kept = shares(most[0], least[1], room, only_first)
+    return sum(least) > room and kept == shares(least[0], most[1], room, only_first) and all(map(operator.ge, least, kept))
+
+
+def sides_of(text: Any) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)
