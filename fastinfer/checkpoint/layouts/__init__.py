@@ -88,11 +88,9 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
         kind = "bert"
     if kind is None:
         raise _not_recognised(data, folder)
-    reader = READERS[kind]
-    if kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data):
-        reader = alibi
+    has_alibi = kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data)
     try:
-        return reader(Source(data, stored, folder))
+        return (alibi if has_alibi else READERS[kind])(Source(data, stored, folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
 

@@ -13,8 +13,19 @@ __all__ = ["BODY", "bare", "bare_name", "candidates", "in_body"]
 WORDS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight", "encoder.embedding.word_embedding.weight")
 # Prefixes of wrappers (data parallel, compiled, adapters, sentence-transformers) and of bodies inside a model with a head.
 WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "auto_model.", "model.")
-BODIES = ("bert.", "roberta.", "distilbert.", "mpnet.", "electra.", "ernie.", "data2vec_text.", "roberta_prelayernorm.", "deberta.", "new.")
-PREFIXES = (*WRAPPERS, *BODIES, "question_encoder.bert_model.", "ctx_encoder.bert_model.", "encoder.")
+BODIES = (
+    "bert.",
+    "roberta.",
+    "distilbert.",
+    "electra.",
+    "mpnet.",
+    "deberta.",
+    "ernie.",
+    "data2vec_text.",
+    "roberta_prelayernorm.",
+    "nomic_bert.",
+)
+PREFIXES = (*WRAPPERS, *BODIES, "new.", "gte.", "question_encoder.bert_model.", "ctx_encoder.bert_model.", "encoder.")
 BODY = ("embeddings.", "encoder.", "transformer.", "layers.", "embedding.", "emb_ln.", "final_norm.")
 
 
