@@ -57,7 +57,7 @@ head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, bool
 
 @st.composite
 def embeds(draw) -> Embed:
-    steps = st.builds(Project, st.integers(1, 9), booleans, st.sampled_from([None, "tanh", "relu", "gelu"])) | st.just(Unit())
+    steps = st.builds(Project, st.integers(1, 9), booleans, st.none() | activations) | st.just(Unit())
     return Embed(
         draw(poolings | st.lists(poolings, min_size=2, max_size=3).map(tuple)),
         draw(booleans),
