@@ -77,7 +77,8 @@ def test_the_kernels_compile(architecture, options):
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     act, hidden, heads = options
     trees = [("-DDEPTH=11",), ("-DDEPTH=4",)] + [("-DDEPTH=11", "-DROW_INT8")] * (act != "ACT_FLOAT")
-    for more in [(f"-DHEADS={heads}",), *trees]:
+    scores = f"-DHEADS={heads}", "-DSCORES", "-DWINDOW", "-DDISTANCES", "-DRELATIVE"
+    for more in [(f"-DHEADS={heads}",), scores, scores[:3], ("-DNARROW",), *trees]:
         program, kind = compiler.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", *more))
         assert kind == "cubin"
         assert program[1:4] == b"ELF"

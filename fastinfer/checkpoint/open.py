@@ -12,11 +12,12 @@ from ..strict_json import read_json
 from . import layouts
 from .check import check, check_finite
 from .read import map_folder
-from .refusals import refuse_folder, refuse_without_weights
+from .refusals import formats, refuse_folder, refuse_without_weights
 from .tensor import Tensor
 
 __all__ = ["load"]
 
+CONVERT = "\n  Where the file came from another tool, convert the original with tools/convert.py."
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 
 
@@ -34,7 +35,8 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
     folder = Path(path)
     if not os.path.isdir(folder):
-        hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
+        what = ", ".join(formats([folder.name])) or "a file: pass the folder that holds it"
+        hint = f" ({what})" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
     body = layouts.body_of(folder)
     refuse_folder(body)
@@ -53,7 +55,7 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
             )
     else:
         config, stored = layouts.translate(data, stored, body, folder, read)
-    found = check(config, stored, str(folder))
+    found = check(config, stored, str(folder), CONVERT if ours else "")
     if validate or (validate is None and sum(t.nbytes for t in found.values()) < VALIDATE_BELOW):
         check_finite(found, str(folder))
     return config, found

@@ -1,4 +1,4 @@
-// Kernels that take each token or value by itself: embedding, norm, activation, pooling, conversion.
+// Kernels that take each token or value by itself: embedding, norm, rotation, activation, pooling, conversion.
 
 // The text that holds token t: the last b with starts[b] <= t, found 32 candidates at a time.
 __device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
@@ -12,8 +12,8 @@ __device__ __forceinline__ int find_text(const int* starts, int texts, int t) {
     return low;
 }
 
-// out (tokens, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm; bounds (tokens): the rows
-// of each token's text, 0 and 0 for those behind the last text, which fill the batch up to the size of its graph.
+// out (tokens, D) = word[ids] + position[place in its text] + token_type[types], normed where there is a norm; position and token_type may be
+// null. bounds (tokens): the rows of each token's text, 0 and 0 for those behind the last text, which fill the batch up to the size of its graph.
 // input: texts, then ids (tokens), then starts (tokens + 1, texts + 1 of them used), then types (tokens)
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     embed(const int* input, int with_types, const act* word, const act* position, const act* token_type, const act* weight, const act* bias,
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     if (lane_id() == 0) bounds[t] = text;
     float x[VALUES];
     load_token(x, word + (size_t)__ldg(ids + t) * HIDDEN);
-    add_token(x, position + (size_t)(text.y ? t - text.x : 0) * HIDDEN);
+    if (position) add_token(x, position + (size_t)(text.y ? t - text.x : 0) * HIDDEN);
     if (token_type) add_token(x, token_type + (size_t)(with_types ? __ldg(types + t) : 0) * HIDDEN);
     if (weight) normalise(x, weight, bias, eps);
     store_token(x, out + (size_t)t * HIDDEN);
@@ -49,21 +49,46 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     store_token(row, out + (size_t)t * HIDDEN);
 }
 
-// x = activation(x) (+ residual), `count` values, a multiple of VECTOR. kind as in activated()
-extern "C" __global__ void __launch_bounds__(256) activate(act* x, const act* residual, int kind, long long count) {
+#ifdef HEADS
+// The heads of q and k in qkv (tokens, 3 D), turned in place. Columns i and HALF + i of a head are a pair; its angle's cosine and sine are in the
+// same columns of table (positions, SIZE), in the row of the token's place in its text. Tokens behind the last text stay.
+extern "C" __global__ void __launch_bounds__(WARPS * 32) rotate(act* qkv, const int2* bounds, const float* table, int tokens) {
+    constexpr int SIZE = HIDDEN / HEADS, HALF = SIZE / 2, FOURS = HALF / 4;
+    await_previous();
+    const int t = own_token();
+    if (t >= tokens) return;
+    const int2 text = bounds[t];
+    if (text.x == text.y) return;
+    act* const heads = qkv + (size_t)t * (3 * HIDDEN);
+    const float* const angles = table + (size_t)(t - text.x) * SIZE;
+    for (int i = lane_id(); i < 2 * HEADS * FOURS; i += 32) {
+        const int at = i % FOURS * 4;
+        act *const one = heads + i / FOURS * SIZE + at, *const two = one + HALF;
+        const float4 c = load<float4>(angles + at), s = load<float4>(angles + HALF + at);
+        float x[4], y[4];
+        load4(x, one), load4(y, two);
+        store4(one, {x[0] * c.x - y[0] * s.x, x[1] * c.y - y[1] * s.y, x[2] * c.z - y[2] * s.z, x[3] * c.w - y[3] * s.w}, 1.f);
+        store4(two, {y[0] * c.x + x[0] * s.x, y[1] * c.y + x[1] * s.y, y[2] * c.z + x[2] * s.z, y[3] * c.w + x[3] * s.w}, 1.f);
+    }
+}
+#endif
+
+// x = activation(x) * beside where gated, else activation(x) + beside, `count` values, a multiple of VECTOR; beside may be null.
+// kind as in activated()
+extern "C" __global__ void __launch_bounds__(256) activate(act* x, const act* beside, int gated, int kind, act* out, long long count) {
     await_previous();
     for (long long i = (blockIdx.x * 256ll + threadIdx.x) * VECTOR; i < count; i += gridDim.x * 256ll * VECTOR) {
         float f[VECTOR];
         unpack(*reinterpret_cast<const uint4*>(x + i), f);
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) f[j] = activated(f[j], kind);
-        if (residual) {
+        if (beside) {
             float r[VECTOR];
-            unpack(*reinterpret_cast<const uint4*>(residual + i), r);
+            unpack(*reinterpret_cast<const uint4*>(beside + i), r);
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++) f[j] += r[j];
+            for (int j = 0; j < VECTOR; j++) f[j] = gated ? f[j] * r[j] : f[j] + r[j];
         }
-        *reinterpret_cast<uint4*>(x + i) = pack(f);
+        *reinterpret_cast<uint4*>(out + i) = pack(f);
     }
 }
 

@@ -35,7 +35,12 @@ __all__ = [
 ]
 
 # Heads that fastinfer does not have, by a part of their tensors' names. Other tensors that readers drop are buffers or copies.
-NOT_HERE = {"seq_relationship.": "the head for the next sentence", "pooler.": "the pooler"}
+NOT_HERE = {
+    "seq_relationship.": "the head for the next sentence",
+    "discriminator_predictions.": "the head for replaced tokens",
+    "mask_predictions.": "the head of the mask's training",
+    "pooler.": "the pooler",
+}
 
 
 class Source:
