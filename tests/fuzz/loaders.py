@@ -92,7 +92,7 @@ def run_translate(files: Files, folder: Path) -> None:
             stored.pop(name, None)
         else:
             stored[name] = Tensor(np.zeros(shape, np.float32), "float32")
-    config, made = layouts.translate(parse_or_skip(files["config.json"]), stored, folder)
+    config, made = layouts.translate(parse_or_skip(files["config.json"]), stored, folder, folder, checkpoint.map_folder)
     checkpoint.check(config, made, str(folder))
 
 
@@ -128,13 +128,16 @@ def run_folder(files: Files, folder: Path) -> None:
     assert [h.shape for h in model.hidden_states(batch)] == [(len(row), c.hidden) for row in ids]
     for task in model.tasks:
         if task == "embed":
-            assert model.embed(batch).shape == (len(ids), c.hidden)
+            assert model.embed(batch).shape == (len(ids), c.tasks.embed.numbers(c.hidden))
         elif task == "embed_sparse":
             assert model.embed_sparse(batch).shape == (len(ids), c.vocabulary)
         else:
             assert len(model.logits(batch, task=task, positions="all")) == len(ids)
     if model.tokenizer is not None:
         assert len(model.hidden_states(TEXTS)) == len(TEXTS)
+        if c.tasks.embed:
+            assert len(model.embed(TEXTS)) == len(TEXTS)
+            assert len(model.rank(TEXTS[0], TEXTS[2:])) == len(TEXTS[2:])
 
 
 def run_convert(files: Files, folder: Path) -> None:
@@ -146,13 +149,17 @@ def run_convert(files: Files, folder: Path) -> None:
 POSITIONS = ("rotary", "causal", "buckets", "alibi", "disentangled")  # seeds with the keys of attention, norms, gates and widths
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
-    "config": (run_config, ("ours", "int8", "shards", *POSITIONS), 8),
+    "config": (run_config, ("ours", "int8", "shards", "vectors", *POSITIONS), 8),
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
-    "translate": (run_translate, ("bert", "bin", "adapter", *seeds.FAMILIES), 10),
+    "translate": (run_translate, ("bert", "bin", "adapter", "sentences", *seeds.FAMILIES), 10),
     "tokenizer": (run_tokenizer, ("ours",), 8),
     "bin": (run_bin, ("bin",), 4),
-    "folder": (run_folder, ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed", *POSITIONS, *seeds.FAMILIES), 10),
-    "convert": (run_convert, ("bin", "bert", "adapter", "crammed"), 1),
+    "folder": (
+        run_folder,
+        ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed", "sentences", "vectors", *POSITIONS, *seeds.FAMILIES),
+        10,
+    ),
+    "convert": (run_convert, ("bin", "bert", "adapter", "crammed", "sentences"), 1),
 }
 
 

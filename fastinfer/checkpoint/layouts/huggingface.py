@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...activations import Activation
-from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Gated, Norm, Pooling, Positions, Tasks
+from ...config import MAX_LAYERS, Answer, Config, Dense, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
-from .settings import sentence_transformers
+from .sentence_transformers import add_tasks
+from .settings import token_limit
 from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
 
 __all__ = [
@@ -219,7 +220,7 @@ def finish(
     pooling: Pooling = "mean",
     **others: Any,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder.
+    """The Config and the tensors, with the heads and the text limit of a sentence-transformers folder.
 
     ffn        of all layers
     positions  None: a learned table, which `made` has
@@ -227,9 +228,8 @@ def finish(
     others     further fields of the Config
     """
     places = positions or Positions("learned", len(made["embedding.position"].data))
-    pooled, normalize, limit = sentence_transformers(s.folder)
-    if pooled or not tasks:
-        tasks["embed"] = Embed(pooled or pooling, normalize)
+    limit = token_limit(s.folder) if (s.root / "modules.json").exists() else None
+    add_tasks(s, made, tasks, hidden, pooling)
     return (
         s.config(
             hidden=hidden,
