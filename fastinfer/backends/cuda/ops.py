@@ -334,7 +334,7 @@ class FittedCUDA(CUDA):
         self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), skip, out, out.strides[0] // out.itemsize)
 
     def unit(self, x: Any, *, out: Any) -> None:
-        x = x if x.dtype == self.storage else self.as_act(x)  # pooled vectors are float32
+        x = x if x.dtype == self.storage else self.arrays.as_act(x)  # pooled vectors are float32
         self.kernels.launch("unit", len(x), 32, x, x.shape[1], out)
 
     def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
