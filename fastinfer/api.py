@@ -18,6 +18,7 @@ from .inside import Inside
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
+from .token_embedder import TokenEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
@@ -146,6 +147,22 @@ class Model(Inside):
         log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
         """
         return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+
+    def embed_tokens(
+        self, texts: Any, *, query: bool = False, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+    ) -> list[np.ndarray]:
+        """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
+
+        query  the texts are queries: they get the marker of queries and are filled up with mask tokens, as the checkpoint says. Else
+               they are documents: they get theirs, and tokens that the checkpoint skips, such as punctuation, have no vector
+
+        Texts are single, not pairs. The ids of a PackedBatch get no marker and are not filled up.
+        """
+        check_flag("query", query)
+        return self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
+
+    def _token_embedder(self) -> TokenEmbedder:
+        return TokenEmbedder(self._head("embed_tokens"), self._runner)
 
     def _sparse_embedder(self) -> SparseEmbedder:
         return SparseEmbedder(self.config.tasks.embed_sparse or EmbedSparse(), self._head("fill_mask"), self._runner)
@@ -336,8 +353,9 @@ class Model(Inside):
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
 
-        A model with an embed head is used as an embedder. Otherwise an embed_sparse head compares sparse vectors, by the dot product
-        or as the checkpoint says, or a classify head with a single label scores (query, document).
+        A model with an embed head is used as an embedder. Otherwise an embed_tokens head adds up the best match of each token of the
+        query (MaxSim), an embed_sparse head compares sparse vectors, by the dot product or as the checkpoint says, or a classify head
+        with a single label scores (query, document).
 
         documents  a batch of str; a tuple of str is a batch, too
         """
@@ -349,6 +367,8 @@ class Model(Inside):
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
             scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # the order of BLAS's sums would depend on the number of rows
+        elif self.config.tasks.embed_tokens:
+            scores = self._token_embedder().scores(query, documents, Options(**options))
         elif self.config.tasks.embed_sparse:
             scores = self._sparse_embedder().scores(query, documents, Options(**options))
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
@@ -357,6 +377,7 @@ class Model(Inside):
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
-                f"{self._name} cannot rank: it has no embed or embed_sparse head, and no classify head of one label, only {self._tasks()}"
+                f"{self._name} cannot rank: it has no embed, embed_tokens or embed_sparse head, "
+                f"and no classify head of one label, only {self._tasks()}"
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .activations import Activation
 from .errors import ConfigError, listed, short
-from .retrieval import EmbedSparse, retrieval_problems
+from .retrieval import EmbedSparse, EmbedTokens, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -259,6 +259,7 @@ class Tasks:
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
     embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
+    embed_tokens: EmbedTokens | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -378,6 +379,7 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from _problems_of_attention(c)
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
+    yield from retrieval_problems(c.tasks, c.vocabulary, c.max_tokens, any(layer.window for layer in c.attention))
 
 
 def _problems_of_attention(c: Config) -> typing.Iterator[str]:
@@ -446,4 +448,3 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         head = getattr(tasks, name)
         for i, layer in enumerate(head.layers if head else ()):
             yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
-    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

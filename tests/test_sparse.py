@@ -72,7 +72,7 @@ def test_a_plain_masked_language_model_has_weights_but_does_not_rank(parity, tmp
     want = package.SparseEncoder(str(tmp_path), device="cpu").encode(parity.TEXTS).to_dense().numpy()
     assert pair.ours.tasks == ("fill_mask",)
     assert_allclose(pair.ours.embed_sparse(parity.TEXTS).toarray(), want, atol=2e-5)
-    with pytest.raises(TaskError, match="cannot rank: it has no embed or embed_sparse head"):
+    with pytest.raises(TaskError, match="cannot rank: it has no embed, embed_tokens or embed_sparse head"):
         pair.ours.rank("a", ["b"])
 
 

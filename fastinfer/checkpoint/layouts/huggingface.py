@@ -7,7 +7,8 @@ from typing import Any, Literal
 from ...activations import Activation
 from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
-from .settings import sentence_transformers
+from .retrieval import add_retrieval
+from .settings import sentence_transformers, token_limit
 from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
 
 __all__ = [
@@ -227,9 +228,12 @@ def finish(
     others     further fields of the Config
     """
     places = positions or Positions("learned", len(made["embedding.position"].data))
-    pooled, normalize, limit = sentence_transformers(s.folder)
-    if pooled or not tasks:
-        tasks["embed"] = Embed(pooled or pooling, normalize)
+    limit = token_limit(s.folder)
+    most = min(limit or places.max, places.max)
+    if not add_retrieval(s, made, tasks, most):
+        pooled, normalize = sentence_transformers(s.folder)
+        if pooled or not tasks:
+            tasks["embed"] = Embed(pooled or pooling, normalize)
     return (
         s.config(
             hidden=hidden,
@@ -237,7 +241,7 @@ def finish(
             vocabulary=len(made["embedding.word"].data),
             positions=places,
             ffn=(ffn,) * layers,
-            max_tokens=min(limit or places.max, places.max),
+            max_tokens=most,
             tasks=Tasks(**tasks),
             token_types=token_types,
             ids=special_ids(s, len(made["embedding.word"].data)),

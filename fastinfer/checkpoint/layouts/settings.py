@@ -10,34 +10,50 @@ from ...errors import CheckpointError, ConfigError, listed, short
 from ...files import read_file
 from ...strict_json import MAX_JSON_BYTES, read_json, vocabulary_bytes
 
-__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "sentence_transformers", "special_tokens"]
+__all__ = [
+    "SPECIAL_TOKENS",
+    "module_folder",
+    "read_object",
+    "read_options",
+    "read_vocabulary",
+    "sentence_transformers",
+    "special_tokens",
+    "token_limit",
+]
 
 SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
 # (file, key) of the largest number of tokens per text in a sentence-transformers folder. The first one found counts.
 TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 
 
-def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | None]:
-    """(pooling, normalize, most tokens per text) of a sentence-transformers folder; (None, False, None) for other folders."""
+def token_limit(folder: Path) -> int | None:
+    """The most tokens per text of a sentence-transformers folder; None for other folders."""
     if not (folder / "modules.json").exists():
-        return None, False, None
+        return None
+    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
+    return next((limit for limit in limits if limit is not None), None)
+
+
+def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool]:
+    """(pooling, normalize) of a sentence-transformers folder; (None, False) for other folders."""
+    if not (folder / "modules.json").exists():
+        return None, False
     pooling: Pooling | None = None
     normalize = False
     for module in read_object(folder / "modules.json", list):
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _pooling(_inside(folder, module.get("path", "")) / "config.json")
+            pooling = _pooling(module_folder(folder, module.get("path", "")) / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ConfigError(
                 f"{folder / 'modules.json'}: module {short(module.get('type'))} is not supported, only Transformer, Pooling and Normalize"
             )
-    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
-    return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+    return pooling, normalize
 
 
-def _inside(folder: Path, path: Any) -> Path:
+def module_folder(folder: Path, path: Any) -> Path:
     """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(

@@ -88,13 +88,17 @@ class Source:
             return tuple(found[k] for k in keys)
         return tuple(f"LABEL_{i}" for i in range(count))
 
-    def config(self, **fields: Any) -> Config:
-        """Config(**fields), when all tensors were taken. Raises CheckpointError that lists every missing, misshapen or unknown tensor."""
+    def check(self) -> None:
+        """Raise CheckpointError that lists every missing, misshapen or unknown tensor, unless all were taken."""
         unknown = sorted(set(self.stored) - self.taken)
         if self.problems or unknown:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
             count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
             raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
+
+    def config(self, **fields: Any) -> Config:
+        """Config(**fields), when all tensors were taken. Raises CheckpointError as check() does."""
+        self.check()
         try:
             return Config(**fields)
         except ConfigError as error:
