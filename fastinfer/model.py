@@ -36,7 +36,7 @@ def encode(
     if embedding.project is None:
         ops.embed(batch, embedding, out=x)
     else:
-        narrow = work.take("narrow", len(x), embedding.word.shape[1])
+        narrow = work.take("narrow", len(x), embedding.width)
         ops.embed(batch, embedding, out=narrow)
         ops.linear(narrow, embedding.project.weight, bias=embedding.project.bias, out=x)
     for i, layer in enumerate(weights.layers):

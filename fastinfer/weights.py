@@ -41,6 +41,7 @@ class Embedding:
     """word (V, E), position (positions, E) or None, token_type (types, E) or None, and the norm of their sum or None.
 
     project  the linear map from E columns to the model's D; None where E is D
+    width    E, where there is a map
     """
 
     word: Table
@@ -49,6 +50,7 @@ class Embedding:
     norm: Norm | None
     eps: float
     project: Linear | None = None
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
         norm("embedding.norm") if config.embedding_norm else None,
         eps,
         linear("embedding.project") if config.embedding_width is not None else None,
+        config.embedding_width or 0,
     )
     return Weights(
         config.hidden,

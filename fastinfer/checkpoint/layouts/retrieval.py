@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...activations import Activation
-from ...errors import ConfigError, listed, short
+from ...errors import CheckpointError, ConfigError, listed, short
 from ...retrieval import EmbedSparse, EmbedTokens, Expansion, Side, TokenLayer
 from ...strict_json import vocabulary_bytes
 from ..read import map_folder
@@ -206,7 +206,9 @@ def _dense(folder: Path, made: dict[str, Tensor], i: int) -> TokenLayer:
     weight = made[f"tasks.embed_tokens.layers.{i}.weight"] = part.get("linear.weight")
     if bias:
         made[f"tasks.embed_tokens.layers.{i}.bias"] = part.vector("linear.bias")
-    part.check()
+    surplus = sorted(set(part.stored) - part.taken)
+    if part.problems or surplus:
+        raise CheckpointError(f"{folder}: not the tensors of its config.json: {listed([*part.problems, *map(short, surplus)])}")
     sizes = tuple(part.number(options, key, 1) for key in ("out_features", "in_features"))
     if weight.data.shape != sizes:
         raise ConfigError(f"{path}: out_features and in_features are {sizes}, but linear.weight is {weight.data.shape}")
