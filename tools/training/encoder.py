@@ -180,6 +180,15 @@ def check_trainable(config: Config) -> None:
             raise ConfigError("ffn has pruned trees (children true), which cannot be trained: train full trees, then prune")
         if ffn.kind not in ("dense", "gated", "fff"):
             raise ConfigError(f"ffn is of kind {ffn.kind!r}, which cannot be trained, expected dense, gated or fff")
+    lacks = {
+        "norm.kind rms": config.norm.kind == "rms",
+        "head_size": config.head_size is not None,
+        "head_norms": config.head_norms,
+        "attention.causal": any(layer.causal for layer in config.attention),
+    }
+    if any(lacks.values()):
+        found = ", ".join(name for name, present in lacks.items() if present)
+        raise ConfigError(f"the config has {found}, which the training form lacks: this model runs, but cannot be trained")
 
 
 def _heads(config: Config) -> nn.Module:

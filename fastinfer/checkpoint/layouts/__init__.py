@@ -16,7 +16,8 @@ from ..refusals import described, refuse_quantised
 from ..tensor import Tensor
 from .adapters import merge
 from .crammed import crammed
-from .gated import alibi, gte, modernbert, nomic
+from .decoders import decoder, t5
+from .gated import alibi, flash_roberta, gte, modernbert, nomic
 from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .names import bare
 from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
@@ -33,7 +34,8 @@ RECOGNISED = """\
   RoBERTa family: model_type roberta, xlm-roberta or camembert, the same heads
   DistilBERT: model_type distilbert, the same heads
   MPNet, ELECTRA, ERNIE, DPR, data2vec-text, roberta-prelayernorm, DeBERTa-v2 and v3: the same heads where they have them
-  nomic_bert, ModernBERT, gte v1.5 (new, gte), JinaBERT v2 and MosaicBERT (bert with ALiBi)"""
+  nomic_bert, ModernBERT, gte v1.5 (new, gte), JinaBERT v2 and MosaicBERT (bert with ALiBi), jina-embeddings-v3, jina-reranker-v2
+  T5 encoders; Qwen2, Qwen3, Mistral and Llama as embedders, in sentence-transformers folders"""
 
 READERS = {
     "crammedBERT": crammed,
@@ -53,6 +55,13 @@ READERS = {
     "new": gte,
     "gte": gte,
     "deberta-v2": deberta,
+    "jina_embeddings_v3": flash_roberta,
+    "t5": t5,
+    "mt5": t5,
+    "qwen2": decoder,
+    "qwen3": decoder,
+    "mistral": decoder,
+    "llama": decoder,
 }
 
 
@@ -88,9 +97,13 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
         kind = "bert"
     if kind is None:
         raise _not_recognised(data, folder)
-    has_alibi = kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data)
+    reader = READERS[kind]
+    if kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data):
+        reader = alibi
+    if kind == "xlm-roberta" and any(".mixer.Wqkv." in name for name in stored):
+        reader = flash_roberta
     try:
-        return (alibi if has_alibi else READERS[kind])(Source(data, stored, folder))
+        return reader(Source(data, stored, folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
 
