@@ -310,6 +310,7 @@ def calls(model, layer, folder):
 
     late = copy.copy(model)
     late.config = dataclasses.replace(model.config, tasks=dataclasses.replace(model.config.tasks, embed_tokens=EmbedTokens()))
+    late.tasks = late.config.tasks.names
     add("embed_sparse texts", sparse, TEXTS)
     options("embed_sparse", lambda **o: sparse("ada", **o), progress=FLAGS, **common)
     add("embed_tokens texts", late.embed_tokens, BATCHES)
