@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .activations import Activation
+from .embedding import Embed as Embed
+from .embedding import Pooling as Pooling
+from .embedding import Project as Project
+from .embedding import Prompt as Prompt
+from .embedding import Unit as Unit
+from .embedding import embed_problems
 from .errors import ConfigError, listed, short
 from .retrieval import EmbedSparse, EmbedTokens, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
@@ -27,7 +33,6 @@ MAX_THETA = 1e9
 MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
-Pooling = Literal["mean", "cls", "max", "lse"]
 
 
 def tree_nodes(depth: int) -> int:
@@ -194,14 +199,6 @@ class FFF:
 
     def __str__(self) -> str:
         return f"{self.trees}x{self.depth}" + (" pruned" if self.children else "") + (f" + {self.dense} always on" if self.dense else "")
-
-
-@dataclass(frozen=True)
-class Embed:
-    """Text embedding: pool the final hidden states of a text, then scale to length 1 if `normalize`."""
-
-    pooling: Pooling
-    normalize: bool
 
 
 @dataclass(frozen=True)
@@ -392,6 +389,8 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from _problems_of_attention(c)
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
+    if c.tasks.embed:
+        yield from embed_problems(c.tasks.embed, c.hidden)
     yield from retrieval_problems(c.tasks, c.vocabulary, c.max_tokens, any(layer.window for layer in c.attention))
 
 
@@ -461,7 +460,8 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
             yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
-    for name in ("classify", "tag", "answer"):
+    for name in ("embed", "classify", "tag", "answer"):
         head = getattr(tasks, name)
         for i, layer in enumerate(head.layers if head else ()):
-            yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
+            if not isinstance(layer, Unit):
+                yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})

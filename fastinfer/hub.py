@@ -42,6 +42,7 @@ def find(name: str) -> Path:
     repo, revision = found["repo"], found["revision"] or "main"
     try:
         import huggingface_hub
+        from huggingface_hub import constants
     except ImportError as error:
         raise CheckpointError(f"{name} is a name on the hub, which needs huggingface_hub: pip install huggingface_hub ({error})") from None
     cached = _cached(huggingface_hub, repo, revision)
@@ -52,11 +53,11 @@ def find(name: str) -> Path:
     except FastinferError:
         raise
     except Exception as error:
-        said, is_offline = _explained(error, repo, revision, huggingface_hub.constants.ENDPOINT)
+        said, is_offline = _explained(error, repo, revision, constants.ENDPOINT)
         if not is_offline:
             raise CheckpointError(said) from error
         if cached is None or not (cached / "config.json").exists() or weights_file(cached) is None:
-            raise CheckpointError(f"{said}, and the cache {huggingface_hub.constants.HF_HUB_CACHE} has no whole copy of it") from error
+            raise CheckpointError(f"{said}, and the cache {constants.HF_HUB_CACHE} has no whole copy of it") from error
     if not (cached / "modules.json").exists() and not _is_known_absent(huggingface_hub, repo, revision, "modules.json"):
         warn(CheckpointWarning(f"{said}; {cached} is used, where files such as modules.json, which says how to pool, may be missing"))
     return cached

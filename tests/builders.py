@@ -24,15 +24,18 @@ from fastinfer.config import (
     Ids,
     Norm,
     Positions,
+    Project,
+    Prompt,
     Stored,
     Tag,
     Tasks,
+    Unit,
     tree_nodes,
 )
 from fastinfer.retrieval import EmbedSparse
 
 booleans = st.booleans()
-poolings = st.sampled_from(["mean", "cls", "max", "lse"])
+poolings = st.sampled_from(["mean", "cls", "max", "lse", "lasttoken", "weightedmean", "sqrtmean"])
 stored_dtypes = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
 
 
@@ -50,9 +53,26 @@ feedforwards = st.one_of(
 )
 activations = st.sampled_from(["tanh", "relu", "gelu", "silu", "gelu_tanh"])
 head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, booleans), max_size=2).map(tuple)
+
+
+@st.composite
+def embeds(draw) -> Embed:
+    steps = st.builds(Project, st.integers(1, 9), booleans, st.sampled_from([None, "tanh", "relu", "gelu"])) | st.just(Unit())
+    return Embed(
+        draw(poolings | st.lists(poolings, min_size=2, max_size=3).map(tuple)),
+        draw(booleans),
+        draw(st.lists(steps, max_size=3).map(tuple)),
+        draw(st.sampled_from([None, 1])),
+        draw(st.sampled_from(["cosine", "dot", "euclidean", "manhattan"])),
+        draw(st.sampled_from([(), (Prompt("query", "ç: "),), (Prompt("a", ""), Prompt("b", "b "))])),
+        draw(st.sampled_from([None, "query", "document"])),
+        draw(booleans),
+    )
+
+
 tasks = st.builds(
     Tasks,
-    st.none() | st.builds(Embed, poolings, booleans),
+    st.none() | embeds(),
     st.none() | st.builds(FillMask, booleans, booleans, booleans, activations),
     st.none()
     | st.builds(

@@ -15,7 +15,7 @@ from conftest import WORDS
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
-from fastinfer import PackedBatch, api
+from fastinfer import PackedBatch, embedder
 from fastinfer.config import Classify, Embed, FillMask, Tasks
 from fastinfer.errors import CheckpointError, InputError, TaskError
 from fastinfer.tokenizer import TruncationWarning
@@ -94,7 +94,7 @@ def test_ids_are_accepted_where_texts_are(model):
 
 
 def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 4)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 4)
     read = 0
 
     def stream():
@@ -111,14 +111,14 @@ def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
 
 
 def test_embed_iter_warns_once(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 2)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 2)
     with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had at least 45") as said:
         list(model.embed_iter(["paris " * 40, "ada", "paris " * 50, "london", "is", "paris", "paris " * 45]))
     assert len(said) == 1
 
 
 def test_embed_iter_takes_what_embed_takes(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 2)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 2)
     assert_array_equal(list(model.embed_iter("ada")), model.embed("ada"))
     assert_array_equal(list(model.embed_iter(("ada", "london"))), model.embed(("ada", "london")))
     stream = model.embed_iter(["a", "b", "c", 4])

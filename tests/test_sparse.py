@@ -74,10 +74,10 @@ def test_weights_are_those_of_sentence_transformers(parity, tmp_path, head, numb
     ("changes", "message"),
     [
         ({"modules.json": {1: "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"}}, "SparseAutoEncoder' is not supported"),
-        ({"modules.json": {0: "sentence_transformers.models.Router"}}, "Router, SpladePooling' is not supported"),
+        ({"modules.json": {0: "sentence_transformers.models.Router"}}, "'Router', 'SpladePooling', expected a Transformer first"),
         (
             {"modules.json": {0: "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding"}},
-            "SparseStaticEmbedding, SpladePooling'",
+            "'SparseStaticEmbedding', 'SpladePooling', expected",
         ),
         ({"1_SpladePooling/config.json": {"pooling_strategy": "mean"}}, "pooling_strategy 'mean' is not supported, only max, sum"),
         ({"1_SpladePooling/config.json": {"activation_function": "gelu"}}, "activation_function 'gelu' is not supported"),

@@ -327,15 +327,18 @@ def calls(model, layer, folder):
         "rank query", lambda text: model.rank(text, ["ada", "lived"]), {name: text for name, text in TEXTS.items() if isinstance(text, str)}
     )
     add("rank documents", lambda texts: model.rank("ada", texts), BATCHES)
-    options("embed", lambda **o: model.embed("ada", **o), normalize=NONE | FLAGS, progress=FLAGS, **common)
-    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), normalize=NONE | FLAGS, **common)
+    words = {name: text for name, text in TEXTS.items() if isinstance(text, str)}
+    vectors = {"prompt": NONE | words, "prompt_name": NONE, "normalize": NONE | FLAGS, "dim": NONE | INTEGERS}
+    options("embed", lambda **o: model.embed("ada", **o), **vectors, progress=FLAGS, **common)
+    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), **vectors, **common)
     options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("classify", lambda **o: inference.classify("ada", **({"labels": ["is"]} | o)), labels=NAMES, template={}, multi_label=FLAGS)
     options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **common)
     given = {"no_answer": FLAGS, "whole_words": FLAGS, "top_k": NONE | ANY_LARGE, "progress": FLAGS}
     options("answer", lambda **o: model.answer("ada", "ada lived", **o), **given, **common)
-    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
+    given = {"top_k": NONE | ANY_LARGE, "dim": NONE | INTEGERS, "progress": FLAGS}
+    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), **given, **common)
     options("hidden_states", lambda **o: model.hidden_states("ada", **o), layers={"array [0-d]": [1]}, **common)
     options("logits", lambda **o: model.logits("a [MASK]", **({"task": "fill_mask"} | o)), task={}, positions={}, **common)
     options("routes", lambda **o: model.routes("ada", **o), **common)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
 from fastinfer.checkpoint import layouts
-from fastinfer.config import Config, Dense, Stored
+from fastinfer.config import Config, Dense, Embed, Stored
 from fastinfer.errors import CheckpointError, ConfigError
 from fastinfer.strict_json import read_json
 from fastinfer.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shar
                 weights[name] = weights[name].to(spec[name].dtype)
             except CheckpointError as error:
                 raise CheckpointError(f"{source}: {name}: {error}") from None
-        tokenizer, about = find_tokenizer(source, config, Path(scratch))
+        tokenizer, about = find_tokenizer(layouts.body_of(source), config, Path(scratch))
         checkpoint.save(out, config, weights, tokenizer=tokenizer, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
     if tokenizer is None:
         (out / "tokenizer.json").unlink(missing_ok=True)  # the replaced checkpoint may have had one
@@ -118,11 +118,16 @@ def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
 # --- what was made ---------------------------------------------------------------------------------
 
 
+def vectors(config: Config, head: Embed) -> str:
+    """A remark on the vectors of an embed head."""
+    return f"{' + '.join(head.poolings)} pooling, {head.numbers(config.hidden)} numbers" + (", normalised" if head.normalize else "")
+
+
 def summary(out: Path, config: Config, nbytes: int, tokenizer: str) -> str:
     """A small table of the checkpoint that was written into `out`; `tokenizer` is the remark on its tokenizer."""
     tasks = config.tasks
     details = {
-        "embed": tasks.embed and f"{tasks.embed.pooling} pooling" + (", normalised" if tasks.embed.normalize else ""),
+        "embed": tasks.embed and vectors(config, tasks.embed),
         "classify": tasks.classify and f"{len(tasks.classify.labels)} labels, {tasks.classify.output}",
         "tag": tasks.tag and f"{len(tasks.tag.labels)} labels, {tasks.tag.scheme}",
     }

@@ -364,21 +364,44 @@ class Reference:
                 y += residual[part]
             out[part] = y
 
-    def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, out: np.ndarray) -> None:
-        """out (B, D) = one vector per text from x (T, D).
+    def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, skip: int = 0, out: np.ndarray) -> None:
+        """out (B, D), which may be columns of a wider array, = one vector per text from x (T, D).
 
-        kind: "mean", "max" or "lse" (the log of the sum of exp) over the tokens of the text, or "cls", its first token.
+        kind: "mean", "max" or "lse" (the log of the sum of exp) over the tokens of the text; "cls", its first token; "lasttoken";
+        "weightedmean", the mean weighted by place, from 1; "sqrtmean", the sum over the square root of the number of tokens.
+        skip: tokens that are left out at the beginning of each text, though never its last token. Places count them.
         """
-        first, lengths = cu_seqlens[:-1], (cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
+        first, behind = cu_seqlens[:-1], cu_seqlens[1:]
+        if kind == "lasttoken":
+            out[...] = x[behind - 1]
+            return
+        places = np.arange(len(x), dtype=np.int32) - np.repeat(first, behind - first)
+        if skip:
+            kept = places >= np.repeat(np.minimum(skip, behind - first - 1), behind - first)
+            x, places = x[kept], places[kept]
+            lengths = np.maximum(behind - first - skip, 1)
+            first = np.cumsum(lengths) - lengths
+        else:
+            lengths = behind - first
+        counts = lengths[:, None].astype(np.float32)
         if kind == "cls":
             out[...] = x[first]
         elif kind == "mean":
-            out[...] = np.add.reduceat(x, first, axis=0) / lengths.astype(np.float32)
+            out[...] = np.add.reduceat(x, first, axis=0) / counts
+        elif kind == "sqrtmean":
+            out[...] = np.add.reduceat(x, first, axis=0) / np.sqrt(counts)
+        elif kind == "weightedmean":
+            weights = (places + 1).astype(np.float32)[:, None]
+            out[...] = np.add.reduceat(x * weights, first, axis=0) / np.add.reduceat(weights, first, axis=0)
         else:
             top = np.maximum.reduceat(x, first, axis=0)
             out[...] = top
             if kind == "lse":
-                out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
+                out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths, axis=0)), first, axis=0))
+
+    def unit(self, x: Any, *, out: Any) -> None:
+        """Each row (M,) of x (B, M) scaled to length 1. A row of zeros stays zero. x and out may be the same."""
+        np.divide(x, np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12)), out=out)
 
     def largest(self, x: np.ndarray, cu_seqlens: np.ndarray, *, out: np.ndarray) -> None:
         """out (B, M) float32 = the largest value of each column of x (T, M) in each text; M may be wider than the hidden size."""

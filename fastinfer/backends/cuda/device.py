@@ -6,6 +6,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 from ...errors import BackendError
+from .shared import MAX_HIDDEN
 
 
 def why_not() -> str | None:
@@ -74,3 +75,16 @@ def limits(cupy: Any, number: int) -> Limits:
     # Graphs capture early starts from CUDA 12.3 on.
     early = capability >= 90 and cupy.cuda.runtime.driverGetVersion() >= 12030
     return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], early)
+
+
+def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) -> None:
+    """Raise BackendError for sizes that the kernels do not take, and for a dtype in which the GPU does not compute."""
+    if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
+        raise BackendError(
+            f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
+            "up to 128: use device 'cpu'"
+        )
+    if hidden > MAX_HIDDEN:
+        raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
+    if act == "bfloat16" and able.capability < 80:
+        raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {device} has {able.capability}: use float16 or float32")

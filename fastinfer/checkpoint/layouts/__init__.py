@@ -6,7 +6,7 @@ tools/convert.py writes them in this project's format. A setting that would need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from .decoders import decoder, t5
 from .gated import alibi, flash_roberta, gte, modernbert, nomic
 from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .names import bare
+from .sentence_transformers import body_of
 from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
 from .source import Source
 from .variants import deberta, mpnet, prenorm_roberta
 
-__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "look", "read_options", "read_vocabulary", "special_tokens", "translate"]
+__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "body_of", "look", "read_options", "read_vocabulary", "special_tokens", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -78,11 +79,15 @@ def look(data: Any, folder: Path) -> None:
     refuse_quantised(data, folder)
 
 
-def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def translate(
+    data: Any, stored: Mapping[str, Tensor], folder: Path, root: Path, read: Callable[[Path], dict[str, Tensor]]
+) -> tuple[Config, dict[str, Tensor]]:
     """(Config, {name in this format: Tensor}) of a foreign checkpoint, with the adapter that lies beside its weights merged in.
 
     data    the object in its config.json, which look() has let pass
     stored  its tensors by their own names
+    folder  holds both; root: the folder that was opened, `folder` or one around it
+    read    a function from another folder, such as that of a Dense module, to its tensors
 
     Raises CheckpointError for a layout that is not recognised, and for missing or unknown tensors. Raises ConfigError
     for a recognised layout with a setting that is not supported. Gives a CheckpointWarning that names what is left out.
@@ -103,7 +108,7 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
     if kind == "xlm-roberta" and any(".mixer.Wqkv." in name for name in stored):
         reader = flash_roberta
     try:
-        return reader(Source(data, stored, folder))
+        return reader(Source(data, stored, folder, root, read))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
 

@@ -24,7 +24,7 @@ def decoder(s: Source) -> tuple[Config, dict[str, Tensor]]:
     such a model continues texts.
     """
     c, kind = s.data, s.data["model_type"]
-    if not (s.folder / "modules.json").exists():
+    if not (s.root / "modules.json").exists():
         raise ConfigError(
             f"{s.folder}: {kind} is a decoder, and without modules.json its folder does not say how it embeds: "
             "fastinfer runs encoders and embedders, not text generation"

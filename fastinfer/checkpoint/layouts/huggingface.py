@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...activations import Activation
-from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Gated, Norm, Pooling, Positions, Tasks
+from ...config import MAX_LAYERS, Answer, Config, Dense, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
-from .retrieval import add_retrieval
-from .settings import sentence_transformers, token_limit
+from .sentence_transformers import add_tasks
+from .settings import token_limit
 from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
 
 __all__ = [
@@ -220,7 +220,7 @@ def finish(
     pooling: Pooling = "mean",
     **others: Any,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder.
+    """The Config and the tensors, with the heads and the text limit of a sentence-transformers folder.
 
     ffn        of all layers
     positions  None: a learned table, which `made` has
@@ -228,12 +228,9 @@ def finish(
     others     further fields of the Config
     """
     places = positions or Positions("learned", len(made["embedding.position"].data))
-    limit = token_limit(s.folder)
+    limit = token_limit(s.folder) if (s.root / "modules.json").exists() else None
     most = min(limit or places.max, places.max)
-    if not add_retrieval(s, made, tasks, most):
-        pooled, normalize = sentence_transformers(s.folder)
-        if pooled or not tasks:
-            tasks["embed"] = Embed(pooled or pooling, normalize)
+    add_tasks(s, made, tasks, hidden, most, pooling)
     return (
         s.config(
             hidden=hidden,

@@ -6,55 +6,28 @@ The rules are those of sentence-transformers 6, which opens all of these. A sett
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...activations import Activation
-from ...errors import CheckpointError, ConfigError, listed, short
+from ...errors import ConfigError, listed, short
 from ...retrieval import EmbedSparse, EmbedTokens, Expansion, Side, TokenLayer
 from ...strict_json import vocabulary_bytes
-from ..read import map_folder
 from ..tensor import Tensor
-from .settings import module_folder, read_object, read_options, read_vocabulary, special_tokens
+from .settings import read_object, read_options, read_vocabulary, special_tokens
 from .source import Source
 
-__all__ = ["add_retrieval"]
+__all__ = ["sparse_head", "stanford_head", "token_head"]
 
 AROUND = "config_sentence_transformers.json"
-SPARSE, TOKENS, PYLATE = "SparseEncoder", "MultiVectorEncoder", "ColBERT"
+PYLATE = "ColBERT"
 # Activations by the last part of the names that PyTorch has for them.
 ACTIVATIONS: dict[str, Activation | None] = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
 TRANSFORMER_FILE = "sentence_bert_config.json"
 
 
-class Module(NamedTuple):
-    """An entry of modules.json: the last part of its type, and its folder."""
-
-    kind: str
-    folder: Path
-
-
-def add_retrieval(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], most: int) -> bool:
-    """Add the head of a model for retrieval to `tasks`, and its tensors to `made`. False for a folder of another kind.
-
-    most  the most tokens of a text
-    """
-    if "HF_ColBERT" in (s.data.get("architectures") or ()):
-        tasks["embed_tokens"] = _stanford(s, made, most)
-        return True
-    if not (s.folder / "modules.json").exists():
-        return False
-    entries = read_object(s.folder / "modules.json", list)
-    types = [str(entry.get("type", "")) for entry in entries]
-    modules = [Module(kind.rpartition(".")[2], module_folder(s.folder, e.get("path", ""))) for kind, e in zip(types, entries, strict=True)]
-    around = read_options(s.folder / AROUND)
-    kind = around.get("model_type", PYLATE if any(name.startswith("pylate.") for name in types) else None)
-    if kind == SPARSE:
-        tasks["embed_sparse"] = _sparse(s, modules, around, tasks)
-    elif kind in (TOKENS, PYLATE):
-        tasks["embed_tokens"] = _tokens(s, made, modules, around, most)
-    return kind in (SPARSE, TOKENS, PYLATE)
+Modules = Sequence[tuple[str, Path]]  # the kind of each module, and its folder
 
 
 def _refuse(path: Path, key: str, value: Any, supported: str) -> ConfigError:
@@ -81,27 +54,27 @@ def _choice(path: Path, options: Mapping[str, Any], key: str, default: str, *kno
 # --- SPLADE ----------------------------------------------------------------------------------------
 
 
-def _sparse(s: Source, modules: list[Module], around: dict[str, Any], tasks: dict[str, Any]) -> EmbedSparse:
+def sparse_head(s: Source, modules: Modules, around: dict[str, Any], tasks: dict[str, Any]) -> EmbedSparse:
     """The head of a SparseEncoder: a masked language model and a SpladePooling."""
-    path, kinds = s.folder / "modules.json", [module.kind for module in modules]
+    path, kinds = s.root / "modules.json", [kind for kind, _ in modules]
     if kinds[:1] not in (["Transformer"], ["MLMTransformer"]) or kinds[1:] != ["SpladePooling"] or "fill_mask" not in tasks:
         supported = "a Transformer that is a masked language model, then a SpladePooling"
         raise _refuse(path, "a sparse encoder of modules", ", ".join(kinds), supported)
-    prompts = {name: text for name, text in _option(s.folder / AROUND, around, "prompts", dict, {}).items() if text}
+    prompts = {name: text for name, text in _option(s.root / AROUND, around, "prompts", dict, {}).items() if text}
     if prompts:
-        raise _refuse(s.folder / AROUND, "prompts", prompts, "empty ones in a sparse encoder")
-    path = modules[1].folder / "config.json"
+        raise _refuse(s.root / AROUND, "prompts", prompts, "empty ones in a sparse encoder")
+    path = modules[1][1] / "config.json"
     options = read_object(path, dict)
     pooling = _choice(path, options, "pooling_strategy", "max", "max", "sum")
     activation = _choice(path, options, "activation_function", "relu", "relu", "log1p_relu")
-    similarity = _choice(s.folder / AROUND, around, "similarity_fn_name", "dot", "dot", "cosine", "euclidean", "manhattan")
-    return EmbedSparse(pooling, activation, similarity, _option(s.folder / AROUND, around, "max_active_dims", int, None))
+    similarity = _choice(s.root / AROUND, around, "similarity_fn_name", "dot", "dot", "cosine", "euclidean", "manhattan")
+    return EmbedSparse(pooling, activation, similarity, _option(s.root / AROUND, around, "max_active_dims", int, None))
 
 
 # --- ColBERT ---------------------------------------------------------------------------------------
 
 
-def _stanford(s: Source, made: dict[str, Tensor], most: int) -> EmbedTokens:
+def stanford_head(s: Source, made: dict[str, Tensor], most: int) -> EmbedTokens:
     """The head of a checkpoint of stanford-futuredata/ColBERT, whose settings are in artifact.metadata.
 
     The defaults are those of colbert/infra/config/settings.py, the rules those of colbert/modeling.
@@ -129,27 +102,25 @@ def _stanford(s: Source, made: dict[str, Tensor], most: int) -> EmbedTokens:
     )
 
 
-def _tokens(s: Source, made: dict[str, Tensor], modules: list[Module], around: dict[str, Any], most: int) -> EmbedTokens:
+def token_head(s: Source, made: dict[str, Tensor], modules: Modules, around: dict[str, Any], most: int) -> EmbedTokens:
     """The head of a folder that PyLate or sentence-transformers wrote: a Transformer, then Dense modules, a mask and scaling."""
-    path = s.folder / "modules.json"
-    if not modules or modules[0].kind != "Transformer":
-        raise _refuse(path, "a late interaction model of modules", ", ".join(m.kind for m in modules), "one that begins with a Transformer")
+    path = s.root / "modules.json"
     known = _known_tokens(s, made)
     layers: list[TokenLayer] = []
     skip: tuple[int, ...] = ()
     normalize = False
-    for module in modules[1:]:
-        if module.kind == "Dense" and not normalize:
-            layers.append(_dense(module.folder, made, len(layers)))
-        elif module.kind == "MultiVectorMask":
-            skip = _skipped(module.folder / "config.json", known)
-        elif module.kind == "Normalize":
+    for kind, folder in modules[1:]:
+        if kind in ("Dense", "pylate.models.Dense.Dense") and not normalize:
+            layers.append(_dense(s, folder, made, len(layers)))
+        elif kind == "MultiVectorMask":
+            skip = _skipped(folder / "config.json", known)
+        elif kind == "Normalize":
             normalize = True
         else:
-            raise _refuse(path, "module", module.kind, "Transformer, Dense before the others, MultiVectorMask and Normalize")
+            raise _refuse(path, "module", kind, "Transformer, Dense before the others, MultiVectorMask and Normalize")
     if around.get("model_type", PYLATE) == PYLATE:
         return _pylate(s, known, tuple(layers), around, most)
-    at = modules[0].folder / TRANSFORMER_FILE
+    at = modules[0][1] / TRANSFORMER_FILE
     options = read_options(at)
     given = _option(at, options, "query_expansion", dict, None)
     expansion = None
@@ -164,13 +135,13 @@ def _tokens(s: Source, made: dict[str, Tensor], modules: list[Module], around: d
         limits["query"] = expansion.tokens if fixed else None if ceiling is None else max(ceiling, expansion.tokens)
     texts = _prompts(s, around)
     query, document = (Side(texts[side], None, limits[side] and min(limits[side], most)) for side in ("query", "document"))
-    similarity = _choice(s.folder / AROUND, around, "similarity_fn_name", "maxsim", "maxsim", "meanmaxsim")
+    similarity = _choice(s.root / AROUND, around, "similarity_fn_name", "maxsim", "maxsim", "meanmaxsim")
     return EmbedTokens(tuple(layers), query, document, expansion, skip, normalize, similarity)
 
 
 def _pylate(s: Source, known: Mapping[str, int], layers: tuple[TokenLayer, ...], around: dict[str, Any], most: int) -> EmbedTokens:
     """The head of a folder of lightonai/pylate, with the defaults of its ColBERT class. It always scales and skips."""
-    path, texts = s.folder / AROUND, _prompts(s, around)
+    path, texts = s.root / AROUND, _prompts(s, around)
     _choice(path, around, "similarity_fn_name", "MaxSim", "MaxSim", "maxsim", "cosine")  # it compares by MaxSim, whatever the name
     sides = []
     for name, marker, length in (("query", "[Q] ", 32), ("document", "[D] ", 180)):
@@ -186,11 +157,11 @@ def _pylate(s: Source, known: Mapping[str, int], layers: tuple[TokenLayer, ...],
 
 def _prompts(s: Source, around: dict[str, Any]) -> dict[str, str]:
     """{"query" and "document": the text of its prompt, or an empty one}."""
-    prompts = _option(s.folder / AROUND, around, "prompts", dict, {})
-    return {side: _option(s.folder / AROUND, prompts, side, str, "") for side in ("query", "document")}
+    prompts = _option(s.root / AROUND, around, "prompts", dict, {})
+    return {side: _option(s.root / AROUND, prompts, side, str, "") for side in ("query", "document")}
 
 
-def _dense(folder: Path, made: dict[str, Tensor], i: int) -> TokenLayer:
+def _dense(s: Source, folder: Path, made: dict[str, Tensor], i: int) -> TokenLayer:
     """Layer `i` from the folder of a Dense module; its tensors are added to `made`."""
     path = folder / "config.json"
     options = read_object(path, dict)
@@ -202,13 +173,11 @@ def _dense(folder: Path, made: dict[str, Tensor], i: int) -> TokenLayer:
     last = name.rpartition(".")[2] if name.startswith("torch.nn.") else None
     if last not in ACTIVATIONS:
         raise _refuse(path, "activation_function", name, ", ".join(ACTIVATIONS) + " of torch.nn")
-    part = Source(options, map_folder(folder), folder)
+    part = Source(options, s.read(folder), folder)
     weight = made[f"tasks.embed_tokens.layers.{i}.weight"] = part.get("linear.weight")
     if bias:
         made[f"tasks.embed_tokens.layers.{i}.bias"] = part.vector("linear.bias")
-    surplus = sorted(set(part.stored) - part.taken)
-    if part.problems or surplus:
-        raise CheckpointError(f"{folder}: not the tensors of its config.json: {listed([*part.problems, *map(short, surplus)])}")
+    part.check()
     sizes = tuple(part.number(options, key, 1) for key in ("out_features", "in_features"))
     if weight.data.shape != sizes:
         raise ConfigError(f"{path}: out_features and in_features are {sizes}, but linear.weight is {weight.data.shape}")
