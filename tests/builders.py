@@ -57,7 +57,7 @@ head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, bool
 
 @st.composite
 def embeds(draw) -> Embed:
-    steps = st.builds(Project, st.integers(1, 9), booleans, st.sampled_from([None, "tanh", "relu", "gelu"])) | st.just(Unit())
+    steps = st.builds(Project, st.integers(1, 9), booleans, st.none() | activations) | st.just(Unit())
     return Embed(
         draw(poolings | st.lists(poolings, min_size=2, max_size=3).map(tuple)),
         draw(booleans),
@@ -97,15 +97,17 @@ def configs(draw) -> Config:
     positions = draw(st.integers(1, 12))
     each = st.lists(feedforwards, min_size=layers, max_size=layers).map(tuple)
     theta = st.none() | st.sampled_from([1e4, 16e4]) if size % 2 == 0 else st.none()
-    attention = st.builds(Attention, theta, st.sampled_from([1.0, 0.25]), st.none() | st.integers(1, 5))
-    made = draw(tasks)
+    attention = st.builds(Attention, theta, st.sampled_from([1.0, 0.25]), st.none() | st.integers(1, 5), booleans)
+    norms, apart, made = st.sampled_from(["layer", "rms"]), draw(booleans), draw(tasks)
     wide = made.fill_mask is not None and not made.fill_mask.transform  # a decoder without a transform needs embeddings of D columns
     return Config(
-        hidden=heads * size,
+        hidden=draw(st.integers(1, 36)) if apart else heads * size,
+        head_size=size if apart else None,
+        head_norms=draw(booleans),
         layers=layers,
         heads=heads,
         vocabulary=draw(st.integers(4, 30)),
-        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5])), draw(booleans)),
+        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5])), draw(booleans), draw(norms)),
         positions=Positions(draw(st.sampled_from(["learned", "scaled-sinusoidal", "none"])), positions),
         ffn=draw(each | feedforwards.map(lambda f: (f,) * layers)),
         max_tokens=draw(st.integers(1, positions)),

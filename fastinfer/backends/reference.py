@@ -24,6 +24,7 @@ from ..feedforward import KINDS
 from ..positions import distance_table, relative_rows, rotary_table, sinusoids
 from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
+from .pooling import pooled
 
 FLOAT32 = np.dtype(np.float32)
 forward_fff = KINDS["fff"].forward  # looked up once: a layer alone has no other kind, and one token takes 3 us
@@ -371,33 +372,7 @@ class Reference:
         "weightedmean", the mean weighted by place, from 1; "sqrtmean", the sum over the square root of the number of tokens.
         skip: tokens that are left out at the beginning of each text, though never its last token. Places count them.
         """
-        first, behind = cu_seqlens[:-1], cu_seqlens[1:]
-        if kind == "lasttoken":
-            out[...] = x[behind - 1]
-            return
-        places = np.arange(len(x), dtype=np.int32) - np.repeat(first, behind - first)
-        if skip:
-            kept = places >= np.repeat(np.minimum(skip, behind - first - 1), behind - first)
-            x, places = x[kept], places[kept]
-            lengths = np.maximum(behind - first - skip, 1)
-            first = np.cumsum(lengths) - lengths
-        else:
-            lengths = behind - first
-        counts = lengths[:, None].astype(np.float32)
-        if kind == "cls":
-            out[...] = x[first]
-        elif kind == "mean":
-            out[...] = np.add.reduceat(x, first, axis=0) / counts
-        elif kind == "sqrtmean":
-            out[...] = np.add.reduceat(x, first, axis=0) / np.sqrt(counts)
-        elif kind == "weightedmean":
-            weights = (places + 1).astype(np.float32)[:, None]
-            out[...] = np.add.reduceat(x * weights, first, axis=0) / np.add.reduceat(weights, first, axis=0)
-        else:
-            top = np.maximum.reduceat(x, first, axis=0)
-            out[...] = top
-            if kind == "lse":
-                out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths, axis=0)), first, axis=0))
+        out[...] = pooled(x, cu_seqlens, kind, skip)
 
     def unit(self, x: Any, *, out: Any) -> None:
         """Each row (M,) of x (B, M) scaled to length 1. A row of zeros stays zero. x and out may be the same."""

@@ -148,7 +148,7 @@ def run_convert(files: Files, folder: Path) -> None:
         fastinfer.load(out, device="numpy")
 
 
-POSITIONS = ("rotary", "buckets", "alibi", "disentangled")  # seeds with the keys of positions, gates, windows and narrow embeddings
+POSITIONS = ("rotary", "causal", "buckets", "alibi", "disentangled")  # seeds with the keys of attention, norms, gates and widths
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
     "config": (run_config, ("ours", "int8", "shards", "vectors", *POSITIONS), 8),

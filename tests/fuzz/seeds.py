@@ -265,6 +265,16 @@ def make() -> dict[str, dict[str, bytes]]:
                 tasks=Tasks(Embed("mean", True), tag=Tag(("O", "B-x"), layers=(HeadLayer(3, "gelu_tanh", norm=True),)), answer=Answer()),
             )
         ),
+        "causal": saved(
+            builders.tiny(
+                norm=Norm("pre", 1e-6, kind="rms"),
+                positions=Positions("none", 8),
+                attention=(Attention(theta=1e4, causal=True),),
+                head_size=16,
+                head_norms=True,
+                final_norm=True,
+            )
+        ),
         "buckets": saved(
             builders.tiny(
                 distances=Buckets(4, 6),

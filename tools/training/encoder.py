@@ -28,6 +28,7 @@ from fastinfer.errors import ConfigError, InputError, listed
 from fastinfer.positions import sinusoids
 from training.attention import Attention, Distances, Rotary, masks
 from training.feedforward import ACTIVATIONS, Feedforward
+from training.norm import make_norm
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
 
@@ -69,7 +70,7 @@ class Embedding(nn.Module):
         if sinusoidal:
             self.register_buffer("sines", torch.from_numpy(sinusoids(positions.max, columns)), persistent=False)
         self.token_type = nn.Parameter(torch.empty(config.token_types, columns)) if config.token_types else None
-        self.norm = nn.LayerNorm(columns, config.norm.eps) if config.embedding_norm else None
+        self.norm = make_norm(config, columns) if config.embedding_norm else None
         self.project = nn.Linear(columns, config.hidden) if config.embedding_width is not None else None
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
         turned = {(a.theta, a.scale) for a in config.attention if a.theta is not None}
         rotary = {(theta, scale): Rotary(config, theta, scale) for theta, scale in turned}
         self.layers = nn.ModuleList(Layer(config, i, rotary.get((a.theta, a.scale))) for i, a in enumerate(config.attention))
-        self.final_norm = nn.LayerNorm(config.hidden, config.norm.eps) if config.final_norm else None
+        self.final_norm = make_norm(config) if config.final_norm else None
         self.tasks = _heads(config)
         unknown = checkpoint.tensors(self.config).keys() - self.state_dict().keys()
         if unknown:
@@ -189,15 +190,6 @@ def check_trainable(config: Config) -> None:
             raise ConfigError("ffn has pruned trees (children true), which cannot be trained: train full trees, then prune")
         if ffn.kind not in ("dense", "gated", "fff"):
             raise ConfigError(f"ffn is of kind {ffn.kind!r}, which cannot be trained, expected dense, gated or fff")
-    lacks = {
-        "norm.kind rms": config.norm.kind == "rms",
-        "head_size": config.head_size is not None,
-        "head_norms": config.head_norms,
-        "attention.causal": any(layer.causal for layer in config.attention),
-    }
-    if any(lacks.values()):
-        found = ", ".join(name for name, present in lacks.items() if present)
-        raise ConfigError(f"the config has {found}, which the training form lacks: this model runs, but cannot be trained")
 
 
 def _heads(config: Config) -> nn.Module:
