@@ -20,7 +20,8 @@ __all__ = ["NAME", "find", "snapshot_in"]
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SETTINGS = (".json", ".txt", ".model")  # endings of files that are not weights: settings, vocabularies, sentencepiece models
+# Endings of files that are not weights: settings, vocabularies, sentencepiece models, the settings of ColBERT.
+SETTINGS = (".json", ".txt", ".model", "artifact.metadata")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names of the errors of a connection, in huggingface_hub and in the packages that it uses for it.
 UNREACHABLE = {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout", "ProxyError", "NetworkError"}
