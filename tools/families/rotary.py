@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from .build import IDENTITY, Family, Tensors, prefixed, sentence, then, without
@@ -351,4 +353,18 @@ DECODERS = [
     ),
 ]
 
-FAMILIES = [*ROTARY, *DECODERS]
+# --- the same, with the config.json that transformers 5 writes ---
+
+SAVED = [
+    dataclasses.replace(
+        family,
+        name=f"a {family.model.removesuffix('Model')} saved by transformers 5",
+        needs="the keys and names that transformers writes",
+        published={},
+        names=None,
+        native=False,
+    )
+    for family in (NOMIC, MODERN_EMBED, GTE.like("", "", config={"rope_parameters": None}), QWEN, QWEN2)
+]
+
+FAMILIES = [*ROTARY, *DECODERS, *SAVED]
