@@ -788,10 +788,10 @@ def test_the_compiled_module_checks_shapes_itself():
         (ints(0, 4), 1 << 30),
     ):
         with pytest.raises(SHAPE):
-            kernels.attention(floats(4, 48), cu, heads, None, None, None, None, floats(4, 16), "float32", 1)
-    for keys, window in ((ints(1), None), (ints(0, 1), None), (ints(1, 3), None), (ints(3, -1), None), (ints(1, 1), 2)):
+            kernels.attention(floats(4, 48), cu, heads, 0, False, None, None, None, floats(4, 16), "float32", 1)
+    for keys, window in ((ints(1), 0), (ints(0, 1), 0), (ints(1, 3), 0), (ints(3, -1), 0), (ints(1, 1), 2)):
         with pytest.raises(SHAPE):
-            kernels.attention(floats(4, 48), ints(0, 2, 4), 2, window, None, None, keys, floats(4, 16), "float32", 1)
+            kernels.attention(floats(4, 48), ints(0, 2, 4), 2, window, False, None, None, keys, floats(4, 16), "float32", 1)
 
 
 def test_routes_check_their_array():

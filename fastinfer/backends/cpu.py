@@ -151,7 +151,7 @@ class CPU(Reference):
         if out.shape[1] // heads % 8:
             super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
-            added = scores.window, scores.causal, scores.distances, scores.relative
+            added = scores.window or 0, scores.causal, scores.distances, scores.relative
             self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:
