@@ -49,6 +49,7 @@ POOLINGS: dict[str, Pooling] = {
     "weightedmean": "weightedmean",
     "lasttoken": "lasttoken",
 }
+LONGEST_PATH = 60  # characters, of at most 4 bytes: file systems take names of 255 bytes
 SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 # Activations by the last part of the names that PyTorch has for them.
 ACTIVATIONS: dict[str, Activation | None] = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
@@ -84,7 +85,7 @@ def body_of(root: Path) -> Path:
 
 def _inside(root: Path, path: Any) -> Path:
     """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
-    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+    if not isinstance(path, str) or len(path) > LONGEST_PATH or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(f"{root / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'")
     return root / path
 
