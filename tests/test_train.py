@@ -18,7 +18,20 @@ from models import TOOLS, load_tool
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Attention, Dense, Disentangled, Embed, Gated, Norm, Positions, Tasks
+from fastinfer.config import (
+    FFF,
+    Attention,
+    Classify,
+    Dense,
+    Disentangled,
+    Embed,
+    FillMask,
+    Gated,
+    Norm,
+    Positions,
+    Project,
+    Tasks,
+)
 from fastinfer.errors import CheckpointError, InputError
 
 torch = pytest.importorskip("torch", reason="tools/train.py needs PyTorch")
@@ -322,6 +335,18 @@ def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
     strength = known["layers.1.ffn.dense_in.weight"].norm(dim=1) * known["layers.1.ffn.dense_out.weight"].norm(dim=0)
     kept = strength[torch.cdist(state["layers.1.ffn.dense_in.weight"], known["layers.1.ffn.dense_in.weight"]).argmin(1)]
     assert kept.min() == strength.sort().values[-3]
+
+
+def test_a_student_keeps_the_layers_of_the_embed_head(tmp_path):
+    head = Embed("mean", True, layers=(Project(5, activation="tanh"),))
+    folder = make_teacher(tmp_path, tasks=Tasks(head, classify=Classify(("a", "b"), "softmax")))
+    dense = encoders.load(folder)
+    student = distill.make_student(dense, distill.Distill(out="", shape="2x3"))
+    assert student.config.tasks == Tasks(head)
+    assert torch.equal(student.state_dict()["tasks.embed.layers.0.weight"], dense.state_dict()["tasks.embed.layers.0.weight"])
+    assert encoders.kept(dense.state_dict(), dataclasses.replace(dense.config, tasks=Tasks(fill_mask=FillMask(True)))).keys() == {
+        name for name in dense.state_dict() if not name.startswith("tasks.")
+    }
 
 
 def test_neurons_are_copied_from_dense_feedforwards_alone(tmp_path):
