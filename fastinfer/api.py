@@ -18,6 +18,7 @@ from .inside import Inside
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
+from .token_embedder import TokenEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, warn_of
 
 __all__ = ["Model", "load"]
@@ -147,6 +148,22 @@ class Model(Inside):
         log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
         """
         return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+
+    def embed_tokens(
+        self, texts: Any, *, query: bool = False, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+    ) -> list[np.ndarray]:
+        """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
+
+        query  the texts are queries: they get the marker of queries and are filled up with mask tokens, as the checkpoint says. Else
+               they are documents: they get theirs, and tokens that the checkpoint skips, such as punctuation, have no vector
+
+        Texts are single, not pairs. The ids of a PackedBatch get no marker and are not filled up.
+        """
+        check_flag("query", query)
+        return self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
+
+    def _token_embedder(self) -> TokenEmbedder:
+        return TokenEmbedder(self._head("embed_tokens"), self._runner)
 
     def _sparse_embedder(self) -> SparseEmbedder:
         return SparseEmbedder(self.config.tasks.embed_sparse or EmbedSparse(), self._head("fill_mask"), self._runner)
@@ -338,8 +355,9 @@ class Model(Inside):
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the similarity of embeddings, or the score of a classify head with one label.
 
-        Embeddings are made with the model's prompts "query" and "document", if any; a distance is multiplied by -1. A model without an
-        embed head compares sparse vectors (embed_sparse), by the dot product or as the checkpoint says.
+        Embeddings are made with the model's prompts "query" and "document", if any; a distance is multiplied by -1. Without an embed
+        head, an embed_tokens head adds up the best match of each token of the query (MaxSim), and an embed_sparse head compares sparse
+        vectors, by the dot product or as the checkpoint says.
 
         documents  a batch of str; a tuple of str is a batch, too
         dim        compare the first numbers of each vector, so many; None: as the checkpoint says
@@ -353,6 +371,8 @@ class Model(Inside):
             scores = self._embedder().scores(query, documents, dim, options)
         elif dim is not None:
             raise TaskError(f"dim shortens vectors, but {self._name} has no embed head, only {self._tasks()}")
+        elif self.config.tasks.embed_tokens:
+            scores = self._token_embedder().scores(query, documents, options)
         elif self.config.tasks.embed_sparse:
             scores = self._sparse_embedder().scores(query, documents, options)
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
@@ -360,6 +380,7 @@ class Model(Inside):
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
-                f"{self._name} cannot rank: it has no embed or embed_sparse head, and no classify head of one label, only {self._tasks()}"
+                f"{self._name} cannot rank: it has no embed, embed_tokens or embed_sparse head, "
+                f"and no classify head of one label, only {self._tasks()}"
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]

@@ -20,7 +20,7 @@ from .embedding import Prompt as Prompt
 from .embedding import Unit as Unit
 from .embedding import embed_problems
 from .errors import ConfigError, listed, short
-from .retrieval import EmbedSparse, retrieval_problems
+from .retrieval import EmbedSparse, EmbedTokens, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -260,6 +260,7 @@ class Tasks:
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
     embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
+    embed_tokens: EmbedTokens | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -390,6 +391,7 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from _problems_of_heads(c.tasks)
     if c.tasks.embed:
         yield from embed_problems(c.tasks.embed, c.hidden)
+    yield from retrieval_problems(c.tasks, c.vocabulary, c.max_tokens, any(layer.window for layer in c.attention))
 
 
 def _problems_of_attention(c: Config) -> typing.Iterator[str]:
@@ -463,4 +465,3 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         for i, layer in enumerate(head.layers if head else ()):
             if not isinstance(layer, Unit):
                 yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
-    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

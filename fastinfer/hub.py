@@ -20,7 +20,8 @@ __all__ = ["NAME", "find", "snapshot_in"]
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SETTINGS = (".json", ".txt", ".model")  # endings of files that are not weights: settings, vocabularies, sentencepiece models
+# Endings of files that are not weights: settings, vocabularies, sentencepiece models, the settings of ColBERT.
+SETTINGS = (".json", ".txt", ".model", "artifact.metadata")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names of the errors of a connection, in huggingface_hub and in the packages that it uses for it.
 UNREACHABLE = {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout", "ProxyError", "NetworkError"}
@@ -117,7 +118,7 @@ def _download(hub: Any, repo: str, revision: str) -> Path:
         raise CheckpointError(f"{repo} on the hub has no {body}config.json, expected a model in safetensors or a .bin")
     data = read_json(snapshot / body / "config.json")
     if not (isinstance(data, dict) and "format_version" in data):
-        layouts.look(data, snapshot / body)
+        layouts.look(data, snapshot / body, snapshot)
     refusals.refuse_without_weights(snapshot / body, [name.removeprefix(body) for name in names if name.startswith(body)])
     return _fetch(hub, repo, revision, settings + _weights(names, folders))
 
@@ -130,10 +131,8 @@ def _fetch(hub: Any, repo: str, revision: str, names: list[str]) -> Path:
 
 def _module_folders(snapshot: Path) -> list[str]:
     """The folders of the modules in its modules.json, in their order: such as "1_Pooling/", and "" for the snapshot itself."""
-    path = snapshot / "modules.json"
-    modules = read_json(path) if path.exists() else []
-    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    return [f"{path}/" if path else "" for path in paths if isinstance(path, str)] or [""]
+    paths = [module.folder.relative_to(snapshot).as_posix() for module in layouts.read_modules(snapshot)]
+    return ["" if path == "." else f"{path}/" for path in paths] or [""]
 
 
 def _settings(names: Iterable[str], folders: list[str]) -> list[str]:

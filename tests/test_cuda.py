@@ -30,6 +30,8 @@ from fastinfer.backends.reference import Reference
 from fastinfer.bench.cases import FFFCase
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Project, Tag, Tasks, Unit
+from fastinfer.heads import embed_sparse, embed_tokens
+from fastinfer.retrieval import EmbedSparse, EmbedTokens, Expansion, Side, TokenLayer
 from fastinfer.weights import Embedding
 from fastinfer.weights import Norm as NormWeights
 
@@ -560,6 +562,27 @@ def test_a_model_agrees_with_numpy(folder, dtype):
                 assert_allclose(a, b, atol=2e-3, rtol=1e-3)
         for a, b in zip(model.hidden_states(batch, batch_tokens=200), got, strict=True):
             assert_allclose(a, b[-1], atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_sparse_weights_and_vectors_of_tokens_are_those_of_numpy(tmp_path, monkeypatch, dtype, pooling):
+    """Queries are filled up with tokens that the others do not see; logits are decoded in parts that end inside texts."""
+    late = EmbedTokens((TokenLayer(24, True, "tanh"), TokenLayer(16)), Side("", 6), Side("", 7), Expansion(40, 1), (8, 9))
+    options = {"hidden": 64, "heads": 2, "layers": 3, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600}
+    tasks = Tasks(fill_mask=FillMask(True), embed_sparse=EmbedSparse(pooling), embed_tokens=late)
+    builders.save(tmp_path, builders.tiny(**options | MODELS["dense"] | {"token_types": 2, "tasks": tasks}))
+    host, model = fastinfer.load(tmp_path, device="numpy"), fastinfer.load(tmp_path, device="cuda", dtype=dtype)
+    batch = batch_of((1, 5, 17, 64, 130, 300, 2))
+    query = embed_tokens.prepared(batch, late, query=True)
+    for _ in range(2):  # the graphs of other calls between them keep their bounds
+        assert_near(np.concatenate(model.embed_tokens(query, query=True)), np.concatenate(host.embed_tokens(query, query=True)), dtype, 8)
+        assert_near(np.concatenate(model.embed_tokens(batch)), np.concatenate(host.embed_tokens(batch)), dtype, 8)
+    want = host.embed_sparse(batch).toarray()
+    assert_near(model.embed_sparse(batch).toarray(), want, dtype, 8)
+    monkeypatch.setattr(embed_sparse, "tokens_at_once", lambda *_: 50)
+    assert_near(model.embed_sparse(batch).toarray(), want, dtype, 8)
 
 
 @needs_gpu

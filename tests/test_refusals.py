@@ -99,9 +99,9 @@ def test_no_weights_at_all(folder):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "model_type 'llama', a decoder-only language model"),
+        ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "model_type 'falcon', a decoder-only language model"),
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "model_type 'gpt2', a decoder-only language model"),
-        ({"model_type": "mistral"}, "model_type 'mistral', a decoder-only language model"),
+        ({"model_type": "gpt_neox"}, "model_type 'gpt_neox', a decoder-only language model"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "model_type 'bart', a model of an encoder and a decoder"),
         (
             {"model_type": "pegasus", "architectures": ["PegasusForConditionalGeneration"]},
@@ -122,6 +122,11 @@ def test_the_architecture_is_looked_at_before_the_weights(config, said, folder):
         message = refused(folder({"config.json": config, "model.safetensors": weights}))
         assert f"a checkpoint with {said}" in message
         assert "is not recognised. Recognised are:\n  fastinfer: config.json with format_version" in message
+
+
+def test_a_decoder_that_does_not_embed(folder):
+    message = refused(folder({"config.json": {"model_type": "llama"}, "model.safetensors": b"broken", "modules.json": None}), ConfigError)
+    assert "llama is a decoder, and without modules.json its folder does not say how it embeds" in message
 
 
 @pytest.mark.parametrize(

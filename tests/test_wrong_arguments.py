@@ -17,6 +17,7 @@ from test_errors import HOSTILE, Odd, tame
 
 import fastinfer
 from fastinfer.errors import FastinferError, short
+from fastinfer.retrieval import EmbedTokens
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(5, 6)).astype(np.float32)
@@ -303,6 +304,17 @@ def calls(model, layer, folder):
             add(f"{name} {option}", lambda value, option=option: call(**{option: value}), values)
 
     common = {"batch_tokens": NONE | ANY_LARGE, "threads": NONE | LARGE}
+
+    def sparse(texts, **options):
+        return model.embed_sparse(texts, **options).toarray()
+
+    late = copy.copy(model)
+    late.config = dataclasses.replace(model.config, tasks=dataclasses.replace(model.config.tasks, embed_tokens=EmbedTokens()))
+    late.tasks = late.config.tasks.names
+    add("embed_sparse texts", sparse, TEXTS)
+    options("embed_sparse", lambda **o: sparse("ada", **o), progress=FLAGS, **common)
+    add("embed_tokens texts", late.embed_tokens, BATCHES)
+    options("embed_tokens", lambda **o: late.embed_tokens("ada", **o), query=FLAGS, progress=FLAGS, **common)
     for name in ("embed", "classify", "hidden_states", "routes"):
         add(f"{name} texts", getattr(model, name), TEXTS)
     add("embed_iter texts", lambda texts: list(model.embed_iter(texts)), TEXTS)

@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
     data = read_json(body / "config.json")
     ours = isinstance(data, dict) and "format_version" in data
     if not ours:
-        layouts.look(data, body)
+        layouts.look(data, body, folder)
     refuse_without_weights(body)
     read = functools.partial(map_folder, copy=copy)
     stored = read(body)

@@ -131,6 +131,8 @@ def run_folder(files: Files, folder: Path) -> None:
             assert model.embed(batch).shape == (len(ids), c.tasks.embed.numbers(c.hidden))
         elif task == "embed_sparse":
             assert model.embed_sparse(batch).shape == (len(ids), c.vocabulary)
+        elif task.startswith("embed"):
+            assert len(getattr(model, task)(batch)) == len(ids)
         else:
             assert len(model.logits(batch, task=task, positions="all")) == len(ids)
     if model.tokenizer is not None:

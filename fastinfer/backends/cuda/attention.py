@@ -34,6 +34,16 @@ class Attention:
         lengths, ends = np.diff(cu_seqlens), cu_seqlens[1:] if keys is None else cu_seqlens[:-1] + keys
         return self._memory.send("bounds of texts", np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], ends)], 1))
 
+    @staticmethod
+    def _changed(scores: Scores) -> Changed:
+        """What the kernel for these scores is compiled with."""
+        return Changed(scores.window is not None, scores.causal, scores.distances is not None, scores.relative is not None)
+
+    def load(self, scores: Scores) -> None:
+        """Compile the kernel for these scores now, so that the first call does not."""
+        if any(changed := self._changed(scores)):
+            self._kernels.constants(changed, "attention_launch", 3)
+
     def rotate(self, qkv: Any, cu_seqlens: Any, table: Any) -> None:
         """As Reference.rotate."""
         self._kernels.launch("rotate", -(-len(qkv) // WARPS), WARPS * 32, qkv, self._bounds(cu_seqlens), table, len(qkv))
@@ -42,7 +52,7 @@ class Attention:
         """As Reference.attention. Raises ShapeError for keys with a window."""
         if keys is not None and scores.window is not None:
             raise ShapeError(f"the window is {scores.window} where keys are given, expected none: a query might see no key")
-        changed = Changed(scores.window is not None, scores.causal, scores.distances is not None, scores.relative is not None)
+        changed = self._changed(scores)
         bounds, factor = self._bounds(cu_seqlens, keys), (out.shape[1] // self._heads) ** -0.5
         if not any(changed):
             self._launch(self._heads, qkv, bounds, len(out), out, factor)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
+from ...checkpoint.spec import tensors
+from ...config import Config
 from ...errors import BackendError
 from .shared import MAX_HIDDEN
 
@@ -88,3 +90,20 @@ def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) ->
         raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
     if act == "bfloat16" and able.capability < 80:
         raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {device} has {able.capability}: use float16 or float32")
+
+
+def check_config(config: Config) -> None:
+    """Raise BackendError for a model that has what the kernels do not compute."""
+    lacking = {
+        "norm.kind is 'rms'": config.norm.kind == "rms",
+        "head_norms is true": config.head_norms,
+        f"head_size is {config.head_size}": config.heads * config.width_of_head != config.hidden,
+    }
+    for setting in (name for name, there in lacking.items() if there):
+        raise BackendError(f"{setting}, which the GPU backend does not compute: use device 'cpu'")
+    normed = {name: spec.shape[0] for name, spec in tensors(config).items() if name.endswith("norm.weight")}
+    for name, width in {"embedding.word": config.embedding_width or config.hidden, **normed}.items():
+        if width % 8 or width > MAX_HIDDEN:
+            raise BackendError(
+                f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
+            )

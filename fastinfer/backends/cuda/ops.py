@@ -16,21 +16,19 @@ import numpy as np
 
 from ... import feedforward
 from ...batch import PackedBatch
-from ...checkpoint.spec import tensors
 from ...checkpoint.tensor import Tensor
 from ...config import Config
-from ...errors import BackendError
 from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights
 from ..reference import Reference
 from .arrays import Arrays, is_of_host
 from .attention import Attention
-from .device import check_sizes, limits
+from .device import check_config, check_sizes, limits
 from .fff import fff_argument
 from .kernels import Kernels, Narrow, Walk
 from .memory import Memory
 from .plan import STRATEGIES, bucket, few_rows, many_trees_costs, one_tree_strategy, parts
 from .session import Placed, Session, Sessions
-from .shared import ACTIVATIONS, MACROS, MAX_HIDDEN, POOLINGS, PRODUCT_WARPS, WARPS
+from .shared import ACTIVATIONS, MACROS, POOLINGS, PRODUCT_WARPS, WARPS
 from .weights import Matrix, Packing, Trees
 
 
@@ -111,21 +109,11 @@ class FittedCUDA(CUDA):
     # --- preparing weights ---
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
-        lacking = {
-            "norm.kind is 'rms'": config.norm.kind == "rms",
-            "head_norms is true": config.head_norms,
-            f"head_size is {config.head_size}": config.heads * config.width_of_head != config.hidden,
-        }
-        for setting in (name for name, there in lacking.items() if there):
-            raise BackendError(f"{setting}, which the GPU backend does not compute: use device 'cpu'")
-        normed = {name: spec.shape[0] for name, spec in tensors(config).items() if name.endswith("norm.weight")}
-        for name, width in {"embedding.word": config.embedding_width or config.hidden, **normed}.items():
-            if width % 8 or width > MAX_HIDDEN:
-                raise BackendError(
-                    f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
-                )
+        check_config(config)
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
+            for layer in weights.layers:
+                self._attention.load(layer.attention.scores)
             device.synchronize()  # the streams of sessions do not wait for copies on this stream
         return weights
 

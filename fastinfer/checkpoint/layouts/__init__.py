@@ -20,12 +20,22 @@ from .decoders import decoder, t5
 from .gated import alibi, flash_roberta, gte, modernbert, nomic
 from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .names import bare
-from .sentence_transformers import body_of
+from .sentence_transformers import body_of, read_modules
 from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
 from .source import Source
 from .variants import deberta, mpnet, prenorm_roberta
 
-__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "body_of", "look", "read_options", "read_vocabulary", "special_tokens", "translate"]
+__all__ = [
+    "RECOGNISED",
+    "SPECIAL_TOKENS",
+    "body_of",
+    "look",
+    "read_modules",
+    "read_options",
+    "read_vocabulary",
+    "special_tokens",
+    "translate",
+]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -66,10 +76,11 @@ READERS = {
 }
 
 
-def look(data: Any, folder: Path) -> None:
+def look(data: Any, folder: Path, root: Path) -> None:
     """Raise CheckpointError or ConfigError where a foreign config.json is that of a model which cannot run here, whatever its weights.
 
-    data  the object in the config.json
+    data          the object in the config.json
+    folder, root  as for translate()
     """
     kind = data.get("model_type") if isinstance(data, dict) else None
     if kind is None and isinstance(data, dict) and "hidden_size" in data:
@@ -77,6 +88,11 @@ def look(data: Any, folder: Path) -> None:
     if not isinstance(kind, str) or kind not in READERS:
         raise _not_recognised(data, folder)
     refuse_quantised(data, folder)
+    if READERS[kind] is decoder and not (root / "modules.json").exists():
+        raise ConfigError(
+            f"{folder}: {kind} is a decoder, and without modules.json its folder does not say how it embeds: "
+            "fastinfer runs encoders and embedders, not text generation"
+        )
 
 
 def translate(
@@ -92,7 +108,7 @@ def translate(
     Raises CheckpointError for a layout that is not recognised, and for missing or unknown tensors. Raises ConfigError
     for a recognised layout with a setting that is not supported. Gives a CheckpointWarning that names what is left out.
     """
-    look(data, folder)
+    look(data, folder, root)
     with about(str(folder)):
         stored = bare(stored)
     if (folder / "adapter_config.json").exists():

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ...config import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE, Attention, Buckets, Config, Dense, Gated, Norm, Positions
-from ...errors import ConfigError
 from ..tensor import Tensor
 from .huggingface import finish
 from .source import Source, activation, refuse, require, stack, zeros
@@ -20,15 +19,9 @@ T5_POSITIONS = 4096  # tokens: T5 has no limit of its own, since distances of 12
 def decoder(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a decoder in a sentence-transformers folder, which says how to pool.
 
-    Keys and values of grouped heads are repeated for each head of their group. Raises ConfigError for a folder without modules.json:
-    such a model continues texts.
+    Keys and values of grouped heads are repeated for each head of their group.
     """
     c, kind = s.data, s.data["model_type"]
-    if not (s.root / "modules.json").exists():
-        raise ConfigError(
-            f"{s.folder}: {kind} is a decoder, and without modules.json its folder does not say how it embeds: "
-            "fastinfer runs encoders and embedders, not text generation"
-        )
     require(s, use_sliding_window=False, mlp_bias=False, partial_rotary_factor=1.0)
     layers = s.number(c, "num_hidden_layers", 1, MAX_LAYERS)
     hidden, heads = s.number(c, "hidden_size", 1), s.number(c, "num_attention_heads", 1)

@@ -229,7 +229,8 @@ def finish(
     """
     places = positions or Positions("learned", len(made["embedding.position"].data))
     limit = token_limit(s.folder) if (s.root / "modules.json").exists() else None
-    add_tasks(s, made, tasks, hidden, pooling)
+    most = min(limit or places.max, places.max)
+    add_tasks(s, made, tasks, hidden, most, pooling)
     return (
         s.config(
             hidden=hidden,
@@ -237,7 +238,7 @@ def finish(
             vocabulary=len(made["embedding.word"].data),
             positions=places,
             ffn=(ffn,) * layers,
-            max_tokens=min(limit or places.max, places.max),
+            max_tokens=most,
             tasks=Tasks(**tasks),
             token_types=token_types,
             ids=special_ids(s, len(made["embedding.word"].data)),

@@ -14,6 +14,7 @@ from ...config import Classify, Embed, Pooling, Project, Prompt, Unit
 from ...embedding import PROMPTS, Similarity
 from ...errors import ConfigError, listed, short
 from ..tensor import Tensor
+from .retrieval import sparse_head, stanford_head, token_head
 from .settings import read_object, read_options
 from .source import Source
 
@@ -29,11 +30,15 @@ TRANSFORMER_FILES = tuple(
 HARMLESS = {"add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "trust_remote_code"}
 HARMLESS |= {"unpad_inputs", "use_memory_efficient_attention", "use_safetensors"}
 # Settings of a Transformer that change texts or vectors unless they are empty.
-EMPTY = ("processing_kwargs", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path")
+EMPTY = ("processing_kwargs", "tokenizer_name_or_path")
+LENGTHS = ("query_length", "document_length", "query_expansion")
+LATE = ("MultiVectorEncoder", "ColBERT")
 # {model_type: (transformer_task, output of the model, its name for later modules)} of a Transformer that is used as it is.
 TRANSFORMERS = {
     "SentenceTransformer": ("feature-extraction", "last_hidden_state", "token_embeddings"),
     "CrossEncoder": ("sequence-classification", "logits", "scores"),
+    "SparseEncoder": ("fill-mask", "logits", "token_embeddings"),
+    **dict.fromkeys(LATE, ("feature-extraction", "last_hidden_state", "token_embeddings")),
 }
 # Ours by the names that a Pooling module has for them, and by its older switches, in the order in which it joins their vectors.
 POOLINGS: dict[str, Pooling] = {
@@ -84,22 +89,30 @@ def _inside(root: Path, path: Any) -> Path:
     return root / path
 
 
-def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden: int, pooling: Pooling = "mean") -> None:
+def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden: int, most: int, pooling: Pooling = "mean") -> None:
     """Add to `tasks` the embed head that the modules around a transformer make, with its tensors to `made`, and set how classes are scored.
 
     tasks    {name: head} of the transformer itself
     hidden   columns of its states
+    most     the most tokens of a text
     pooling  of a transformer without heads and without modules
     """
+    if "HF_ColBERT" in (s.data.get("architectures") or ()):
+        tasks["embed_tokens"] = stanford_head(s, made, most)
+        return
     modules = read_modules(s.root)
     around = read_options(s.root / AROUND) if modules else {}
-    kind = around.get("model_type", "SentenceTransformer")
+    kind = around.get("model_type", "ColBERT" if any(m.kind.startswith("pylate.") for m in modules) else "SentenceTransformer")
     if not isinstance(kind, str) or kind not in TRANSFORMERS:
         raise _refuse(s.root / AROUND, "model_type", kind, " and ".join(TRANSFORMERS))
     if modules:
-        _check_transformer(s, modules, *TRANSFORMERS[kind])
+        _check_transformer(s, modules, kind in LATE, *TRANSFORMERS[kind])
     if modules and kind == "SentenceTransformer":
         tasks["embed"] = _embed(s, made, modules[1:], around, hidden)
+    elif modules and kind == "SparseEncoder":
+        tasks["embed_sparse"] = sparse_head(s, [(m.kind, m.folder) for m in modules], around, tasks)
+    elif modules and kind in LATE:
+        tasks["embed_tokens"] = token_head(s, made, [(m.kind, m.folder) for m in modules], around, most)
     elif not tasks:
         tasks["embed"] = Embed(pooling, False)
     if kind == "CrossEncoder":
@@ -108,9 +121,12 @@ def add_tasks(s: Source, made: dict[str, Tensor], tasks: dict[str, Any], hidden:
         tasks["classify"] = _scored(s, tasks["classify"], around if kind == "CrossEncoder" else None)
 
 
-def _check_transformer(s: Source, modules: list[Module], task: str, output: str, name: str) -> None:
-    """Raise ConfigError unless a Transformer comes first and only there, and its settings leave texts and states as they are."""
-    kinds = [module.kind for module in modules]
+def _check_transformer(s: Source, modules: list[Module], late: bool, task: str, output: str, name: str) -> None:
+    """Raise ConfigError unless a Transformer comes first and only there, and its settings leave texts and states as they are.
+
+    late  the head of a late interaction model reads the lengths and the expansion of queries
+    """
+    kinds = [module.kind.replace("MLMTransformer", "Transformer") if task == "fill-mask" else module.kind for module in modules]
     if kinds[0] != "Transformer" or "Transformer" in kinds[1:]:
         raise ConfigError(f"{s.root / 'modules.json'} lists {', '.join(map(short, kinds))}, expected a Transformer first, and only one")
     paths = [s.folder / name for name in TRANSFORMER_FILES]
@@ -119,7 +135,7 @@ def _check_transformer(s: Source, modules: list[Module], task: str, output: str,
     for key, value in (("transformer_task", task), ("module_output_name", name)):
         if options.get(key) not in (None, value):
             raise _refuse(path, key, options[key], value)
-    for key in EMPTY:
+    for key in EMPTY if late else EMPTY + LENGTHS:
         if options.get(key):
             raise _refuse(path, key, options[key], "an empty one")
     for key in ("model_kwargs", "model_args", "config_kwargs", "config_args", "processor_kwargs", "tokenizer_args"):
