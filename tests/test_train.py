@@ -421,7 +421,7 @@ def test_a_teacher_that_is_no_bert(tmp_path, corpus, teacher, capsys):
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     (folder / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
     assert train.main(["distill", "--teacher", str(folder), "--text", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]) == 1
-    assert "model_type 'gpt2' is not recognised" in capsys.readouterr().err
+    assert "model_type 'gpt2'" in capsys.readouterr().err
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((teacher / name).read_bytes())
     assert train.main(["distill", "--teacher", str(folder), "--text", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]) == 1
