@@ -268,6 +268,11 @@ def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
     return states.amax(1) if kind == "max" else states.logsumexp(1)
 
 
+def kept(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """What a model with the heads of `config` keeps of another model's state: all but its heads, and the layers of an embed head."""
+    return {n: w for n, w in state.items() if not n.startswith("tasks.") or (config.tasks.embed and n.startswith("tasks.embed."))}
+
+
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
