@@ -60,14 +60,14 @@ def load(
     check_flag("copy", copy)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     with checkpoint.unchanged(folder):
-        config, stored = checkpoint.load(folder, validate=validate, copy=copy)
-        tokenizer = Tokenizer(folder / "tokenizer.json", config) if (folder / "tokenizer.json").exists() else None
+        config, stored, found = checkpoint.load_all(folder, validate=validate, copy=copy)
+        tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
             replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
-    return Model(config, replicas, tokenizer, str(folder), nbytes)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
 
 
 class Model:
@@ -87,14 +87,16 @@ class Model:
     fastinfer.tokenizer.TruncationWarning per call, which names the line of the call.
     """
 
-    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
+    def __init__(
+        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
+    ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
         self.device = ", ".join(ops.device for ops, _ in replicas)
         self._name = name
-        self._runner = Runner(config, replicas, tokenizer, name)
+        self._runner = Runner(config, replicas, tokenizer, name, lacks)
 
     def __repr__(self) -> str:
         c = self.config

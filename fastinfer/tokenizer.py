@@ -1,7 +1,7 @@
 """Text to ids: single texts and pairs, one truncation policy, character offsets.
 
 The tokenizer.json of a checkpoint decides how text is cut into tokens. Its padding and truncation are
-switched off, since batches are packed and the model sets the limit.
+switched off, since batches are packed and the model sets the limit. Only the side on which texts are cut is taken from it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
+from .cutting import kept, settled, sides
 from .errors import CheckpointError, InputError
-from .tokenizer_file import is_free, open_tokenizer
+from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
 
@@ -187,21 +188,25 @@ def as_text(text: Any, name: str) -> str | tuple[str, str]:
 class Tokenizer:
     """A checkpoint's tokenizer.json, with the model's limit of tokens per text.
 
-    raw  the tokenizers.Tokenizer inside; its errors are CheckpointErrors (tokenizer_file.py)
+    source  the file, or its content
+    raw     the tokenizers.Tokenizer inside; its errors are CheckpointErrors (tokenizer_file.py)
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.raw = open_tokenizer(path, config.vocabulary)
+    def __init__(self, source: Path | TokenizerFile, config: Config) -> None:
+        file = read_tokenizer(source, config.vocabulary) if isinstance(source, Path) else source
+        self.raw = open_tokenizer(file, config.vocabulary)
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(
-                f"{path} has {size} tokens, but the model's vocabulary is {config.vocabulary}: it belongs to another model"
+                f"{file.path} has {size} tokens, but the model's vocabulary is {config.vocabulary}: it belongs to another model"
             )
         self._config = config
+        self._left = file.keeps_end
         for count in (1, 2):
             if self.raw.num_special_tokens_to_add(count == 2) >= config.max_tokens:
                 raise CheckpointError(
-                    f"{path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, but max_tokens is {config.max_tokens}"
+                    f"{file.path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, "
+                    f"but max_tokens is {config.max_tokens}"
                 )
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
@@ -214,7 +219,7 @@ class Tokenizer:
         """
         encodings: list[Any] = []
         said: list[TruncationWarning] = []
-        for portion in self.portions(texts):
+        for portion in self.portions(texts, whole=self._left):
             encodings += self._encode(portion, words, said)
         if cuts is None:
             warn_of(said)
@@ -225,18 +230,18 @@ class Tokenizer:
     def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning]) -> Iterator[PackedBatch]:
         """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist."""
         done = 0
-        for portion in self.portions(texts):
+        for portion in self.portions(texts, whole=self._left):
             yield self.batch(self._encode(portion, False, cuts), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
-        """The texts in lists, each small enough for one call of the library. whole: long texts will not be cut."""
+        """The texts in lists, each small enough for one call of the library. whole: all of a long text is tokenised."""
         most = sys.maxsize if whole else CHARACTERS_PER_TOKEN * self._config.max_tokens
         portion: list[Any] = []
         characters = 0
         for text in texts:
             portion.append(text)
-            characters += sum(min(len(side), most) for side in _sides(text))
+            characters += sum(min(len(side), most) for side in sides(text))
             if len(portion) == CALL_TEXTS or characters >= CALL_CHARACTERS:
                 yield portion
                 portion, characters = [], 0
@@ -246,26 +251,27 @@ class Tokenizer:
     def wholes(self, texts: Sequence[Any]) -> list[Tokens]:
         """All tokens of each text of a portion. A question of over max_tokens tokens may be cut, as no context fits beside it."""
         texts = [text if isinstance(text, str) else (self._question(text[0]), text[1]) for text in texts]
-        long = [len(_sides(text)[-1]) > CALL_CHARACTERS for text in texts]
+        long = [len(sides(text)[-1]) > CALL_CHARACTERS for text in texts]
         encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
-        return [self._whole(_sides(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
+        return [self._whole(sides(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
 
     def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning]) -> list[Any]:
         """encode() of one portion."""
         limit, size = self._config.max_tokens, CHARACTERS_PER_TOKEN * self._config.max_tokens
-        begun = texts if words else [self._beginning(text, size) for text in texts]
+        begun = texts if words or self._left else [self._beginning(text, size) for text in texts]
         encodings = self._call(begun, words)
         longest, cut = 0, []
         for i, text in enumerate(texts):
             size, part = CHARACTERS_PER_TOKEN * limit, begun[i]
-            while part is not text and not _settled(encodings[i], part, text, limit):
+            while part is not text and not settled(encodings[i], part, text, limit):
                 size *= 4
                 part = self._beginning(text, size)
                 encodings[i] = self._call([part])[0]
             if len(encodings[i]) > limit:
                 cut.append(i)
                 longest = max(longest, len(encodings[i]))
-                encodings[i] = _cut(Tokens.of(encodings[i]), limit)
+                tokens = Tokens.of(encodings[i])
+                encodings[i] = tokens.take(kept(tokens, limit, self._left))
         cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
         return encodings
 
@@ -280,8 +286,8 @@ class Tokenizer:
     def _beginning(self, text: Any, size: int) -> Any:
         """A text up to its first boundary after `size` characters, or the text itself; a pair with both sides treated so."""
         if not isinstance(text, str):
-            sides = tuple(self._beginning(side, size) for side in text)
-            return text if all(map(operator.is_, sides, text)) else sides
+            begun = tuple(self._beginning(side, size) for side in text)
+            return text if all(map(operator.is_, begun, text)) else begun
         found = self._boundary.search(text, size) if len(text) > size and self._boundary else None
         return text[: found.start()] if found else text
 
@@ -289,9 +295,9 @@ class Tokenizer:
     def _boundary(self) -> re.Pattern[str] | None:
         return boundaries(self.raw)
 
-    def _whole(self, sides: tuple[str, ...]) -> Tokens:
+    def _whole(self, text: tuple[str, ...]) -> Tokens:
         """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries."""
-        *first, long = sides
+        *first, long = text
         parts: list[Tokens] = []
         before = after = Tokens([], [], [], [], [])
         at = words = 0
@@ -312,7 +318,7 @@ class Tokenizer:
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
         """The library's encodings of texts, made with its threads if they can start. Raises MemoryError."""
         # The library aborts when it gets no memory, so test for it first: up to 800 bytes a character were measured.
-        characters = sum(len(side) for text in texts for side in _sides(text))
+        characters = sum(len(side) for text in texts for side in sides(text))
         if characters > ASK_CHARACTERS and not is_free(min(characters << 10, MOST_ASKED)):
             raise MemoryError(f"{min(characters << 10, MOST_ASKED) >> 20} MB to tokenise {characters} characters cannot be had")
         # A fork lacks the threads that the library may have started before. It notices that, unless the environment tells it to use
@@ -335,7 +341,7 @@ class Tokenizer:
     _threads: bool | None = None  # whether the library's threads could start in this process; None: not tried yet
 
     def _one_by_one(self, texts: list[Any], words: bool) -> list[Any]:
-        return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*_sides(text)) for text in texts]
+        return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*sides(text)) for text in texts]
 
     def batch(self, encodings: Sequence[Any], first: int = 0) -> PackedBatch:
         """Pack encodings. A text without tokens becomes one token: the model's cls, else sep, else pad; InputError if it has none.
@@ -395,51 +401,6 @@ class Tokenizer:
         for start in range(0, len(inside) - shared, room - shared):
             rows = [*before, *inside[start : start + room], *after]
             yield Window(i, rows, whole.take(rows))
-
-
-def _cut(tokens: Tokens, limit: int) -> Tokens:
-    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as _shares() says."""
-    first, second = _counts(tokens)
-    left = _shares(first, second, limit - tokens.sequence_ids.count(None))
-    rows = []
-    for row, side in enumerate(tokens.sequence_ids):
-        if side is not None:
-            left[side] -= 1
-            if left[side] < 0:
-                continue
-        rows.append(row)
-    return tokens.take(rows)
-
-
-def _shares(first: int, second: int, room: int) -> list[int]:
-    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long."""
-    if first <= second:
-        first = min(first, room // 2)
-        return [first, room - first]
-    second = min(second, room // 2)
-    return [room - second, second]
-
-
-def _counts(tokens: Any) -> list[int]:
-    """Tokens of the first and of the second text of a pair, without the special ones."""
-    sides = tokens.sequence_ids
-    return [sides.count(0), sides.count(1)]
-
-
-def _settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
-    """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
-    room = limit - encoding.sequence_ids.count(None)
-    least = _counts(encoding)
-    most = [sys.maxsize if begun is not side else count for begun, side, count in zip(_sides(part), _sides(text), least, strict=False)]
-    if len(most) == 1:
-        return bool(least[0] > room)
-    # The first text's share grows with its own length and shrinks with that of the second.
-    shares = _shares(most[0], least[1], room)
-    return sum(least) > room and shares == _shares(least[0], most[1], room) and all(map(operator.ge, least, shares))
-
-
-def _sides(text: Any) -> tuple[str, ...]:
-    return (text,) if isinstance(text, str) else tuple(text)
 
 
 def _kind(value: Any) -> str:

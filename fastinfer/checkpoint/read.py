@@ -19,7 +19,7 @@ from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 __all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # name endings that unchanged() watches
+FILES = (".json", ".txt", ".model", ".safetensors", ".bin")  # name endings that unchanged() watches
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 

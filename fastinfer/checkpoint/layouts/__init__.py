@@ -15,10 +15,11 @@ from ...errors import CheckpointError, ConfigError, short
 from ..tensor import Tensor
 from .crammed import crammed
 from .huggingface import bert, distilbert, roberta
-from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
+from .settings import SPECIAL_TOKENS
 from .source import Source
+from .tokenizer import Found, find_tokenizer
 
-__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "read_options", "read_vocabulary", "special_tokens", "translate"]
+__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "Found", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -38,8 +39,8 @@ READERS = {
 }
 
 
-def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """(Config, {name in this format: Tensor}) of a foreign checkpoint.
+def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor], Found]:
+    """(Config, {name in this format: Tensor}, tokenizer) of a foreign checkpoint.
 
     data    the object in its config.json
     stored  its tensors by their own names
@@ -53,8 +54,9 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
-    source = Source(data, stored, folder)
+    source = Source({**data, "model_type": kind}, stored, folder)
     try:
-        return reader(source)
+        config, made = reader(source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
+    return config, made, source.tokenizer or find_tokenizer(folder, source.data, config.vocabulary)

@@ -8,6 +8,7 @@ from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Norm, 
 from ..tensor import Tensor
 from .settings import sentence_transformers
 from .source import Source, classify, linear, norm, refuse, special_ids, stack, stored_dtypes, tag, tied
+from .tokenizer import token_limit
 
 __all__ = ["bert", "distilbert", "roberta"]
 
@@ -154,7 +155,7 @@ def _finish(
 ) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder."""
     positions = len(made["embedding.position"].data)
-    pooling, normalize, limit = sentence_transformers(s.folder)
+    pooling, normalize = sentence_transformers(s.folder)
     if pooling or not tasks:
         tasks["embed"] = Embed(pooling or "mean", normalize)
     return (
@@ -166,7 +167,7 @@ def _finish(
             norm=Norm("post", eps),
             positions=Positions("learned", positions),
             ffn=(Dense(width),) * layers,
-            max_tokens=min(limit or positions, positions),
+            max_tokens=token_limit(s.folder, positions),
             tasks=Tasks(**tasks),
             token_types=token_types,
             ids=special_ids(s, len(made["embedding.word"].data)),

@@ -1,4 +1,4 @@
-"""Readers of the settings files in a foreign checkpoint: sentence-transformers modules, special tokens, vocabulary, options."""
+"""Readers of the settings files in a foreign checkpoint: sentence-transformers modules, options."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Pooling
-from ...errors import CheckpointError, ConfigError, listed, short
-from ...files import read_file
-from ...strict_json import MAX_JSON_BYTES, read_json, vocabulary_bytes
+from ...errors import ConfigError, listed, short
+from ...strict_json import MAX_JSON_BYTES, read_json
 
-__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "sentence_transformers", "special_tokens"]
+__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "sentence_transformers"]
 
 SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
-# (file, key) of the largest number of tokens per text in a sentence-transformers folder. The first one found counts.
-TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 
 
-def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | None]:
-    """(pooling, normalize, most tokens per text) of a sentence-transformers folder; (None, False, None) for other folders."""
+def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool]:
+    """(pooling, normalize) of a sentence-transformers folder; (None, False) for other folders."""
     if not (folder / "modules.json").exists():
-        return None, False, None
+        return None, False
     pooling: Pooling | None = None
     normalize = False
     for module in read_object(folder / "modules.json", list):
@@ -33,8 +30,7 @@ def sentence_transformers(folder: Path) -> tuple[Pooling | None, bool, int | Non
             raise ConfigError(
                 f"{folder / 'modules.json'}: module {short(module.get('type'))} is not supported, only Transformer, Pooling and Normalize"
             )
-    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
-    return pooling, normalize, next((limit for limit in limits if limit is not None), None)
+    return pooling, normalize
 
 
 def _inside(folder: Path, path: Any) -> Path:
@@ -56,26 +52,6 @@ def _pooling(path: Path) -> Pooling:
     if len(chosen) != 1 or chosen[0] not in ways:
         raise ConfigError(f"{path}: pooling {listed(map(short, chosen), ' + ') or 'none'} is not supported, only one of mean, cls and max")
     return ways[chosen[0]]
-
-
-def special_tokens(folder: Path) -> dict[str, list[str]]:
-    """{"pad", "mask", "cls" or "sep": the token's possible names}, the name in the tokenizer's settings before the usual ones."""
-    named = read_options(folder / "tokenizer_config.json") | read_options(folder / "special_tokens_map.json")
-    found = {}
-    for key, habits in SPECIAL_TOKENS.items():
-        name = named.get(f"{key}_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        found[key] = [n for n in (name, *habits) if isinstance(n, str)]
-    return found
-
-
-def read_vocabulary(path: Path, most: int) -> list[str]:
-    """The tokens of a vocab.txt, one per line. most: the model's vocabulary size, which bounds the file. Raises CheckpointError."""
-    try:
-        text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def read_options(path: Path) -> dict[str, Any]:
