@@ -29,6 +29,9 @@ class Matrix:
     @property
     def outputs(self) -> int: ...
 
+class Relative:
+    def __init__(self, keys: Matrix, queries: Matrix, rows: NDArray[np.int32], width: int) -> None: ...
+
 class Kernels:
     def __init__(self, name: str) -> None: ...
     @property
@@ -51,6 +54,7 @@ class Kernels:
         matrix: Matrix,
         bias: NDArray[np.float32] | None,
         activation: str | None,
+        gate: NDArray[np.float32] | None,
         residual: NDArray[np.float32] | None,
         out: NDArray[Any],
         threads: int,
@@ -72,7 +76,7 @@ class Kernels:
         words: NDArray[Any],
         stored: str,
         scale: NDArray[np.float32] | None,
-        position_rows: NDArray[np.float32],
+        position_rows: NDArray[np.float32] | None,
         type_rows: NDArray[np.float32] | None,
         weight: NDArray[np.float32] | None,
         bias: NDArray[np.float32] | None,
@@ -80,8 +84,19 @@ class Kernels:
         out: NDArray[np.float32],
         threads: int,
     ) -> None: ...
+    def rotate(self, qkv: NDArray[Any], cu_seqlens: NDArray[np.int32], heads: int, table: NDArray[np.float32], threads: int) -> None: ...
     def attention(
-        self, qkv: NDArray[Any], cu_seqlens: NDArray[np.int32], heads: int, out: NDArray[np.float32], dtype: str, threads: int
+        self,
+        qkv: NDArray[Any],
+        cu_seqlens: NDArray[np.int32],
+        heads: int,
+        window: int | None,
+        distances: NDArray[np.float32] | None,
+        relative: Relative | None,
+        keys: NDArray[np.int32] | None,
+        out: NDArray[np.float32],
+        dtype: str,
+        threads: int,
     ) -> None: ...
     def array(self, function: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
     def probe_fma(self, rounds: int, threads: int) -> float: ...

@@ -13,10 +13,12 @@ import numpy as np
 from . import backends, checkpoint, heads
 from .batch import PackedBatch
 from .catalog import folder_of
-from .config import FFF, Config
-from .errors import InputError, TaskError, about, check_flag, check_int, listed, printable, short
-from .run import Head, Options, Replica, Runner, positive
-from .tokenizer import Tokenizer, TruncationWarning, Window, as_singles, as_text, as_texts, each_text, warn_of
+from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
+from .inside import Inside
+from .retrieval import EmbedSparse
+from .run import Options, Replica, positive
+from .sparse_embedder import SparseEmbedder
+from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, each_text, warn_of
 
 __all__ = ["Model", "load"]
 
@@ -70,7 +72,7 @@ def load(
     return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
 
 
-class Model:
+class Model(Inside):
     """A loaded model, made by load(). Several threads may use it at once.
 
     config     the architecture (fastinfer.config.Config)
@@ -86,25 +88,6 @@ class Model:
     The other methods cut texts over config.max_tokens tokens. They then give one
     fastinfer.tokenizer.TruncationWarning per call, which names the line of the call.
     """
-
-    def __init__(
-        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
-    ) -> None:
-        self.config = config
-        self.tasks = config.tasks.names
-        self.tokenizer = tokenizer
-        self.nbytes = nbytes
-        self.device = ", ".join(ops.device for ops, _ in replicas)
-        self._name = name
-        self._runner = Runner(config, replicas, tokenizer, name, lacks)
-
-    def __repr__(self) -> str:
-        c = self.config
-        feedforwards = listed(dict.fromkeys(c.ffn), " | ")
-        return printable(
-            f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
-            f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
-        )
 
     # --- tasks ---
 
@@ -156,13 +139,68 @@ class Model:
             out[which] = heads.embed.normalized(vectors) if normalize else vectors
         return out
 
+    def embed_sparse(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> Any:
+        """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
+
+        Any model with a fill_mask head has them. Pooling and activation are those of its embed_sparse head, else the largest
+        log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
+        """
+        return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+
+    def _sparse_embedder(self) -> SparseEmbedder:
+        return SparseEmbedder(self.config.tasks.embed_sparse or EmbedSparse(), self._head("fill_mask"), self._runner)
+
     def classify(
-        self, texts: Any, *, top_k: int | None = None, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+        self,
+        texts: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        template: str = "This example is {}.",
+        multi_label: bool = False,
+        top_k: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: bool = False,
     ) -> list[Any]:
-        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text."""
-        head = self._head("classify")
-        logits = self._text_logits(texts, "classify", Options(batch_tokens, threads, progress))
-        return heads.classify.decode(logits, head, positive("top_k", top_k))
+        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text.
+
+        labels       names of your own for a model of natural language inference (zero-shot): a label's score says how well the text
+                     entails the template with the label in it. Texts are then single, not pairs; a long text is cut, the template is not
+        template     a sentence with {} where the label goes
+        multi_label  several labels may be right: each gets its own probability; False: the scores of a text add up to 1
+
+        Raises TaskError where labels are given and no class of the model begins with "entail".
+        """
+        head, options = self._head("classify"), Options(batch_tokens, threads, progress)
+        top_k = positive("top_k", top_k)
+        if labels is None:
+            return heads.classify.decode(self._text_logits(texts, "classify", options), head, top_k)
+        check_flag("multi_label", multi_label)
+        names = as_singles([] if isinstance(labels, str) else labels, "labels")
+        if not names or "" in names:
+            raise InputError(f"labels is {short(labels)}, expected a list of names such as ['politics', 'sports']")
+        if not isinstance(template, str) or "{}" not in template:
+            raise InputError(f"template is {short(template)}, expected a sentence with {{}} in it, such as 'This example is {{}}.'")
+        hypotheses = [template.replace("{}", name) for name in names]
+        return heads.classify.zero_shot(self._entailment_logits(as_singles(texts), hypotheses, options), names, multi_label, top_k)
+
+    def _entailment_logits(self, texts: list[str], hypotheses: list[str], options: Options) -> np.ndarray:
+        """The logits (B, hypotheses, 2) of contradiction and entailment of each text and each hypothesis."""
+        found = heads.classify.entailment(self._head("classify").labels)
+        if found is None:
+            known = listed(map(short, self._head("classify").labels))
+            raise TaskError(f"{self._name} cannot score labels of yours: none of its classes is entailment, they are {known}")
+        tokenizer = self._runner.tokenizer("classify")
+        cuts: list[list[TruncationWarning]] = [[] for _ in hypotheses]
+        pairs = (tokenizer.packed([(text, h) for text in texts], cut, only_first=True) for h, cut in zip(hypotheses, cuts, strict=True))
+        out = np.empty((len(hypotheses) * len(texts), 2), np.float32)
+        windows = self._runner.joined(itertools.chain.from_iterable(pairs))
+        for which, _, logits in self._runner.run(windows, len(out), self._forward("classify"), options):
+            out[which] = logits[:, found]
+        # The longest hypothesis cuts every text that another one cuts.
+        warn_of(max(cuts, key=lambda cut: sum(warning.cut for warning in cut)))
+        by_text: np.ndarray = out.reshape(len(hypotheses), len(texts), 2).swapaxes(0, 1)
+        return by_text
 
     def fill_mask(
         self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
@@ -210,7 +248,8 @@ class Model:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         strategy  how a word gets its tag: "first", from its first token; "average", from the mean of its tokens' probabilities; "max",
-                  from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words
+                  from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words.
+                  "none" does so, too, and merges nothing: each token has a span with its whole label, such as "B-PER"
 
         The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
         not pairs.
@@ -297,7 +336,8 @@ class Model:
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
 
-        A model with an embed head is used as an embedder; otherwise a classify head with a single label scores (query, document).
+        A model with an embed head is used as an embedder. Otherwise an embed_sparse head compares sparse vectors, by the dot product
+        or as the checkpoint says, or a classify head with a single label scores (query, document).
 
         documents  a batch of str; a tuple of str is a batch, too
         """
@@ -309,142 +349,14 @@ class Model:
         if self.config.tasks.embed:
             vectors = self.embed([query, *documents], normalize=True, **options)
             scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # the order of BLAS's sums would depend on the number of rows
+        elif self.config.tasks.embed_sparse:
+            scores = self._sparse_embedder().scores(query, documents, Options(**options))
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
             pairs = [(query, document) for document in documents]
             logits = self._text_logits(pairs, "classify", Options(**options))[:, 0]
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
-                f"{self._name} cannot rank: it has neither an embed head nor a classify head of one label, only {self._tasks()}"
+                f"{self._name} cannot rank: it has no embed or embed_sparse head, and no classify head of one label, only {self._tasks()}"
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
-
-    # --- states, logits and routes ---
-
-    def hidden_states(
-        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
-    ) -> list[Any]:
-        """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
-
-        layers  0 = embedding, i = after layer i, -1 = after the final norm
-        """
-        count = self.config.layers
-        if not isinstance(layers, (tuple, list)) or not layers:
-            raise InputError(f"layers is {short(layers)}, expected a tuple of integers from 0 to {count}, or -1 for the final norm")
-        given = [check_int(f"layers[{n}]", i, -1, count, because=", or -1 for the final norm") for n, i in enumerate(layers)]
-        cuts: list[TruncationWarning] = []
-        total, windows = self._runner.windows(texts_or_batch, cuts)
-        result: list[Any] = [None] * total
-        with self._runner.turn(threads) as (ops, weights, work):
-            for which, part in self._runner.parts(windows, Options(batch_tokens)):
-                taps: dict[int, Any] = {i: np.empty((len(part.ids), self.config.hidden), np.float32) for i in set(given) - {-1}}
-                with work:
-                    last = ops.bring(ops.encode(weights, part, work, taps=taps))()
-                taps[-1] = last if last.flags.owndata else last.copy()  # a view is of a buffer that the next batch reuses
-                # A layer that is asked for twice gives two arrays, so that writing into one does not change the other.
-                states = [part.split(taps[i].copy() if i in given[:n] else taps[i]) for n, i in enumerate(given)]
-                for row, b in enumerate(which):
-                    result[b] = states[0][row] if len(states) == 1 else tuple(s[row] for s in states)
-        warn_of(cuts)
-        return result
-
-    def logits(
-        self,
-        texts_or_batch: Any,
-        *,
-        task: str | None = None,
-        positions: str = "mask",
-        batch_tokens: int | None = None,
-        threads: int | None = None,
-    ) -> Any:
-        """Raw logits: classify (B, K); tag per text (tokens, K); answer per text (tokens, 2); fill_mask per text (masks, V).
-
-        task       name of the head; needed where the model has several
-        positions  for fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
-        """
-        if not isinstance(positions, str) or positions not in ("mask", "all"):
-            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
-        named = [t for t in self.tasks if t != "embed"]
-        if task is None and len(named) != 1:
-            raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
-        task = named[0] if task is None else task
-        self._head(task)
-        options = Options(batch_tokens, threads)
-        if heads.HEADS[task].LOGITS == "text":
-            return self._text_logits(texts_or_batch, task, options)
-        if heads.HEADS[task].LOGITS is None:
-            raise TaskError(f"task {task!r} gives no logits; this model has {self._tasks()}")
-        cuts: list[TruncationWarning] = []
-        total, windows = self._runner.windows(texts_or_batch, cuts)
-        if heads.HEADS[task].LOGITS == "mask":
-            mask = self._mask() if positions == "mask" else None
-            found = self._runner.per_mask(windows, total, self._forward(task), mask, options)
-            rows = [logits for _, logits in sorted(found, key=lambda text: text[0])]
-        else:
-            rows = self._runner.per_text(windows, total, self._forward(task), options)
-        warn_of(cuts)
-        return rows
-
-    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Any]]:
-        """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their float32 logits.
-
-        None stands for a dense layer.
-        """
-        cuts: list[TruncationWarning] = []
-        total, windows = self._runner.windows(texts_or_batch, cuts)
-        result: list[Any] = [None] * total
-        with self._runner.turn(threads) as (ops, weights, work):
-            shapes = [
-                (f.trees, layer.ffn.trees.depth + 1) if isinstance(f, FFF) and layer.ffn.trees is not None else None
-                for f, layer in zip(self.config.ffn, weights.layers, strict=True)
-            ]
-            for which, part in self._runner.parts(windows, Options(batch_tokens)):
-                tokens = len(part.ids)
-                routes = [s and (np.empty((tokens, *s), np.int32), np.empty((tokens, *s), np.float32)) for s in shapes]
-                with work:
-                    ops.encode(weights, part, work, routes=routes)
-                split = [r and [part.split(a) for a in r] for r in routes]
-                for row, b in enumerate(which):
-                    result[b] = [s and (s[0][row], s[1][row]) for s in split]
-        warn_of(cuts)
-        return result
-
-    def release(self) -> None:
-        """Give back the memory of finished calls (buffers and graphs on a GPU); weights stay. The next call allocates it again."""
-        for ops, _ in self._runner.replicas:
-            ops.release()
-
-    # --- heads ---
-
-    def _forward(self, task: str) -> Head:
-        """The forward function of a head, in the form that Runner.run() takes."""
-        head, forward = self._head(task), heads.HEADS[task].forward
-        return lambda ops, weights, x, part: forward(ops, x, part, head, weights)
-
-    def _text_logits(self, texts: Any, task: str, options: Options) -> np.ndarray:
-        """The logits (B, K) of a head that gives one row per text."""
-        cuts: list[TruncationWarning] = []
-        total, windows = self._runner.windows(texts, cuts)
-        out = np.empty((total, len(self._head(task).labels)), np.float32)
-        for which, _, logits in self._runner.run(windows, total, self._forward(task), options):
-            out[which] = logits
-        warn_of(cuts)
-        return out
-
-    def _window_logits(self, windows: list[Window], task: str, options: Options) -> list[np.ndarray]:
-        """Per window of a text the logits (tokens, K) of its tokens."""
-        packed = self._runner.packed([window.tokens for window in windows])
-        return self._runner.per_text([packed], len(windows), self._forward(task), options._replace(progress=False))
-
-    def _mask(self) -> int:
-        if self.config.ids.mask is None:
-            raise TaskError(f"{self._name} names no mask token (ids.mask in config.json): ask for logits with positions='all'")
-        return self.config.ids.mask
-
-    def _head(self, task: str) -> Any:
-        if not isinstance(task, str) or task not in self.tasks:
-            raise TaskError(f"{self._name} has no {task if isinstance(task, str) else short(task)} head; it has {self._tasks()}")
-        return getattr(self.config.tasks, task)
-
-    def _tasks(self) -> str:
-        return ", ".join(self.tasks) or "no heads (hidden_states works)"

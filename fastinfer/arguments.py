@@ -12,11 +12,12 @@ from .errors import printable, short
 from .files import naming
 from .heads.tag import STRATEGIES
 from .info import __version__
-from .text_io import ENDINGS, STANDARD_OUTPUT, output_ending, reads_stdin
+from .text_io import ENDINGS, STANDARD_OUTPUT, argument, output_ending, reads_stdin
 
 __all__ = ["CLASSES", "parse"]
 
 CLASSES = 5  # classes shown per text in readable output
+TEMPLATE = "This example is {}."
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
@@ -52,6 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         error("--input is empty, expected the name of a file, or - for standard input")
     if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
+    if args.command == "embed" and args.sparse and args.normalize is not None:
+        error("--normalize is for vectors, and --sparse gives weights of tokens: leave one of them out")
     if args.command == "answer" and args.question is None:
         args.takes, args.pairs = "pairs", True
     return args
@@ -62,11 +65,12 @@ def _check_output(args: argparse.Namespace, error: Callable[[str], Any]) -> None
     if args.output == "":
         error("--output is empty, expected the name of a file")
     ending = output_ending(args)
-    if ending == ".npy" and (args.json or args.command != "embed"):
+    array = args.command == "embed" and not args.sparse
+    if ending == ".npy" and (args.json or not array):
         error("--output FILE.npy is for embed without --json: other answers are no arrays")
     if ending not in ENDINGS and (os.path.isfile(args.output) or not os.path.exists(args.output)):
-        array = ".npy for an array, " if args.command == "embed" else ""
-        error(f"--output {args.output}: {ending} is not written here, expected {array}.jsonl for JSON lines, or .txt for readable text")
+        also = ".npy for an array, " if array else ""
+        error(f"--output {args.output}: {ending} is not written here, expected {also}.jsonl for JSON lines, or .txt for readable text")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
     )
+    sub.add_argument("--sparse", action="store_true", help="give a weight per token of the vocabulary (SPLADE) instead of a vector")
 
     example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
     sub = _command(commands, "rank", "order documents by how well they match a query", INPUT_HELP, example)
@@ -113,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(commands, "classify", "give texts, or pairs of texts, a label or a score", either, example, takes="either")
     _add_texts(sub, "TEXT", pairs=True)
     _add_top_k(sub, f"show the best N labels (default: {CLASSES}, or all with --json)")
+    group = sub.add_argument_group("labels of your own, for a model of natural language inference")
+    group.add_argument("--labels", type=_names, metavar="A,B,...", help="score these labels by how well the text entails the template")
+    group.add_argument("--template", default=TEMPLATE, metavar="TEXT", help="a sentence with {} for the label (default: %(default)s)")
+    group.add_argument("--multi-label", action="store_true", help="several labels may be right: score each by itself")
 
     example = 'fastinfer fill-mask -m MODEL "Paris is the [MASK] of France."'
     sub = _command(commands, "fill-mask", "guess the words that a mask token hides", either, example, takes="either")
@@ -183,6 +192,13 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     from .bench import command
 
     command.add_arguments(parser)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in argument(text).split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{short(text)} names no labels, expected some, such as politics,sports")
+    return names
 
 
 def _at_least(low: int) -> Callable[[str], int]:

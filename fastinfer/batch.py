@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +21,22 @@ class PackedBatch:
     ids          (T,) int32
     cu_seqlens   (B + 1,) int32, rising from 0 to T: text b is ids[cu_seqlens[b]:cu_seqlens[b+1]]
     token_types  (T,) int32, or None (all 0)
+    keys         (B,) int32: attention sees only so many tokens at the beginning of each text; None: it sees all. The further
+                 tokens see these, too, but not each other or themselves: so ColBERT makes vectors of mask tokens behind a query
     """
 
     ids: np.ndarray
     cu_seqlens: np.ndarray
     token_types: np.ndarray | None = None
+    keys: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_array("ids", self.ids, ("T",), np.int32)
         check_array("cu_seqlens", self.cu_seqlens, ("B + 1",), np.int32)
         if self.token_types is not None:
             check_array("token_types", self.token_types, self.ids.shape, np.int32, because="token_types has one entry per id")
+        if self.keys is not None:
+            check_array("keys", self.keys, (len(self.cu_seqlens) - 1,), np.int32, because="keys has one entry per text")
         self.check_lengths()
 
     def check_lengths(self) -> None:
@@ -38,6 +44,9 @@ class PackedBatch:
         ids, cu = self.ids, self.cu_seqlens
         if ids.ndim != 1 or cu.ndim != 1 or not len(cu) or cu[0] != 0 or cu[-1] != len(ids) or (cu[1:] <= cu[:-1]).any():
             raise ShapeError(f"cu_seqlens does not rise from 0 to the {ids.size} ids given: build a batch with PackedBatch.from_ids")
+        if self.keys is not None and ((self.keys < 1) | (self.keys > self.lengths)).any():
+            b = int(np.argmax((self.keys < 1) | (self.keys > self.lengths)))
+            raise InputError(f"keys[{b}] is {self.keys[b]}, expected 1 to {self.lengths[b]}, the tokens of text {b}")
 
     @classmethod
     def from_ids(cls, ids: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> PackedBatch:
@@ -69,13 +78,14 @@ class PackedBatch:
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
-        """One batch of the texts of several, which all have token types or all have none. A single batch is returned itself."""
+        """One batch of the texts of several, which all have token types and keys or all have none. A single batch is returned itself."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
         ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
-        types = [part.token_types for part in parts if part.token_types is not None]
-        return cls.from_flat(ids, lengths, np.concatenate(types) if types else None)
+        types, keys = ([array for part in parts if (array := getattr(part, name)) is not None] for name in ("token_types", "keys"))
+        joined = cls.from_flat(ids, lengths, np.concatenate(types) if types else None)
+        return dataclasses.replace(joined, keys=np.concatenate(keys)) if keys else joined
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
@@ -108,7 +118,8 @@ class PackedBatch:
         lengths = self.lengths[texts]
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         take = np.arange(cu_seqlens[-1]) + np.repeat(self.cu_seqlens[texts] - cu_seqlens[:-1], lengths)
-        return PackedBatch(self.ids[take], cu_seqlens, None if self.token_types is None else self.token_types[take])
+        types, keys = None if self.token_types is None else self.token_types[take], None if self.keys is None else self.keys[texts]
+        return PackedBatch(self.ids[take], cu_seqlens, types, keys)
 
 
 def cut(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import signal
 import sys
 import threading
@@ -36,6 +37,8 @@ from .text_io import (
     windows,
 )
 from .tokenizer import TruncationWarning, as_text
+
+TOKENS = 8  # tokens shown per text of embed --sparse in readable output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +111,27 @@ def _ended_in_order() -> Iterator[None]:
 # --- commands --------------------------------------------------------------------------------------
 
 
+def _embed_sparse(args: argparse.Namespace) -> None:
+    def compute(model: api.Model, texts: list[Any]) -> list[dict[str, float]]:
+        found = model.embed_sparse(texts, **_batching(args))
+        name = model.tokenizer.raw.id_to_token if model.tokenizer is not None else str
+        rows = [(row.indices.tolist(), row.data.tolist()) for row in (found[[i]] for i in range(len(texts)))]
+        return [{name(id_) or str(id_): w for w, id_ in sorted(zip(ws, ids, strict=True), key=lambda pair: -pair[0])} for ids, ws in rows]
+
+    def record(text: Any, weights: dict[str, float]) -> dict[str, Any]:
+        return {**text_record(text), "weights": weights}
+
+    def readable(text: Any, weights: dict[str, float]) -> str:
+        best = [(f"{weight:.4f}", token) for token, weight in itertools.islice(weights.items(), TOKENS)]
+        return listing(f"{len(weights)} tokens: {shown(text)}", best) if best else f"0 tokens: {shown(text)}"
+
+    _each(args, compute, record, readable)
+
+
 def _embed(args: argparse.Namespace) -> None:
+    if args.sparse:
+        return _embed_sparse(args)
+
     def compute(model: api.Model, texts: list[Any]) -> np.ndarray:
         return model.embed(texts, normalize=args.normalize, **_batching(args))
 
@@ -132,7 +155,8 @@ def _classify(args: argparse.Namespace) -> None:
     top_k = args.top_k or (None if as_json(args) else CLASSES)
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
-        return model.classify(texts, top_k=top_k, **_batching(args))
+        own = {"labels": args.labels, "template": argument(args.template), "multi_label": args.multi_label}
+        return model.classify(texts, top_k=top_k, **own, **_batching(args))
 
     def record(text: Any, answer: Any) -> dict[str, Any]:
         found = {"score": answer} if isinstance(answer, float) else {"labels": named(answer, "label", "score")}

@@ -7,15 +7,15 @@ its JSON form: nested dataclasses become nested objects, and unknown keys are re
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .activations import Activation
-from .errors import ConfigError, check_int, listed, short
+from .errors import ConfigError, listed, short
+from .retrieval import EmbedSparse, retrieval_problems
+from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
@@ -23,6 +23,7 @@ MAX_LAYERS = 1024
 # Sizes that a file may name are bounded before anything is computed from them.
 MAX_POSITIONS = 1 << 16
 MAX_SIZE = 1 << 24
+MAX_THETA = 1e9
 MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
@@ -36,18 +37,67 @@ def tree_nodes(depth: int) -> int:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm before each block ("pre") or after its residual ("post")."""
+    """LayerNorm before each block ("pre") or after its residual ("post").
+
+    first  whether layer 0 has a norm before its attention, in order "pre"
+    """
 
     order: Literal["pre", "post"]
     eps: float
+    first: bool = field(default=True, metadata=LATER)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """A learned table, or sines in even and cosines in odd columns times one learned scale."""
+    """What is added to the embedding of a token at each position, and the most positions of a text.
 
-    kind: Literal["learned", "scaled-sinusoidal"]
+    kind  a learned table; sines in even and cosines in odd columns times one learned scale; or nothing
+    """
+
+    kind: Literal["learned", "scaled-sinusoidal", "none"]
     max: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the attention of one layer does with positions.
+
+    theta   the base of rotary positions, by which q and k are turned (positions.rotary_table); None: they are not
+    scale   rotary frequencies are multiplied by it
+    window  a token attends to tokens that are at most so far away; None: to all
+    """
+
+    theta: float | None = None
+    scale: float = 1.0
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A learned value per head and bucket of distances is added to scores. All layers share it (T5, MPNet: positions.bucket_of)."""
+
+    buckets: int = 32
+    reach: int = 128
+    kind: Literal["buckets"] = "buckets"
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A slope per head times the distance is subtracted from scores (positions.alibi_slopes)."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """Scores gain q_i . keys[d] + k_j . queries[d], where d is the bucket of i - j (DeBERTa: positions.log_bucket).
+
+    A layer has 2 * buckets rows of keys and of queries.
+    """
+
+    buckets: int = 256
+    reach: int = 512
+    kind: Literal["disentangled"] = "disentangled"
 
 
 @dataclass(frozen=True)
@@ -81,6 +131,29 @@ class Dense:
 
     def __str__(self) -> str:
         return f"dense {self.width}"
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A dense feedforward of `width` neurons, each of which is multiplied by a linear function of the input (Shazeer, arXiv 2002.05202)."""
+
+    width: int
+    bias_in: bool = False
+    bias_out: bool = False
+    kind: Literal["gated"] = "gated"
+
+    @property
+    def used(self) -> int:
+        """Neurons that one token uses."""
+        return self.width
+
+    @property
+    def total(self) -> int:
+        """Neurons stored."""
+        return self.width
+
+    def __str__(self) -> str:
+        return f"gated {self.width}"
 
 
 @dataclass(frozen=True)
@@ -129,19 +202,21 @@ class Embed:
 
 @dataclass(frozen=True)
 class FillMask:
-    """Masked-token prediction: dense + GELU + norm if `transform`, then a decoder over the vocabulary."""
+    """Masked-token prediction: dense + activation + norm if `transform`, then a decoder over the vocabulary."""
 
     transform: bool
     tied: bool = True
     bias: bool = True
+    activation: Activation = field(default="gelu", metadata=LATER)
 
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """A linear layer with bias and an activation, before a head's last linear layer."""
+    """A linear layer with bias and an activation, before a head's last linear layer. norm: a LayerNorm follows."""
 
     width: int
     activation: Activation
+    norm: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -156,26 +231,34 @@ class Classify:
 
 @dataclass(frozen=True)
 class Tag:
-    """A label per token. Scheme "bio": labels O, B-x, I-x; "io": O and plain names."""
+    """A label per token; O stands for none.
+
+    scheme  "bio": B-x begins a span and I-x continues one, both with the tag x. Any other label continues a span of the same label;
+            a span that it begins is named by what follows its first dash, as in transformers' pipeline. "io": labels are names
+    """
 
     labels: tuple[str, ...]
     scheme: Literal["bio", "io"] = "bio"
+    layers: tuple[HeadLayer, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)
 class Answer:
     """Extractive question answering: a start and an end logit per token."""
 
+    layers: tuple[HeadLayer, ...] = field(default=(), metadata=LATER)
+
 
 @dataclass(frozen=True)
 class Tasks:
     """The heads of a checkpoint; None for a head that it lacks."""
 
-    embed: Embed | None = None
-    fill_mask: FillMask | None = None
-    classify: Classify | None = None
-    tag: Tag | None = None
-    answer: Answer | None = None
+    embed: Embed | None = field(default=None, metadata=LATER)
+    fill_mask: FillMask | None = field(default=None, metadata=LATER)
+    classify: Classify | None = field(default=None, metadata=LATER)
+    tag: Tag | None = field(default=None, metadata=LATER)
+    answer: Answer | None = field(default=None, metadata=LATER)
+    embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,7 +276,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Config:
-    """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` has one entry per layer.
+    """A model's architecture. Sizes: hidden D, heads H, vocabulary V; `ffn` and `attention` have one entry per layer.
+
+    embedding_width  E, the columns of the embeddings, which a linear map widens to D; None: D, without a map
+    distances        what attention adds to the scores of each pair of tokens in all layers
+    activation       of the neurons of dense and gated feedforwards; trees use the exact GELU
 
     It is checked when made: ConfigError names the key, the value found and the value expected.
     """
@@ -204,7 +291,7 @@ class Config:
     vocabulary: int
     norm: Norm
     positions: Positions
-    ffn: tuple[Dense | FFF, ...]
+    ffn: tuple[Dense | Gated | FFF, ...]
     max_tokens: int
     tasks: Tasks
     embedding_norm: bool = True
@@ -212,22 +299,30 @@ class Config:
     token_types: int = 0
     ids: Ids = field(default_factory=Ids)
     attention_bias: bool = True
-    activation: Literal["gelu"] = "gelu"
+    activation: Activation = "gelu"
     stored: Stored = field(default_factory=Stored)
     format_version: int = FORMAT_VERSION
+    attention: tuple[Attention, ...] = field(default=(), metadata=LATER)  # empty: all layers have the default
+    distances: Buckets | Alibi | Disentangled | None = field(default=None, metadata=LATER)
+    embedding_width: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(Config).items():
-            object.__setattr__(self, name, _read(kind, getattr(self, name), name))
+        for name, kind in hints(Config).items():
+            object.__setattr__(self, name, read(kind, getattr(self, name), name))
+        if not self.attention:
+            object.__setattr__(self, "attention", (Attention(),) * min(self.layers, MAX_LAYERS))
         problems = list(_problems(self))
         if problems:
             raise ConfigError(listed(problems, "\n  "))
 
     def to_json(self) -> str:
-        """The text of config.json; a feedforward that all layers share is written once."""
-        data = _plain(self)
-        if len(set(self.ffn)) == 1:
-            data["ffn"] = data["ffn"][0]
+        """The text of config.json; what all layers share is written once."""
+        data = plain(self)
+        for name in ("ffn", "attention"):
+            if len(set(getattr(self, name))) == 1:
+                data[name] = data[name][0]
+        if set(self.attention) == {Attention()}:
+            del data["attention"]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=2) + "\n"
 
     @classmethod
@@ -247,12 +342,13 @@ class Config:
                         else "the file is damaged or was edited; copy or convert the checkpoint again"
                     )
                 )
-            _check_keys(cls, data, "")
-            if isinstance(data["ffn"], dict):
-                layers = _read(int, data["layers"], "layers")
-                if not 1 <= layers <= MAX_LAYERS:
-                    raise ConfigError(f"layers is {short(layers)}, expected 1 to {MAX_LAYERS}")
-                data = {**data, "ffn": [data["ffn"]] * layers}
+            check_keys(cls, data, "")
+            for name in ("ffn", "attention"):
+                if isinstance(data.get(name), dict):
+                    layers = read(int, data["layers"], "layers")
+                    if not 1 <= layers <= MAX_LAYERS:
+                        raise ConfigError(f"layers is {short(layers)}, expected 1 to {MAX_LAYERS}")
+                    data = {**data, name: [data[name]] * layers}
             return cls(**data)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -279,8 +375,37 @@ def _problems(c: Config) -> typing.Iterator[str]:
             yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
+    yield from _problems_of_attention(c)
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
+
+
+def _problems_of_attention(c: Config) -> typing.Iterator[str]:
+    if len(c.attention) != c.layers:
+        yield f"attention lists {len(c.attention)} layers, expected one for all, or layers={short(c.layers)}"
+    first = {layer: i for i, layer in reversed(list(enumerate(c.attention)))}
+    for layer, i in first.items():
+        at = f"attention[{i}]."
+        if layer.theta is not None and not 1 < layer.theta <= MAX_THETA:
+            yield f"{at}theta is {layer.theta}, expected more than 1, up to {MAX_THETA:g}"
+        if layer.theta is not None and c.heads > 0 and c.hidden // c.heads % 2:
+            yield f"{at}theta turns pairs of columns, but a head has hidden/heads = {c.hidden // c.heads}, expected an even number"
+        if not 0 < layer.scale <= 1:
+            yield f"{at}scale is {layer.scale}, expected more than 0, up to 1"
+        if layer.window is not None:
+            yield from _sizes(MAX_POSITIONS, **{at + "window": layer.window})
+    if isinstance(c.distances, (Buckets, Disentangled)):
+        low, high = (4, 512) if isinstance(c.distances, Buckets) else (2, 4096)
+        if not low <= c.distances.buckets <= high or c.distances.buckets % low:
+            yield f"distances.buckets is {short(c.distances.buckets)}, expected a multiple of {low} up to {high}"
+        elif not c.distances.buckets < c.distances.reach <= MAX_POSITIONS:
+            yield f"distances.reach is {short(c.distances.reach)}, expected more than buckets={c.distances.buckets}, up to {MAX_POSITIONS}"
+    if c.activation == "tanh":
+        yield "activation is 'tanh', which feedforwards do not have"
+    if c.embedding_width is not None:
+        yield from _sizes(embedding_width=c.embedding_width)
+        if c.tasks.fill_mask and not c.tasks.fill_mask.transform:
+            yield "tasks.fill_mask.transform is false, but only a transform gives embedding_width columns to the decoder"
 
 
 def _sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
@@ -294,7 +419,7 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
     first = {ffn: i for i, ffn in reversed(list(enumerate(c.ffn)))}
     for ffn, i in first.items():
         at = f"ffn[{i}]."
-        if isinstance(ffn, Dense):
+        if isinstance(ffn, (Dense, Gated)):
             yield from _sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
         yield from _sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
@@ -317,89 +442,8 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
             yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
-    for i, layer in enumerate(tasks.classify.layers if tasks.classify else ()):
-        yield from _sizes(MAX_WIDTH, **{f"tasks.classify.layers[{i}].width": layer.width})
-    if tasks.tag and tasks.tag.scheme == "bio":
-        odd = [label for label in tasks.tag.labels if label != "O" and label[:2] not in ("B-", "I-")]
-        if odd:
-            yield f"tasks.tag.labels has {short(odd[0])}, which scheme bio does not know: labels are O, B-x and I-x"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON values: dataclasses become objects, tuples lists. A task without a head is left out."""
-    if dataclasses.is_dataclass(value):
-        items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {k: _plain(v) for k, v in items.items() if not (isinstance(value, Tasks) and v is None)}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _check_keys(kind: type, value: dict[str, Any], at: str) -> None:
-    """Raise ConfigError unless `value` has every key that the dataclass `kind` needs and no unknown key."""
-    hints, dot = _hints(kind), at + "." if at else ""
-    unknown = [short(k) for k in value if k not in hints]
-    if unknown:
-        raise ConfigError(f"unknown key {listed(unknown)} in {at or 'the whole'}; known here: {', '.join(sorted(hints))}")
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [dot + k for k in needed if k not in value]
-    if missing:
-        raise ConfigError(f"missing key {', '.join(missing)}")
-
-
-def _read(kind: Any, value: Any, at: str) -> Any:
-    """A JSON value, or a value converted before, as the annotated type `kind`; `at` is its dotted key. Raises ConfigError."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _read(_chosen([a for a in args if a is not type(None)], value, at), value, at)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in args:
-            raise _wrong(at, value, "one of " + ", ".join(args))
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(at, value, "a list")
-        return tuple(_read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _read_object(kind, value, at)
-    if kind is float and type(value) is int and abs(value) < MAX_SIZE:
-        return float(value)
-    if kind is int:
-        return check_int(at, value, error=ConfigError)
-    if type(value) is not kind:
-        raise _wrong(at, value, {float: "a number", bool: "true or false", str: "a string"}[kind])
-    return value
-
-
-def _read_object(kind: type, value: Any, at: str) -> Any:
-    """A JSON object, or an instance, as the dataclass `kind`."""
-    if isinstance(value, kind):  # an instance of a subclass keeps its class
-        kind, value = type(value), vars(value)
-    if not isinstance(value, dict):
-        raise _wrong(at, value, "an object")
-    _check_keys(kind, value, at)
-    return kind(**{k: _read(_hints(kind)[k], v, f"{at}.{k}") for k, v in value.items()})
-
-
-def _chosen(options: list[Any], value: Any, at: str) -> Any:
-    """The dataclass among `options` that the "kind" of a value names. Raises ConfigError if none matches."""
-    if len(options) == 1:
-        return options[0]
-    if isinstance(value, tuple(options)):  # it may be a subclass with its own kind
-        return next(o for o in options if isinstance(value, o))
-    by_kind = {typing.get_args(_hints(o)["kind"])[0]: o for o in options}
-    got = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    if not isinstance(got, str) or got not in by_kind:
-        raise _wrong(at, value, f"an object whose kind is one of {', '.join(by_kind)}")
-    return by_kind[got]
-
-
-def _wrong(at: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{at} is {short(value)}, expected {expected}")
+    for name in ("classify", "tag", "answer"):
+        head = getattr(tasks, name)
+        for i, layer in enumerate(head.layers if head else ()):
+            yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
+    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

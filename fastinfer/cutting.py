@@ -1,52 +1,49 @@
-"""Which tokens of a text are kept where it has more than the model's limit."""
+"""Cutting texts and pairs that have more tokens than a model takes."""
 
 from __future__ import annotations
 
 import operator
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["kept", "settled", "sides"]
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokens
+
+__all__ = ["settled", "shortened", "sides_of"]
 
 
-def kept(tokens: Any, limit: int, end: bool = False) -> list[int]:
-    """The rows of the first `limit` tokens of a text, its special tokens included; the sides of a pair are cut as _shares() says.
+def shortened(tokens: Tokens, limit: int, only_first: bool, end: bool = False) -> Tokens:
+    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as shares() says.
 
     end  keep the last tokens of each side and not the first
     """
-    counts = _counts(tokens)
-    shares = _shares(counts[0], counts[1], limit - tokens.sequence_ids.count(None))
-    skipped = [max(0, count - share) if end else 0 for count, share in zip(counts, shares, strict=True)]
-    seen = [0, 0]
+    first, second = counts(tokens)
+    left = shares(first, second, limit - tokens.sequence_ids.count(None), only_first)
+    skip = [first - left[0], second - left[1]] if end else [0, 0]
+    if left[0] < 1 and only_first:
+        raise InputError(f"a second text of {second} tokens leaves no room for the first: the model's limit is {limit}")
     rows = []
     for row, side in enumerate(tokens.sequence_ids):
+        if side is not None and skip[side] > 0:
+            skip[side] -= 1
+            continue
         if side is not None:
-            seen[side] += 1
-            if not skipped[side] < seen[side] <= skipped[side] + shares[side]:
+            left[side] -= 1
+            if left[side] < 0:
                 continue
         rows.append(row)
-    return rows
+    return tokens.take(rows)
 
 
-def settled(encoding: Any, part: Any, text: Any, limit: int) -> bool:
-    """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
-    room = limit - encoding.sequence_ids.count(None)
-    least = _counts(encoding)
-    most = [sys.maxsize if begun is not side else count for begun, side, count in zip(sides(part), sides(text), least, strict=False)]
-    if len(most) == 1:
-        return bool(least[0] > room)
-    # The first text's share grows with its own length and shrinks with that of the second.
-    shares = _shares(most[0], least[1], room)
-    return sum(least) > room and shares == _shares(least[0], most[1], room) and all(map(operator.ge, least, shares))
+def shares(first: int, second: int, room: int, only_first: bool) -> list[int]:
+    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long.
 
-
-def sides(text: Any) -> tuple[str, ...]:
-    """The one or two texts of a text or a pair."""
-    return (text,) if isinstance(text, str) else tuple(text)
-
-
-def _shares(first: int, second: int, room: int) -> list[int]:
-    """Tokens to keep of two texts that have more than `room` together: the longer one loses tokens until both are equally long."""
+    only_first  the first one loses tokens
+    """
+    if only_first:
+        return [room - second, second]
     if first <= second:
         first = min(first, room // 2)
         return [first, room - first]
@@ -54,7 +51,23 @@ def _shares(first: int, second: int, room: int) -> list[int]:
     return [room - second, second]
 
 
-def _counts(tokens: Any) -> list[int]:
+def counts(tokens: Any) -> list[int]:
     """Tokens of the first and of the second text of a pair, without the special ones."""
-    of = tokens.sequence_ids
-    return [of.count(0), of.count(1)]
+    sides = tokens.sequence_ids
+    return [sides.count(0), sides.count(1)]
+
+
+def settled(encoding: Any, part: Any, text: Any, limit: int, only_first: bool) -> bool:
+    """Whether `part`, the beginning of `text`, is cut to the same tokens as `text` would be, whatever follows it."""
+    room = limit - encoding.sequence_ids.count(None)
+    least = counts(encoding)
+    most = [sys.maxsize if begun is not side else count for begun, side, count in zip(sides_of(part), sides_of(text), least, strict=False)]
+    if len(most) == 1:
+        return bool(least[0] > room)
+    # The first text's share grows with its own length and shrinks with that of the second.
+    kept = shares(most[0], least[1], room, only_first)
+    return sum(least) > room and kept == shares(least[0], most[1], room, only_first) and all(map(operator.ge, least, kept))
+
+
+def sides_of(text: Any) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)

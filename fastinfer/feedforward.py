@@ -4,7 +4,11 @@ A fast feedforward has P trees, a dense one has W neurons that are always on. An
 optional output bias, the output is
 
     y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
-      + gelu(x @ dense_in.T + bias) @ dense_out.T + b_out
+      + act(x @ dense_in.T + bias) @ dense_out.T + b_out
+
+A gated feedforward multiplies its neurons by a linear function of the input (GLU variants, arXiv 2002.05202):
+
+    y = (act(x @ dense_in.T + bias) * (x @ dense_up.T + bias_up)) @ dense_out.T + b_out
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .config import FFF, Dense
+from .config import FFF, Dense, Gated
 from .weights import FeedForward
 from .workspace import Workspace
 
@@ -56,6 +60,26 @@ def _forward(
         ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
 
 
+def _gated_tensors(ffn: Gated, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    spec = _tensors(Dense(ffn.width, ffn.bias_in, ffn.bias_out), hidden)
+    spec["dense_up.weight"] = ((ffn.width, hidden), "matrices")
+    if ffn.bias_in:
+        spec["dense_up.bias"] = ((ffn.width,), "vector")
+    return spec
+
+
+def _gated_forward(
+    ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
+) -> None:
+    assert work is not None
+    assert ffn.dense_in is not None
+    assert ffn.dense_out is not None
+    middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
+    ops.linear(x, ffn.others["dense_up.weight"], bias=ffn.others.get("dense_up.bias"), out=middle)
+    ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, gate=middle, out=middle)
+    ops.linear(middle, ffn.dense_out.weight, bias=ffn.b_out, residual=residual, out=out)
+
+
 class Kind(NamedTuple):
     """The two functions of a kind of feedforward, with the parameters of tensors() and forward() below."""
 
@@ -64,10 +88,14 @@ class Kind(NamedTuple):
 
 
 # Keys are the `kind` of a feedforward in a Config. Dense layers and trees share one formula.
-KINDS: dict[str, Kind] = {"dense": Kind(_tensors, _forward), "fff": Kind(_tensors, _forward)}
+KINDS: dict[str, Kind] = {
+    "dense": Kind(_tensors, _forward),
+    "gated": Kind(_gated_tensors, _gated_forward),
+    "fff": Kind(_tensors, _forward),
+}
 
 
-def tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def tensors(ffn: Dense | Gated | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """{name: (shape, family)} of one feedforward; families are those of checkpoint.Spec."""
     return KINDS[ffn.kind].tensors(ffn, hidden)
 

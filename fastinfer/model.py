@@ -32,11 +32,17 @@ def encode(
     routes  per layer None or (nodes, z), to be filled
     """
     x = work.take("x", len(batch.ids), weights.hidden)
-    ops.embed(batch, weights.embedding, out=x)
+    embedding = weights.embedding
+    if embedding.project is None:
+        ops.embed(batch, embedding, out=x)
+    else:
+        narrow = work.take("narrow", len(x), embedding.width)
+        ops.embed(batch, embedding, out=narrow)
+        ops.linear(narrow, embedding.project.weight, bias=embedding.project.bias, out=x)
     for i, layer in enumerate(weights.layers):
         if taps and i in taps:
             taps[i][...] = x
-        ops.attention_block(x, layer, batch.cu_seqlens, weights, work)
+        ops.attention_block(x, layer, batch.cu_seqlens, weights, work, keys=batch.keys)
         ops.ffn_block(x, layer, weights, work, routes=routes[i] if routes else None)
     if taps and len(weights.layers) in taps:
         taps[len(weights.layers)][...] = x
@@ -45,18 +51,21 @@ def encode(
     return x
 
 
-def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
-    """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x))."""
+def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace, keys: Any = None) -> None:
+    """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x)). keys: as ops.attention takes it."""
     attention = layer.attention
     h = work.take("h", *x.shape)
     qkv = work.take("qkv", len(x), 3 * x.shape[1], dtype=ops.qkv_dtype(x.shape[1] // weights.heads))
-    if weights.pre_norm:
-        ops.norm(x, attention.norm, weights.eps, out=h)
-    ops.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
-    ops.attention(qkv, cu_seqlens, weights.heads, out=h)
+    before, after = (attention.norm, None) if weights.pre_norm else (None, attention.norm)
+    if before is not None:
+        ops.norm(x, before, weights.eps, out=h)
+    ops.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+    if attention.rotary is not None:
+        ops.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
+    ops.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=h)
     ops.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
-    if not weights.pre_norm:
-        ops.norm(x, attention.norm, weights.eps, out=x)
+    if after is not None:
+        ops.norm(x, after, weights.eps, out=x)
 
 
 def ffn_block(ops: Reference, x: Any, layer: Layer, weights: Weights, work: Workspace, routes: Any = None) -> None:

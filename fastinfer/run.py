@@ -141,10 +141,11 @@ class Runner:
             self.check(texts)
             return len(texts), [texts]
         texts = as_texts(texts)
-        windows = self._joined(self.tokenizer("text").packed(texts, cuts))
+        windows = self.joined(self.tokenizer("text").packed(texts, cuts))
         return len(texts), _ahead(windows) if self.replicas[0].ops.asynchronous and len(texts) > WINDOW_TEXTS else windows
 
-    def _joined(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+    def joined(self, parts: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        """Yield checked windows of the texts of several batches, in their order."""
         held: list[PackedBatch] = []
         for part in parts:
             held.append(part)

@@ -22,7 +22,7 @@ import numpy as np
 from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
-from .cutting import kept, settled, sides
+from .cutting import settled, shortened, sides_of
 from .errors import CheckpointError, InputError
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 
@@ -227,11 +227,14 @@ class Tokenizer:
             cuts += said
         return encodings
 
-    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning]) -> Iterator[PackedBatch]:
-        """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist."""
+    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning], *, only_first: bool = False) -> Iterator[PackedBatch]:
+        """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist.
+
+        only_first  cut the first text of a pair alone. Raises InputError for a second one that leaves no room
+        """
         done = 0
         for portion in self.portions(texts, whole=self._left):
-            yield self.batch(self._encode(portion, False, cuts), done)
+            yield self.batch(self._encode(portion, False, cuts, only_first), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
@@ -241,7 +244,7 @@ class Tokenizer:
         characters = 0
         for text in texts:
             portion.append(text)
-            characters += sum(min(len(side), most) for side in sides(text))
+            characters += sum(min(len(side), most) for side in sides_of(text))
             if len(portion) == CALL_TEXTS or characters >= CALL_CHARACTERS:
                 yield portion
                 portion, characters = [], 0
@@ -251,11 +254,11 @@ class Tokenizer:
     def wholes(self, texts: Sequence[Any]) -> list[Tokens]:
         """All tokens of each text of a portion. A question of over max_tokens tokens may be cut, as no context fits beside it."""
         texts = [text if isinstance(text, str) else (self._question(text[0]), text[1]) for text in texts]
-        long = [len(sides(text)[-1]) > CALL_CHARACTERS for text in texts]
+        long = [len(sides_of(text)[-1]) > CALL_CHARACTERS for text in texts]
         encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
-        return [self._whole(sides(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
+        return [self._whole(sides_of(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
 
-    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning]) -> list[Any]:
+    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning], only_first: bool = False) -> list[Any]:
         """encode() of one portion."""
         limit, size = self._config.max_tokens, CHARACTERS_PER_TOKEN * self._config.max_tokens
         begun = texts if words or self._left else [self._beginning(text, size) for text in texts]
@@ -263,15 +266,14 @@ class Tokenizer:
         longest, cut = 0, []
         for i, text in enumerate(texts):
             size, part = CHARACTERS_PER_TOKEN * limit, begun[i]
-            while part is not text and not settled(encodings[i], part, text, limit):
+            while part is not text and not settled(encodings[i], part, text, limit, only_first):
                 size *= 4
                 part = self._beginning(text, size)
                 encodings[i] = self._call([part])[0]
             if len(encodings[i]) > limit:
                 cut.append(i)
                 longest = max(longest, len(encodings[i]))
-                tokens = Tokens.of(encodings[i])
-                encodings[i] = tokens.take(kept(tokens, limit, self._left))
+                encodings[i] = shortened(Tokens.of(encodings[i]), limit, only_first, self._left)
         cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
         return encodings
 
@@ -318,7 +320,7 @@ class Tokenizer:
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
         """The library's encodings of texts, made with its threads if they can start. Raises MemoryError."""
         # The library aborts when it gets no memory, so test for it first: up to 800 bytes a character were measured.
-        characters = sum(len(side) for text in texts for side in sides(text))
+        characters = sum(len(side) for text in texts for side in sides_of(text))
         if characters > ASK_CHARACTERS and not is_free(min(characters << 10, MOST_ASKED)):
             raise MemoryError(f"{min(characters << 10, MOST_ASKED) >> 20} MB to tokenise {characters} characters cannot be had")
         # A fork lacks the threads that the library may have started before. It notices that, unless the environment tells it to use
@@ -341,7 +343,7 @@ class Tokenizer:
     _threads: bool | None = None  # whether the library's threads could start in this process; None: not tried yet
 
     def _one_by_one(self, texts: list[Any], words: bool) -> list[Any]:
-        return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*sides(text)) for text in texts]
+        return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*sides_of(text)) for text in texts]
 
     def batch(self, encodings: Sequence[Any], first: int = 0) -> PackedBatch:
         """Pack encodings. A text without tokens becomes one token: the model's cls, else sep, else pad; InputError if it has none.

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from .config import Config
 
-__all__ = ["Attention", "Embedding", "FeedForward", "Layer", "Linear", "Norm", "Weights", "assemble"]
+__all__ = ["Attention", "Embedding", "FeedForward", "Layer", "Linear", "Norm", "PLAIN", "Relative", "Scores", "Weights", "assemble"]
 
 Array: TypeAlias = Any
 Matrix: TypeAlias = Any
@@ -38,22 +38,66 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """word (V, D), position (positions, D), token_type (types, D) or None, and the norm of their sum or None."""
+    """word (V, E), position (positions, E) or None, token_type (types, E) or None, and the norm of their sum or None.
+
+    project  the linear map from E columns to the model's D; None where E is D
+    width    E, where there is a map
+    """
 
     word: Table
-    position: Array
+    position: Array | None
     token_type: Array | None
     norm: Norm | None
     eps: float
+    project: Linear | None = None
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Disentangled attention: score (i, j) gains q_i . keys[r] + k_j . queries[r] before it is scaled, r = rows[positions - 1 + i - j].
+
+    keys, queries  (2 * buckets, D), heads side by side
+    rows           (2 * positions - 1,) int32, rising
+
+    Backends may have a class of their own in its place.
+    """
+
+    keys: Array
+    queries: Array
+    rows: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What attention does to the scores of one layer, beside q k^T / sqrt(S).
+
+    window     a query sees keys that are at most so far away; None: all keys of its text
+    distances  (H, 2 * positions - 1) float32: score (i, j) of a head gains the entry positions - 1 + j - i; None: nothing
+    relative   a Relative of the backend, or None
+    """
+
+    window: int | None = None
+    distances: Array | None = None
+    relative: Any = None
+
+
+PLAIN = Scores()
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """qkv (3 D, D): all of q, then k, then v, heads side by side in each; out (D, D); the norm before or after, as in the model."""
+    """qkv (3 D, D): all of q, then k, then v, heads side by side in each; out (D, D); the norm before or after, as in the model.
 
-    norm: Norm
+    norm    None where the first layer has none
+    rotary  (positions, S), by which q and k are turned, as positions.rotary_table makes it; None: they are not
+    """
+
+    norm: Norm | None
     qkv: Linear
     out: Linear
+    rotary: Array | None = None
+    scores: Scores = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +143,10 @@ class Weights:
 
 
 def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
-    """Weights from prepared tensors by the names of checkpoint.tensors(); `layers.i.ffn.trees` replaces those of layer i's trees."""
+    """Weights from prepared tensors by the names of checkpoint.tensors(); `layers.i.ffn.trees` replaces those of layer i's trees.
+
+    Tables are under the names that Reference.tables() gives them.
+    """
 
     def norm(name: str) -> Norm:
         return Norm(prepared[f"{name}.weight"], prepared[f"{name}.bias"])
@@ -121,16 +168,25 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
             {key.removeprefix(f"{name}."): value for key, value in prepared.items() if key.startswith(f"{name}.")},
         )
 
-    def attention(name: str) -> Attention:
-        return Attention(norm(f"{name}.norm"), linear(f"{name}.qkv"), linear(f"{name}.out"))
+    def attention(i: int) -> Attention:
+        name, kind = f"layers.{i}.attention", config.attention[i]
+        return Attention(
+            norm(f"{name}.norm") if f"{name}.norm.weight" in prepared else None,
+            linear(f"{name}.qkv"),
+            linear(f"{name}.out"),
+            None if kind.theta is None else prepared[f"rotary.{kind.theta}.{kind.scale}"],
+            Scores(kind.window, prepared.get("distances"), prepared.get(f"{name}.relative")),
+        )
 
     eps = config.norm.eps
     embedding = Embedding(
         prepared["embedding.word"],
-        prepared["embedding.position"],
+        prepared.get("embedding.position"),
         prepared.get("embedding.token_type"),
         norm("embedding.norm") if config.embedding_norm else None,
         eps,
+        linear("embedding.project") if config.embedding_width is not None else None,
+        config.embedding_width or 0,
     )
     return Weights(
         config.hidden,
@@ -138,7 +194,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
         eps,
         config.norm.order == "pre",
         embedding,
-        tuple(Layer(attention(f"layers.{i}.attention"), feedforward(i)) for i in range(config.layers)),
+        tuple(Layer(attention(i), feedforward(i)) for i in range(config.layers)),
         norm("final_norm") if config.final_norm else None,
         {name.removeprefix("tasks."): value for name, value in prepared.items() if name.startswith("tasks.")},
     )

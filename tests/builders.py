@@ -1,5 +1,7 @@
 """Random small checkpoints with every option of a Config."""
 
+import dataclasses
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from fastinfer.config import (
     Tasks,
     tree_nodes,
 )
+from fastinfer.retrieval import EmbedSparse
 
 booleans = st.booleans()
 poolings = st.sampled_from(["mean", "cls", "max", "lse"])
@@ -53,6 +56,10 @@ tasks = st.builds(
     ),
     st.none() | st.sampled_from([Tag(("O", "B-x", "I-x")), Tag(("O", "x"), "io")]),
     st.none() | st.just(Answer()),
+).flatmap(
+    lambda made: st.sampled_from(
+        [made] if made.fill_mask is None else [made, dataclasses.replace(made, embed_sparse=EmbedSparse("sum", "log1p_relu", most=3))]
+    )
 )
 
 

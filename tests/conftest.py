@@ -44,6 +44,10 @@ def make_tokenizer() -> tokenizers.Tokenizer:
     return raw
 
 
+# Versions 0.23.1 and 0.23.2 of the library cut differently from those before and after, so they are not an oracle of long texts.
+cuts_right = pytest.mark.skipif(tokenizers.__version__ in ("0.23.1", "0.23.2"), reason="this version of tokenizers loses tokens in a cut")
+
+
 def make_config(**changes):
     """A one-layer Config that fits the tokenizer, with every head unless `changes` has other tasks."""
     tasks = Tasks(

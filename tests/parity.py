@@ -26,8 +26,9 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 LIMIT = 64  # tokens of a text
-STRATEGIES = ("simple", "first", "average", "max")
+STRATEGIES = ("none", "simple", "first", "average", "max")
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+ODD_LABELS = ("O", "B-PER", "I-PER", "S-PER", "E-PER", "PER", "X", "[PAD]", "B-x-y", "I-x-y", "x-y", "I-O")
 CLASSES = ("bad", "so-so", "good")
 
 TEXTS = [
@@ -148,6 +149,7 @@ HEADS = {
     "answer": ("QuestionAnswering", {}),
     "fill_mask": ("MaskedLM", {}),
 }
+ODD = {"id2label": dict(enumerate(ODD_LABELS))}
 
 
 def tokenizer_of(case: Case) -> transformers.PreTrainedTokenizerFast:
@@ -202,10 +204,11 @@ class Pair(NamedTuple):
     ours: fastinfer.Model
 
 
-def pair(case: Case, task: str, folder: Path) -> Pair:
-    """A random model of the case for a task. Weights are large enough to spread the logits."""
+def pair(case: Case, task: str, folder: Path, more: dict[str, Any] | None = None) -> Pair:
+    """A random model of the case for a task. Weights are large enough to spread the logits. more: further options of its config."""
     tokenizer = tokenizer_of(case)
     head, options = HEADS[task]
+    options = options | (more or {})
     kind = getattr(transformers, f"{case.family}For{head}")
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     model = kind(kind.config_class(**(case.options | options | special | {"vocab_size": len(tokenizer)}))).eval()
@@ -275,7 +278,7 @@ def their_tags(pair: Pair, text: str, strategy: str, *, our_words: bool) -> list
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about words that the tokenizer does not have
         found = kind(model=pair.theirs, tokenizer=pair.tokenizer)(text, aggregation_strategy=strategy) if text else []
-    spans = [(*trimmed(text, one["start"], one["end"]), one["entity_group"], float(one["score"])) for one in found]
+    spans = [(*trimmed(text, one["start"], one["end"]), one.get("entity_group", one.get("entity")), float(one["score"])) for one in found]
     return [(start, end, label, score, text[start:end]) for start, end, label, score in spans if start < end]
 
 
@@ -465,7 +468,7 @@ def compared(both: Pair) -> Iterator[tuple[str, str, list[tuple[Any, bool, float
     if both.task == "tag":
         for strategy in STRATEGIES:
             yield f"tag, {strategy}", "pipeline", tags(both, strategy, our_words=False)
-            if strategy != "simple" and not both.case.kind.startswith("WordPiece"):
+            if strategy not in ("none", "simple") and not both.case.kind.startswith("WordPiece"):
                 yield f"tag, {strategy}", "pipeline, our words", tags(both, strategy, our_words=True)
     elif both.task == "classify":
         yield "classify", "pipeline", classes(both)

@@ -19,17 +19,18 @@ each_device = pytest.mark.parametrize("device", backends.COMPILED)
 each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
 
 
-def attend(ops, qkv, lengths, heads):
+def attend(ops, qkv, lengths, heads, keys=None):
     cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     out = np.full((len(qkv), qkv.shape[1] // 3), np.nan, np.float32)
-    ops.attention(np.ascontiguousarray(qkv), cu, heads, out=out)
+    ops.attention(np.ascontiguousarray(qkv), cu, heads, keys=None if keys is None else np.array(keys, np.int32), out=out)
     return out
 
 
-def in_float64(qkv, lengths, heads, size):
+def in_float64(qkv, lengths, heads, size, keys=None):
     out, bounds = [], np.concatenate([[0], np.cumsum(lengths)])
-    for begin, end in itertools.pairwise(bounds):
+    for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
         q, k, v = qkv[begin:end].astype(np.float64).reshape(end - begin, 3, heads, size).transpose(1, 2, 0, 3)
+        k, v = (k, v) if keys is None else (k[:, : keys[i]], v[:, : keys[i]])
         scores = q @ k.transpose(0, 2, 1) / size**0.5
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         out.append((weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(end - begin, -1))
@@ -54,6 +55,31 @@ def test_attention(device, dtype, heads, size):
         for begin, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
             part = np.s_[begin : begin + length]
             assert_array_equal(attend(ops[1], qkv[part], [length], heads), got[part])
+
+
+@each_device
+@each_dtype
+@pytest.mark.parametrize(("heads", "size"), [(1, 8), (2, 64), (3, 24), (2, 7)])
+def test_attention_to_the_first_tokens_of_a_text(device, dtype, heads, size):
+    ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 3)]
+    equal = assert_array_equal if size % 8 == 0 else lambda x, y: assert_allclose(x, y, rtol=1e-5, atol=1e-6)  # NumPy's sums
+    low = dtype != "float32" and device == "cpu:avx512_bf16" and size % 8 == 0
+    for lengths in TEXTS:
+        rng = np.random.default_rng([size, len(lengths)])
+        qkv = rng.standard_normal((sum(lengths), 3 * heads * size), np.float32)
+        keys = [int(rng.integers(1, length + 1)) for length in lengths]
+        exact = Tensor(qkv, "float32").to("bfloat16").float32() if low else qkv
+        got = attend(ops[0], qkv, lengths, heads, keys)
+        assert_allclose(got, in_float64(exact, lengths, heads, size, keys), rtol=5e-3 if low else 2e-5, atol=5e-3 if low else 3e-6)
+        equal(attend(ops[1], qkv, lengths, heads, keys), got)
+        equal(attend(ops[1], qkv, lengths, heads, lengths), attend(ops[1], qkv, lengths, heads))
+        begin = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        unseen = np.arange(len(qkv)) - begin >= np.repeat(keys, lengths)
+        qkv[unseen, heads * size :] = np.nan  # keys and values that no token may see
+        equal(attend(ops[1], qkv, lengths, heads, keys), got)
+        for i, start in enumerate(np.cumsum([0, *lengths[:-1]])):
+            seen = np.s_[start : start + keys[i]]
+            equal(attend(ops[0], qkv[seen], [keys[i]], heads), got[seen])
 
 
 @each_device

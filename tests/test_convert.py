@@ -335,7 +335,7 @@ def test_sentence_transformers_other_modules_are_refused(bert):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hidden_act", "gelu_new", "gelu_new"),
+        ("hidden_act", "mish", "mish"),
         ("position_embedding_type", "relative_key", "relative_key"),
         ("is_decoder", True, "is_decoder"),
         ("hidden_size", "24", "hidden_size is '24'"),

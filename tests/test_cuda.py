@@ -298,6 +298,9 @@ def test_attention(dtype, heads, size):
         cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         ops.attention(sent(ops, qkv), cu, heads, out=out)
         assert_near(ops.bring(out)(), in_float64(qkv, lengths, heads, size), dtype)
+        keys = np.array([1 + length // 3 for length in lengths], np.int32)
+        ops.attention(sent(ops, qkv), cu, heads, keys=keys, out=out)
+        assert_near(ops.bring(out)(), in_float64(qkv, lengths, heads, size, keys), dtype)
 
 
 @needs_gpu

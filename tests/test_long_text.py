@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import tokenizers
-from conftest import make_config, make_tokenizer
+from conftest import cuts_right, make_config, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
@@ -183,11 +183,7 @@ def opened(raw, folder, limit=12) -> Tokenizer:
     return Tokenizer(folder / "tokenizer.json", make_config(max_tokens=limit, vocabulary=raw.get_vocab_size()))
 
 
-# Versions 0.23.1 and 0.23.2 of the library cut differently from those before and after.
-right_oracle = pytest.mark.skipif(tokenizers.__version__ in ("0.23.1", "0.23.2"), reason="these versions cut otherwise, and lose tokens")
-
-
-@right_oracle
+@cuts_right
 @each_kind
 @given(batch=st.lists(texts | st.tuples(texts, texts), min_size=1, max_size=4), limit=st.integers(6, 15))
 def test_a_beginning_gives_the_tokens_of_the_whole(kind, tmp_path_factory, batch, limit):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import cuts_right
 from models import real_model
 
 parity = pytest.importorskip("parity", reason="the oracles need PyTorch and transformers", exc_type=ImportError)
@@ -43,11 +44,23 @@ def test_tags(pair_of, case):
     pair = pair_of("tag")
     labels = Counter(span[2] for spans in pair.ours.tag(parity.TEXTS, strategy="simple") for span in spans)
     assert len(labels) == 2, "a model that says one thing shows nothing"
-    assert_equal(parity.tags(pair, "simple", our_words=False))
-    for strategy in ("first", "average", "max"):
-        assert_equal(parity.tags(pair, strategy, our_words=case.name not in MARKED))
+    assert_tags(pair)
 
 
+def assert_tags(pair):
+    for strategy in parity.STRATEGIES:
+        assert_equal(parity.tags(pair, strategy, our_words=strategy not in ("none", "simple") and pair.case.name not in MARKED))
+
+
+def test_tags_of_labels_of_every_form(case, tmp_path):
+    """B- and I- mixed with other prefixes, plain names, names with dashes and the labels that tokens of no word get."""
+    pair = parity.pair(case, "tag", tmp_path, parity.ODD)
+    said = {span[2] for strategy in ("none", "simple") for spans in pair.ours.tag(parity.TEXTS, strategy=strategy) for span in spans}
+    assert len(said) > 6, "a model that says few labels shows little"
+    assert_tags(pair)
+
+
+@cuts_right
 def test_tags_of_long_texts(pair_of):
     """Each token comes from the window in which it is farthest from a border. The ends of the text do not count as borders."""
     pair = pair_of("tag")
@@ -111,6 +124,7 @@ def answering(pair_of):
     return pair_of("answer")
 
 
+@cuts_right
 @pytest.mark.parametrize("options", parity.ANSWERS.values(), ids=parity.ANSWERS)
 def test_answers(answering, options):
     assert_equal(parity.answers(answering, our_words=True, **options))

@@ -15,8 +15,9 @@ from numpy.testing import assert_allclose
 import fastinfer
 from fastinfer.backends.cpu import CPU
 from fastinfer.backends.cuda.ops import CUDA, FittedCUDA
-from fastinfer.backends.reference import Reference, sinusoids
+from fastinfer.backends.reference import Reference
 from fastinfer.checkpoint import Tensor
+from fastinfer.positions import sinusoids
 from fastinfer.weights import Embedding, Norm
 
 LENGTHS = [1, 7, 3, 16, 2]

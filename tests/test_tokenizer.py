@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tokenizers
-from conftest import WORDS, make_config, make_tokenizer
+from conftest import WORDS, cuts_right, make_config, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
@@ -89,12 +89,9 @@ def limited(raw, limit, **options):
 
 
 lengths = st.integers(0, 40)
-right_oracle = pytest.mark.skipif(
-    tokenizers.__version__ in ("0.23.1", "0.23.2"), reason="these versions cut otherwise than those before and after, and lose tokens"
-)
 
 
-@right_oracle
+@cuts_right
 @given(first=lengths, second=st.none() | lengths, limit=st.integers(4, 32))
 def test_truncation_is_that_of_the_tokenizers_library(tmp_path_factory, first, second, limit):
     text = "ada london " * (first // 2) + "paris" * (first % 2)
@@ -115,7 +112,7 @@ def test_the_limit_itself_is_allowed(tmp_path):
         assert len(tokenizer.encode(["ada " * 31])[0].ids) == 32
 
 
-@right_oracle
+@cuts_right
 @given(question=st.integers(0, 20), context=st.integers(0, 120), limit=st.integers(24, 32))
 def test_windows_are_those_of_the_tokenizers_library(tmp_path_factory, question, context, limit):
     question, context = "is " * question, "ada lived in london " * (context // 4) + "the " * (context % 4)

@@ -1,6 +1,8 @@
 """Every argument of every public function gets a zoo of values, and gives the right answer or one readable error of ours."""
 
 import array
+import copy
+import dataclasses
 import decimal
 import fractions
 import inspect
@@ -260,6 +262,7 @@ PAIRS = {"(text, text)", "[(text, text)]", "[[text, text]]"}
 SINGLES = {name: text for name, text in TEXTS.items() if name not in PAIRS}
 BATCHES = {**SINGLES, "()": [], "(text, text)": ["ada", "lived"], "(text,) * 3": ["ada"] * 3}
 ONE_EACH = {name: text for name, text in SINGLES.items() if text not in ([], "")}
+NAMES = {"None": None} | {name: texts for name, texts in BATCHES.items() if texts and isinstance(texts, list)}
 INTEGERS = dict.fromkeys(("2", "int8", "uint8", "uint64", "Index", "array 0-d"), 2)
 LARGE = INTEGERS | {"uint8 255": 255}
 ANY_LARGE = LARGE | {"2**31": 999, "2**63": 999, "2**64": 999, "10**5000": 999, "uint64 max": 999}
@@ -288,6 +291,9 @@ def calls(model, layer, folder):
     """{name: (function of one value, {name in the zoo of each valid value: its plain value})}."""
     device = model.device
     found = {}
+    inference = copy.copy(model)  # the same model with another name for a class
+    tasks = dataclasses.replace(model.config.tasks, classify=dataclasses.replace(model.config.tasks.classify, labels=("no", "entails")))
+    inference.config = dataclasses.replace(model.config, tasks=tasks)
 
     def add(name, call, right):
         found[name] = call, right
@@ -312,6 +318,7 @@ def calls(model, layer, folder):
     options("embed", lambda **o: model.embed("ada", **o), normalize=NONE | FLAGS, progress=FLAGS, **common)
     options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), normalize=NONE | FLAGS, **common)
     options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
+    options("classify", lambda **o: inference.classify("ada", **({"labels": ["is"]} | o)), labels=NAMES, template={}, multi_label=FLAGS)
     options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **common)
     given = {"no_answer": FLAGS, "whole_words": FLAGS, "top_k": NONE | ANY_LARGE, "progress": FLAGS}

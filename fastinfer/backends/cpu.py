@@ -12,7 +12,7 @@ from .. import _cpu
 from ..batch import PackedBatch
 from ..checkpoint.tensor import Tensor
 from ..errors import BackendError
-from ..weights import Embedding, Norm, Weights
+from ..weights import PLAIN, Embedding, Norm, Scores, Weights
 from ..workspace import Workspace
 from .reference import Reference, check_threads
 
@@ -88,10 +88,11 @@ class CPU(Reference):
         *,
         bias: np.ndarray | None = None,
         activation: str | None = None,
+        gate: np.ndarray | None = None,
         residual: np.ndarray | None = None,
         out: np.ndarray,
     ) -> None:
-        self.kernels.gemm(x, weight, bias, activation, residual, out, self.threads)
+        self.kernels.gemm(x, weight, bias, activation, gate, residual, out, self.threads)
 
     def table(self, rows: Tensor) -> Any:
         return rows.to("float32") if rows.dtype == "float16" else rows
@@ -126,11 +127,29 @@ class CPU(Reference):
         """bfloat16 (as uint16) where attention would round to bfloat16 anyway: this gives the same answers in half the memory."""
         return np.uint16 if self._attends_in == "bfloat16" and self.kernels.half and head_size % 8 == 0 else np.float32
 
-    def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
+    def rotate(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, table: np.ndarray) -> None:
+        self.kernels.rotate(qkv, cu_seqlens, heads, table, self.threads)
+
+    def relative(self, keys: Tensor, queries: Tensor, rows: np.ndarray, heads: int) -> Any:
+        if keys.data.shape[1] // heads % 8:
+            return super().relative(keys, queries, rows, heads)
+        width = -(-len(keys.data) // 32) * 32  # a multiple of every ISA's panel, so that each head begins with a panel
+        packed = []
+        for table in (keys, queries):
+            by_head = np.zeros((heads, width, table.data.shape[1] // heads), np.float32)
+            by_head[:, : len(table.data)] = table.float32().reshape(len(table.data), heads, -1).transpose(1, 0, 2)
+            flat = Tensor(by_head.reshape(heads * width, -1), "float32").to(self._attends_in if self.kernels.half else "float32")
+            packed.append(self.kernels.pack(flat.data, flat.dtype, None, flat.dtype, self.threads))
+        return _cpu.Relative(packed[0], packed[1], rows, width)
+
+    def attention(
+        self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: np.ndarray
+    ) -> None:
         if out.shape[1] // heads % 8:
-            super().attention(qkv, cu_seqlens, heads, out=out)
+            super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
-            self.kernels.attention(qkv, cu_seqlens, heads, out, self._attends_in, self.threads)
+            added = scores.window, scores.distances, scores.relative
+            self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:
         """A copy in huge pages, if the system gives them. In pages of 4 KB, random visits to rows miss the TLB (10 to 18% of a call)."""

@@ -18,10 +18,11 @@ from ..activations import ACTIVATIONS, gelu
 from ..batch import PackedBatch
 from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
-from ..config import FFF, Config
+from ..config import FFF, Alibi, Buckets, Config, Disentangled
 from ..errors import BackendError, InputError, about, check_array, check_int
 from ..feedforward import KINDS
-from ..weights import Embedding, FeedForward, Layer, Norm, Weights, assemble
+from ..positions import distance_table, relative_rows, rotary_table, sinusoids
+from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
 
 FLOAT32 = np.dtype(np.float32)
@@ -123,6 +124,7 @@ class Reference:
         The position table is made of sines if the config says so. A tied decoder is made from the word embedding.
         """
         prepared: dict[str, Any] = {}
+        rows = relative_rows(config.distances, config.positions.max) if isinstance(config.distances, Disentangled) else None
         for name, (_, _, family) in tensors(config).items():
             if name not in stored:  # a scale: it is part of its Tensor
                 continue
@@ -134,7 +136,11 @@ class Reference:
                     depth = layer.depth if max_depth is None else min(layer.depth, max_depth)
                     b_in, children = (stored[f"{at}.{part}"].data if f"{at}.{part}" in stored else None for part in ("b_in", "children"))
                     prepared[f"{at}.trees"] = self.trees(stored[name], b_in, children, depth)
-                elif family != "table" and not name.endswith(".ffn.b_in"):
+                elif name.endswith(".relative_keys"):
+                    queries = stored[name.replace("_keys", "_queries")]
+                    assert rows is not None
+                    prepared[name.removesuffix("_keys")] = self.relative(stored[name], queries, rows, config.heads)
+                elif family != "table" and not name.endswith((".ffn.b_in", ".relative_queries", "distances.bias")):
                     prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
                     prepared[name] = prepare(stored[name])
             stored[name].release()  # packed tensors are not read again; mapped ones are read again page by page
@@ -142,11 +148,32 @@ class Reference:
             with about("embedding.word, which is the decoder, too"):
                 prepared["tasks.fill_mask.decoder.weight"] = self.matrix(stored["embedding.word"])
             stored["embedding.word"].release()
-        if config.positions.kind == "scaled-sinusoidal":
-            table = sinusoids(config.positions.max, config.hidden)
-            table *= stored["embedding.position_scale"].float32()
-            prepared["embedding.position"] = self.vector(Tensor(table, "float32"))
+        prepared |= self.tables(config, stored)
         return assemble(config, prepared)
+
+    def tables(self, config: Config, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The tables of positions that are computed, not stored, in the form that ops take."""
+        made: dict[str, Any] = {}
+        positions, size = config.positions.max, config.hidden // config.heads
+        if config.positions.kind == "scaled-sinusoidal":
+            sines = sinusoids(positions, config.embedding_width or config.hidden)
+            sines *= stored["embedding.position_scale"].float32()
+            made["embedding.position"] = self.vector(Tensor(sines, "float32"))
+        for theta, scale in {(layer.theta, layer.scale) for layer in config.attention}:
+            if theta is not None:
+                made[f"rotary.{theta}.{scale}"] = self.floats(rotary_table(positions, size, theta, scale))
+        if isinstance(config.distances, (Buckets, Alibi)):
+            bias = stored["distances.bias"].float32() if "distances.bias" in stored else None
+            made["distances"] = self.floats(distance_table(config.distances, positions, config.heads, bias))
+        return made
+
+    def floats(self, values: np.ndarray) -> Any:
+        """A computed table in the backend's memory, in float32."""
+        return values
+
+    def relative(self, keys: Tensor, queries: Tensor, rows: np.ndarray, heads: int) -> Any:
+        """The tables of disentangled attention for `attention`: keys, queries (2 * buckets, D), rows (2 R - 1,), as in weights.Relative."""
+        return Relative(keys.float32(), queries.float32(), rows)
 
     def vector(self, values: Tensor) -> Any:
         """A bias, a norm's weight or a small table in the form that ops take."""
@@ -179,8 +206,8 @@ class Reference:
     ) -> Any:
         return model.encode(self, weights, batch, work, taps, routes)
 
-    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace) -> None:
-        model.attention_block(self, x, layer, cu_seqlens, weights, work)
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Workspace, *, keys: Any = None) -> None:
+        model.attention_block(self, x, layer, cu_seqlens, weights, work, keys)
 
     def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Workspace, *, routes: Any = None) -> None:
         model.ffn_block(self, x, layer, weights, work, routes)
@@ -188,9 +215,10 @@ class Reference:
     # --- primitives ---
 
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
-        """out (T, D) = word[ids] + position[positions] + token_type[token_types], then the norm if there is one."""
+        """out (T, E) = word[ids] + position[positions] + token_type[token_types], then the norm if there is one."""
         np.take(embedding.word, batch.ids, axis=0, out=out)
-        out += embedding.position[batch.positions]
+        if embedding.position is not None:
+            out += embedding.position[batch.positions]
         if embedding.token_type is not None:
             out += embedding.token_type[0 if batch.token_types is None else batch.token_types]
         if embedding.norm is not None:
@@ -203,19 +231,22 @@ class Reference:
         *,
         bias: np.ndarray | None = None,
         activation: str | None = None,
+        gate: np.ndarray | None = None,
         residual: np.ndarray | None = None,
         out: np.ndarray,
     ) -> None:
-        """out (T, M) = activation(x @ weight.T + bias) + residual.
+        """out (T, M) = activation(x @ weight.T + bias) * gate + residual.
 
-        x (T, K); weight: a prepared matrix (M, K); bias (M,); activation: None, "gelu", "tanh" or "relu";
-        residual (T, M), which may be out itself.
+        x (T, K); weight: a prepared matrix (M, K); bias (M,); activation: None or a key of ACTIVATIONS;
+        gate and residual (T, M), of which a call has at most one, and which may be out itself.
         """
         y = x @ weight.T
         if bias is not None:
             y += bias
         if activation is not None:
             y = ACTIVATIONS[activation](y)
+        if gate is not None:
+            y *= gate
         if residual is not None:
             y += residual
         out[...] = y
@@ -236,19 +267,45 @@ class Reference:
         """The dtype of q, k and v between `linear` and `attention`."""
         return np.float32
 
-    def attention(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, out: np.ndarray) -> None:
-        """Multi-head self-attention inside each text: softmax(q k^T / sqrt(D / H)) v.
+    def rotate(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, table: np.ndarray) -> None:
+        """Turn q and k in place by their positions: columns i and S/2 + i of a head of S values are a pair, turned by one angle.
+
+        qkv (T, 3 D), as attention() takes it; table (positions, S) as positions.rotary_table makes it: cosines, then sines.
+        """
+        places = np.arange(len(qkv)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+        half = table.shape[1] // 2
+        cos, sin = table[places, None, :half], table[places, None, half:]
+        pairs = qkv[:, : qkv.shape[1] // 3 * 2].reshape(len(qkv), 2 * heads, 2, half)  # a view, since the columns are contiguous
+        first, second = pairs[:, :, 0].copy(), pairs[:, :, 1].copy()
+        pairs[:, :, 0] = first * cos - second * sin
+        pairs[:, :, 1] = second * cos + first * sin
+
+    def attention(
+        self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: np.ndarray
+    ) -> None:
+        """Multi-head self-attention inside each text: softmax(q k^T / sqrt(S) + what `scores` adds) v, S = D / H.
 
         qkv (T, 3 D): q, then k, then v, each with its heads side by side; cu_seqlens (B + 1,); out (T, D).
+        keys (B,) int32: all tokens of a text see only so many at its beginning, at least one; None: they see all. Then no window.
         """
         size = out.shape[1] // heads
-        for begin, end in itertools.pairwise(cu_seqlens.tolist()):
+        for b, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
             q, k, v = qkv[begin:end].reshape(end - begin, 3, heads, size).transpose(1, 2, 0, 3)
-            scores = q @ k.transpose(0, 2, 1) / np.float32(size**0.5)
-            scores -= scores.max(-1, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(-1, keepdims=True)
-            out[begin:end] = (scores @ v).transpose(1, 0, 2).reshape(end - begin, -1)
+            s = q @ k.transpose(0, 2, 1)
+            if scores.relative is not None:
+                s += relative_scores(q, k, scores.relative)
+            s /= np.float32(size**0.5)
+            if scores.distances is not None:
+                s += by_distance(scores.distances, end - begin)
+            if scores.window is not None:
+                place = np.arange(end - begin)
+                s[:, np.abs(place[:, None] - place) > scores.window] = -np.inf
+            if keys is not None:
+                s, v = s[:, :, : keys[b]], v[:, : keys[b]]
+            s -= s.max(-1, keepdims=True)
+            np.exp(s, out=s)
+            s /= s.sum(-1, keepdims=True)
+            out[begin:end] = (s @ v).transpose(1, 0, 2).reshape(end - begin, -1)
 
     def fff(
         self,
@@ -310,6 +367,11 @@ class Reference:
             if kind == "lse":
                 out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
 
+    def largest(self, x: np.ndarray, cu_seqlens: np.ndarray, *, out: np.ndarray) -> None:
+        """out (B, M) float32 = the largest value of each column of x (T, M) in each text; M may be wider than the hidden size."""
+        for row, (begin, end) in zip(out, itertools.pairwise(cu_seqlens.tolist()), strict=True):
+            np.maximum.reduce(x[begin:end], axis=0, out=row)  # reduceat took 10 to 30 times as long for a vocabulary of 30,522
+
     # --- a layer alone, for the public FFF ---
 
     def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
@@ -347,11 +409,18 @@ class Reference:
         return nodes, z
 
 
-def sinusoids(positions: int, hidden: int) -> np.ndarray:
-    """(positions, D) float32: sin(p w_i) in column 2i, cos(p w_i) in 2i + 1, w_i = 10000**(-2i / D) (Vaswani et al., arXiv 1706.03762)."""
-    frequencies = 10000.0 ** (-np.arange(0, hidden, 2) / hidden)
-    table = np.empty((positions, hidden), np.float32)
-    for position, row in enumerate(table):
-        np.sin(position * frequencies, out=row[0::2], casting="same_kind")
-        np.cos(position * frequencies[: hidden // 2], out=row[1::2], casting="same_kind")
-    return table
+def by_distance(table: np.ndarray, length: int) -> np.ndarray:
+    """A view (..., length, length) of a table (..., 2 R - 1) whose entry R - 1 + j - i belongs to row i and column j."""
+    middle = table.shape[-1] // 2
+    near = table[..., middle - length + 1 : middle + length]
+    return np.lib.stride_tricks.sliding_window_view(near, length, -1)[..., ::-1, :]
+
+
+def relative_scores(q: np.ndarray, k: np.ndarray, relative: Relative) -> np.ndarray:
+    """(H, L, L): q_i . keys[d] + k_j . queries[d], d = index[i - j], for q and k (H, L, S). weights.Relative has the formula."""
+    heads, length, size = q.shape
+    rows = by_distance(relative.rows, length).T  # (i, j): the row of distance i - j
+    keys, queries = (table.reshape(-1, heads, size).transpose(1, 2, 0) for table in (relative.keys, relative.queries))
+    place = np.arange(length)
+    added: np.ndarray = (q @ keys)[:, place[:, None], rows] + (k @ queries)[:, place, rows]
+    return added

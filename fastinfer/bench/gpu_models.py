@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends.cuda.ops import FittedCUDA
+from ..backends.cuda.session import Session
 from ..batch import PackedBatch
 from ..errors import BackendError
+from ..weights import Layer, Weights
 from . import timing
 from .engines import Encode, Engine
 from .gpu_timing import LEAST, SETS, Replay, interleaved, own_work, replay
@@ -55,7 +58,7 @@ def own_encoder(encode: Any, batches: Sequence[np.ndarray]) -> Encoder:
         return Encoder(whole, call, own_parts(ops, weights, other, packed[0]))
 
 
-def own_parts(ops: Any, weights: Any, session: Any, batch: PackedBatch) -> dict[str, Replay]:
+def own_parts(ops: FittedCUDA, weights: Weights, session: Session, batch: PackedBatch) -> dict[str, Replay]:
     """{part: Replay per layer} of fastinfer. The session must be entered."""
     tokens = len(batch.ids)
     placed = session.place(batch, tokens, False)
@@ -70,11 +73,11 @@ def own_parts(ops: Any, weights: Any, session: Any, batch: PackedBatch) -> dict[
     def restore() -> None:
         x[...] = start
 
-    def attention(layer: Any) -> None:
-        ops.attention_block(x, layer.attention, placed.cu_seqlens, weights, session)
+    def attention(layer: Layer) -> None:
+        ops.attention_block(x, layer, placed.cu_seqlens, weights, session)
 
-    def feedforward(layer: Any) -> None:
-        ops.ffn_block(x, layer.ffn, weights, session)
+    def feedforward(layer: Layer) -> None:
+        ops.ffn_block(x, layer, weights, session)
 
     attend = [functools.partial(ops.attention, q, placed.cu_seqlens, weights.heads, out=out) for q in qkv]
     parts = {"attention": replay(own_work(ops, session, attend, out))}

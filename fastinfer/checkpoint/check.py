@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import FFF, Config
+from ..config import FFF, Config, Disentangled
 from ..errors import CheckpointError, listed, short
 from .spec import Spec, tensors
 from .tensor import DTYPES, Tensor
@@ -14,7 +14,18 @@ from .tensor import DTYPES, Tensor
 __all__ = ["check", "check_children", "check_finite"]
 
 SCAN = 1 << 20  # values that check_finite converts at a time
-MAX_SINUSOIDS = 64 << 20  # bytes: a table of sines may be so large, or as large as the weights; no stored tensor confirms its size
+MAX_COMPUTED = 64 << 20  # bytes: computed tables may be so large, or as large as the weights; no stored tensor confirms their size
+
+
+def computed_bytes(config: Config) -> int:
+    """The bytes of the tables of positions that are computed and not stored."""
+    values = 0
+    if config.positions.kind == "scaled-sinusoidal":
+        values += config.embedding_width or config.hidden
+    values += config.hidden // config.heads * len({(a.theta, a.scale) for a in config.attention if a.theta is not None})
+    if config.distances is not None:
+        values += 2 * (1 if isinstance(config.distances, Disentangled) else config.heads)
+    return 4 * config.positions.max * values
 
 
 def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -32,11 +43,11 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
             + listed(sorted(problems), "\n  ")
             + "\n  Where the file came from another tool, convert the original with tools/convert.py."
         )
-    table, weights = 4 * config.positions.max * config.hidden, sum(t.nbytes for t in stored.values())
-    if config.positions.kind == "scaled-sinusoidal" and table > max(MAX_SINUSOIDS, weights):
+    size, weights = computed_bytes(config), sum(t.nbytes for t in stored.values())
+    if size > max(MAX_COMPUTED, weights):
         raise CheckpointError(
-            f"{where}: positions.max is {config.positions.max}, whose table of sines would take {table} bytes, "
-            f"expected at most {max(MAX_SINUSOIDS, weights)}, for weights of {weights} bytes"
+            f"{where}: positions.max is {config.positions.max}, whose tables would take {size} bytes, "
+            f"expected at most {max(MAX_COMPUTED, weights)}, for weights of {weights} bytes"
         )
     found = {}
     for name, (_, dtype, family) in spec.items():

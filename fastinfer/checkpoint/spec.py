@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from .. import feedforward, heads
-from ..config import Config
+from ..config import Buckets, Config, Disentangled
 
 __all__ = ["Spec", "parameters", "tensors"]
 
@@ -24,24 +24,33 @@ def tensors(config: Config) -> dict[str, Spec]:
 
     Dense weights are (out, in). The rows of qkv are all rows of q, then of k, then of v, each with its heads side by side.
     """
-    hidden = config.hidden
-    raw: dict[str, tuple[tuple[int, ...], str]] = {"embedding.word": ((config.vocabulary, hidden), "embeddings")}
+    hidden, width = config.hidden, config.embedding_width or config.hidden
+    raw: dict[str, tuple[tuple[int, ...], str]] = {"embedding.word": ((config.vocabulary, width), "embeddings")}
 
-    def norm(name: str) -> None:
-        raw[f"{name}.weight"] = ((hidden,), "vector")
-        raw[f"{name}.bias"] = ((hidden,), "vector")
+    def norm(name: str, columns: int = hidden) -> None:
+        raw[f"{name}.weight"] = ((columns,), "vector")
+        raw[f"{name}.bias"] = ((columns,), "vector")
 
     if config.positions.kind == "learned":
-        raw["embedding.position"] = ((config.positions.max, hidden), "embeddings")
-    else:
+        raw["embedding.position"] = ((config.positions.max, width), "embeddings")
+    elif config.positions.kind == "scaled-sinusoidal":
         raw["embedding.position_scale"] = ((1,), "vector")
     if config.token_types:
-        raw["embedding.token_type"] = ((config.token_types, hidden), "embeddings")
+        raw["embedding.token_type"] = ((config.token_types, width), "embeddings")
     if config.embedding_norm:
-        norm("embedding.norm")
+        norm("embedding.norm", width)
+    if config.embedding_width is not None:
+        raw["embedding.project.weight"] = ((hidden, width), "matrices")
+        raw["embedding.project.bias"] = ((hidden,), "vector")
+    if isinstance(config.distances, Buckets):
+        raw["distances.bias"] = ((config.heads, config.distances.buckets), "vector")
     for i, layer in enumerate(config.ffn):
         at = f"layers.{i}"
-        norm(f"{at}.attention.norm")
+        if i or config.norm.order == "post" or config.norm.first:
+            norm(f"{at}.attention.norm")
+        if isinstance(config.distances, Disentangled):
+            for name in ("relative_keys", "relative_queries"):
+                raw[f"{at}.attention.{name}"] = ((2 * config.distances.buckets, hidden), "vector")
         for name, out in (("qkv", 3 * hidden), ("out", hidden)):
             raw[f"{at}.attention.{name}.weight"] = ((out, hidden), "matrices")
             if config.attention_bias:

@@ -11,13 +11,20 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..config import Config
-from . import answer, classify, common, embed, fill_mask, tag, words
+from . import answer, classify, common, embed, embed_sparse, fill_mask, tag, words
 from .common import Shapes
 
-__all__ = ["HEADS", "answer", "classify", "common", "embed", "fill_mask", "tag", "tensors", "words"]
+__all__ = ["HEADS", "answer", "classify", "common", "embed", "embed_sparse", "fill_mask", "tag", "tensors", "words"]
 
 # The keys are the names of the fields of config.Tasks.
-HEADS: dict[str, ModuleType] = {"embed": embed, "fill_mask": fill_mask, "classify": classify, "tag": tag, "answer": answer}
+HEADS: dict[str, ModuleType] = {
+    "embed": embed,
+    "fill_mask": fill_mask,
+    "classify": classify,
+    "tag": tag,
+    "answer": answer,
+    "embed_sparse": embed_sparse,
+}
 
 
 def tensors(config: Config) -> Shapes:

@@ -11,7 +11,7 @@ from ..batch import PackedBatch
 from ..config import Answer, Config
 from ..tokenizer import Tokens
 from ..weights import Weights
-from .common import Shapes, linear, linear_tensors, softmax
+from .common import Shapes, layers_tensors, linear, linear_tensors, softmax, through_layers
 from .words import Word, trim
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ ANSWER_TOKENS = 30  # tokens: the length of the longest answer
 
 
 def tensors(head: Answer, config: Config) -> Shapes:
-    """The map from hidden states to the logits of start and end."""
-    return linear_tensors("out", 2, config.hidden)
+    """The tensors of the layers, and of the map from them to the logits of start and end."""
+    spec, width = layers_tensors(head.layers, config.hidden)
+    return spec | linear_tensors("out", 2, width)
 
 
 def forward(ops: Reference, x: Any, batch: PackedBatch, head: Answer, weights: Weights) -> Any:
     """The logits of start and end (T, 2) from hidden states (T, D)."""
-    return linear(ops, x, weights.tasks, "answer.out")
+    return linear(ops, through_layers(ops, x, weights, "answer", head.layers), weights.tasks, "answer.out")
 
 
 def decode(

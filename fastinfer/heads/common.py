@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ..batch import PackedBatch
+from ..config import HeadLayer
+from ..weights import Norm, Weights
 
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["Shapes", "linear", "linear_tensors", "pool", "sigmoid", "softmax"]
+__all__ = ["Shapes", "layers_tensors", "linear", "linear_tensors", "pool", "sigmoid", "softmax", "through_layers"]
 
 Shapes: TypeAlias = dict[str, tuple[tuple[int, ...], str]]  # {name: (shape, family)}; Spec lists the families
 
@@ -28,6 +30,27 @@ def linear(ops: Reference, x: Any, tasks: Mapping[str, Any], name: str, activati
     out = ops.empty(len(x), ops.outputs(weight))
     ops.linear(x, weight, bias=tasks.get(f"{name}.bias"), activation=activation, out=out)
     return out
+
+
+def layers_tensors(layers: Sequence[HeadLayer], width: int) -> tuple[Shapes, int]:
+    """(the Shapes of a head's layers on `width` columns, under layers.i; the columns of the last layer, or `width` if there is none)."""
+    spec: Shapes = {}
+    for i, layer in enumerate(layers):
+        spec |= linear_tensors(f"layers.{i}", layer.width, width)
+        if layer.norm:
+            spec |= {f"layers.{i}.norm.{name}": ((layer.width,), "vector") for name in ("weight", "bias")}
+        width = layer.width
+    return spec, width
+
+
+def through_layers(ops: Reference, x: Any, weights: Weights, task: str, layers: Sequence[HeadLayer]) -> Any:
+    """x (T, K), put through the layers of the head `task`: a linear map, its activation and, if it has one, its norm each."""
+    for i, layer in enumerate(layers):
+        name = f"{task}.layers.{i}"
+        x = linear(ops, x, weights.tasks, name, layer.activation)
+        if layer.norm:
+            ops.norm(x, Norm(weights.tasks[f"{name}.norm.weight"], weights.tasks[f"{name}.norm.bias"]), weights.eps, out=x)
+    return x
 
 
 def pool(ops: Reference, x: Any, batch: PackedBatch, kind: str) -> Any:

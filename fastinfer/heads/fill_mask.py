@@ -21,13 +21,14 @@ LOGITS = "mask"
 
 
 def tensors(head: FillMask, config: Config) -> Shapes:
-    """The tensors of the transform and its norm, the decoder (V, D) unless it is tied, and the bias (V,), if the head has them."""
+    """The tensors of the transform and its norm, the decoder (V, E) unless it is tied, and the bias (V,), if the head has them."""
     spec: Shapes = {}
+    width = config.embedding_width or config.hidden  # a decoder has the columns of the embedding, to which it may be tied
     if head.transform:
-        spec |= linear_tensors("transform", config.hidden, config.hidden)
-        spec |= {f"norm.{name}": ((config.hidden,), "vector") for name in ("weight", "bias")}
+        spec |= linear_tensors("transform", width, config.hidden)
+        spec |= {f"norm.{name}": ((width,), "vector") for name in ("weight", "bias")}
     if not head.tied:
-        spec["decoder.weight"] = ((config.vocabulary, config.hidden), "matrices")
+        spec["decoder.weight"] = ((config.vocabulary, width), "matrices")
     if head.bias:
         spec["bias"] = ((config.vocabulary,), "vector")
     return spec
@@ -37,7 +38,7 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: FillMask, weights:
     """The logits (M, V) from the M rows (M, D) at masks."""
     tasks = weights.tasks
     if head.transform:
-        x = linear(ops, x, tasks, "fill_mask.transform", "gelu")
+        x = linear(ops, x, tasks, "fill_mask.transform", head.activation)
         ops.norm(x, Norm(tasks["fill_mask.norm.weight"], tasks["fill_mask.norm.bias"]), weights.eps, out=x)
     decoder = tasks["fill_mask.decoder.weight"]
     out = ops.empty(len(x), ops.outputs(decoder))

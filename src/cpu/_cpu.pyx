@@ -65,9 +65,10 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fi_gemm_call:
         const float *x
         const float *bias
+        const float *gate
         const float *residual
         void *out
-        Py_ssize_t x_stride, residual_stride, out_stride
+        Py_ssize_t x_stride, gate_stride, residual_stride, out_stride
         int tokens, activation, half
     ctypedef struct fi_norm_call:
         const float *x
@@ -90,6 +91,12 @@ cdef extern from "kernels.h" nogil:
         float *out
         float eps
         int tokens, hidden
+    ctypedef struct fi_rotate_call:
+        void *qkv
+        const int32_t *cu_seqlens
+        const float *table
+        Py_ssize_t qkv_stride
+        int texts, heads, head_size, half
     ctypedef struct fi_attention_call:
         const void *qkv
         float *out
@@ -99,6 +106,14 @@ cdef extern from "kernels.h" nogil:
         float scale
         int half
         int dtype
+        int window
+        const int32_t *keys
+        int reach, relative_width
+        Py_ssize_t distance_stride
+        const float *distances
+        const fi_matrix *relative_keys
+        const fi_matrix *relative_queries
+        const int32_t *relative_rows
     ctypedef struct fi_isa:
         const char *name
         int (*usable)() noexcept nogil
@@ -112,6 +127,7 @@ cdef extern from "kernels.h" nogil:
         void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *, fi_team) noexcept nogil
         void (*norm)(const fi_norm_call *, fi_team) noexcept nogil
         void (*embed)(const fi_embed_call *, fi_team) noexcept nogil
+        void (*rotate)(const fi_rotate_call *, fi_team) noexcept nogil
         int (*attention_team)(const fi_attention_call *, int) noexcept nogil
         size_t (*attention_workspace)(const fi_attention_call *, int) noexcept nogil
         void (*attention)(const fi_attention_call *, void *, fi_team) noexcept nogil
@@ -281,12 +297,54 @@ cdef class Matrix:
         return self.c.outputs
 
 
+cdef int _longest(const int32_t[::1] cu_seqlens) noexcept:
+    """The tokens of the longest text."""
+    cdef int i, longest = 0
+    for i in range(cu_seqlens.shape[0] - 1):
+        longest = max(longest, cu_seqlens[i + 1] - cu_seqlens[i])
+    return longest
+
+
+cdef class Relative:
+    """The tables of disentangled attention, for the kernels of one ISA.
+
+    keys, queries  packed (heads * width, S), of the dtype in which attention computes; width is a multiple of 32
+    rows           (2 R - 1,): the row of each distance i - j, from 0 to width - 1, rising
+    """
+
+    cdef Matrix _keys, _queries
+    cdef const int32_t[::1] _rows
+    cdef int _width
+
+    def __init__(self, Matrix keys, Matrix queries, const int32_t[::1] rows, int width):
+        cdef Py_ssize_t i
+        self._keys, self._queries, self._rows = keys, queries, rows
+        self._width = _size("the width of relative tables", width, 32, MOST_SIZE)
+        if width % 32 or keys.c.dtype != queries.c.dtype or rows.shape[0] % 2 == 0:
+            raise ShapeError(f"relative tables have width {width}, {rows.shape[0]} distances, expected a multiple of 32, an odd number")
+        for i in range(rows.shape[0]):
+            if not (0 if i == 0 else rows[i - 1]) <= rows[i] < width:
+                raise ShapeError(f"relative row {i} is {rows[i]}, expected rows that never fall, from 0 to {width - 1}")
+
+    cdef int fill(self, fi_attention_call *call, int longest, bint half) except -1:
+        """Write the tables into a call. Raises ShapeError where they do not fit it. half: whether the kernels have bfloat16 products."""
+        cdef int reach = <int>(self._rows.shape[0] // 2 + 1)
+        if call.distances != NULL or reach < longest or self._keys.c.dtype != (call.dtype if half else <int>FI_F32):
+            raise ShapeError(f"relative tables reach {reach} tokens, expected at least {longest}, attention's dtype, and no distances beside")
+        _rows("relative keys", self._keys.c.outputs, self._keys.c.inputs, call.heads * self._width, call.head_size)
+        _rows("relative queries", self._queries.c.outputs, self._queries.c.inputs, call.heads * self._width, call.head_size)
+        call.relative_keys, call.relative_queries = &self._keys.c, &self._queries.c
+        call.relative_rows, call.relative_width, call.reach = &self._rows[0], self._width, reach
+        return 0
+
+
 # The arguments of one kernel.
 cdef union AnyCall:
     fi_fff_call fff
     fi_gemm_call gemm
     fi_norm_call norm
     fi_embed_call embed
+    fi_rotate_call rotate
     fi_attention_call attention
     fi_rows pack
 
@@ -327,6 +385,10 @@ cdef void run_norm(const fi_isa *isa, const Step *step, void *workspace, fi_team
 
 cdef void run_embed(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.embed(&step.call.embed, team)
+
+
+cdef void run_rotate(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.rotate(&step.call.rotate, team)
 
 
 cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -460,10 +522,10 @@ cdef class Kernels:
         return matrix
 
     def gemm(
-        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] residual, out,
-        int threads,
+        self, const float[:, ::1] x, Matrix matrix, const float[::1] bias, activation, const float[:, ::1] gate,
+        const float[:, ::1] residual, out, int threads,
     ):
-        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) + residual (T, M).
+        """out (T, M) = activation(x (T, K) @ matrix.T + bias (M,)) * gate (T, M) + residual (T, M).
 
         out is float32, or bfloat16 as uint16 where `half`.
         """
@@ -480,6 +542,10 @@ cdef class Kernels:
             _long("bias", bias.shape[0], matrix.c.outputs)
         call.x, call.x_stride = &x[0, 0], x.shape[1]
         call.bias = NULL if bias is None else &bias[0]
+        call.gate, call.gate_stride = NULL, 0
+        if gate is not None:
+            _rows("gate", gate.shape[0], gate.shape[1], call.tokens, matrix.c.outputs)
+            call.gate, call.gate_stride = &gate[0, 0], gate.shape[1]
         call.residual, call.residual_stride = NULL, 0
         if residual is not None:
             _rows("residual", residual.shape[0], residual.shape[1], call.tokens, matrix.c.outputs)
@@ -496,7 +562,7 @@ cdef class Kernels:
         step.run, step.weights = run_gemm, &matrix.c
         step.size = self.isa.gemm_team(&matrix.c, call.tokens, threads)
         step.workspace = self.isa.gemm_workspace(&matrix.c, call.tokens, threads)
-        self._submit(&step, (x, matrix, bias, residual, out))
+        self._submit(&step, (x, matrix, bias, gate, residual, out))
 
     def norm(self, const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float eps, float[:, ::1] out, int threads):
         """out (T, D) = layer norm of the rows of x (T, D); out may be x."""
@@ -522,7 +588,8 @@ cdef class Kernels:
     ):
         """out (T, D) = norm(words[ids] + position_rows[positions] + type_rows[types]); the caller has checked ids.
 
-        words (V, D) of dtype `stored`, int8 words with scale (V,). types None: all 0; type_rows None: not added; weight None: no norm.
+        words (V, D) of dtype `stored`, int8 words with scale (V,). types None: all 0; position_rows and type_rows None: not added;
+        weight None: no norm.
         """
         cdef const unsigned char[::1] raw = words.reshape(-1).view("u1")
         cdef Step step
@@ -534,7 +601,8 @@ cdef class Kernels:
         _long("ids", ids.shape[0], call.tokens)
         _long("positions", positions.shape[0], call.tokens)
         _long("a word's row", words.shape[1], call.hidden)
-        _long("a position's row", position_rows.shape[1], call.hidden)
+        if position_rows is not None:
+            _long("a position's row", position_rows.shape[1], call.hidden)
         if types is not None:
             _long("token_types", types.shape[0], call.tokens)
         _scaled(scale, stored)
@@ -550,7 +618,7 @@ cdef class Kernels:
         call.types = NULL if types is None else &types[0]
         call.words.data, call.words.dtype = &raw[0], DTYPES[stored]
         call.words.scale = NULL if scale is None else &scale[0]
-        call.position_rows = &position_rows[0, 0]
+        call.position_rows = NULL if position_rows is None else &position_rows[0, 0]
         call.type_rows = NULL if type_rows is None else &type_rows[0, 0]
         call.gamma = NULL if weight is None else &weight[0]
         call.beta = NULL if bias is None else &bias[0]
@@ -559,30 +627,71 @@ cdef class Kernels:
         step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
         self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
-    def attention(self, qkv, const int32_t[::1] cu_seqlens, int heads, float[:, ::1] out, str dtype, int threads):
+    cdef int _heads(self, const int32_t[::1] cu_seqlens, int heads, int hidden, int tokens) except -1:
+        """The values of a head. Raises ShapeError unless `heads` divide hidden and cu_seqlens rises from 0 to tokens."""
+        cdef int i
+        _size("the number of heads", heads, 1, hidden)
+        if hidden % heads:
+            raise ShapeError(f"the hidden size is {hidden}, expected a multiple of {heads} heads")
+        _size("the number of texts", cu_seqlens.shape[0] - 1, 1, tokens)
+        if cu_seqlens[0] != 0 or cu_seqlens[cu_seqlens.shape[0] - 1] != tokens:
+            raise ShapeError(f"cu_seqlens is from {cu_seqlens[0]} to {cu_seqlens[cu_seqlens.shape[0] - 1]}, expected 0 to {tokens}")
+        for i in range(cu_seqlens.shape[0] - 1):
+            if cu_seqlens[i] > cu_seqlens[i + 1]:
+                raise ShapeError(f"cu_seqlens[{i + 1}] is {cu_seqlens[i + 1]}, expected at least {cu_seqlens[i]}, the one before")
+        return hidden // heads
+
+    def rotate(self, qkv, const int32_t[::1] cu_seqlens, int heads, const float[:, ::1] table, int threads):
+        """Turn q and k of qkv (T, 3 D), float32 or bfloat16 as uint16, in place by the angles of table (positions, D / heads)."""
+        cdef Step step
+        cdef fi_rotate_call *call = &step.call.rotate
+        cdef uint16_t[:, ::1] halves
+        cdef float[:, ::1] floats
+        cdef int tokens = _tokens(qkv.shape[0])
+        cdef int hidden = _size("the hidden size", qkv.shape[1] // 3, 0, MOST_SIZE)
+        if tokens == 0:
+            return
+        _rows("qkv", qkv.shape[0], qkv.shape[1], tokens, 3 * hidden)
+        call.head_size = self._heads(cu_seqlens, heads, hidden, tokens)
+        if call.head_size % 2:
+            raise ShapeError(f"a head has {call.head_size} values, expected an even number: pairs are turned")
+        _rows("the table of angles", table.shape[0], table.shape[1], max(table.shape[0], _longest(cu_seqlens)), call.head_size)
+        call.half = self.half and qkv.itemsize == 2
+        if call.half:
+            halves = qkv
+            call.qkv = &halves[0, 0]
+        else:
+            floats = qkv
+            call.qkv = &floats[0, 0]
+        call.cu_seqlens, call.texts, call.heads = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1, heads
+        call.table, call.qkv_stride = &table[0, 0], qkv.shape[1]
+        step.run, step.weights, step.workspace = run_rotate, NULL, 0
+        step.size = min(threads, 1 + tokens // ROWS_PER_THREAD)
+        self._submit(&step, (qkv, cu_seqlens, table))
+
+    def attention(
+        self, qkv, const int32_t[::1] cu_seqlens, int heads, window, const float[:, ::1] distances, Relative relative,
+        const int32_t[::1] keys, float[:, ::1] out, str dtype, int threads,
+    ):
         """out (T, D) = multi-head attention of qkv (T, 3 D), inside each text; D / heads must be a multiple of 8.
 
-        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16.
+        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (None: all), distances (heads, 2 R - 1) and
+        relative are those of weights.Scores. keys (texts,): how many tokens at the beginning of each text are attended to, None: all.
         """
         cdef Step step
         cdef fi_attention_call *call = &step.call.attention
         cdef const uint16_t[:, ::1] halves
         cdef const float[:, ::1] floats
-        cdef int i, tokens = _tokens(out.shape[0])
+        cdef int i
+        cdef int tokens = _tokens(out.shape[0])
         cdef int hidden = _size("the hidden size", out.shape[1], 0, MOST_SIZE)
         if tokens == 0:
             return
-        call.texts = _size("the number of texts", cu_seqlens.shape[0] - 1, 1, tokens)
-        call.heads = _size("the number of heads", heads, 1, hidden)
-        call.head_size = hidden // heads
-        if hidden % (8 * heads):
+        call.head_size = self._heads(cu_seqlens, heads, hidden, tokens)
+        call.texts, call.heads = <int>cu_seqlens.shape[0] - 1, heads
+        if call.head_size % 8:
             raise ShapeError(f"the hidden size is {hidden}, expected {heads} heads of a multiple of 8")
         _rows("qkv", qkv.shape[0], qkv.shape[1], tokens, 3 * hidden)
-        if cu_seqlens[0] != 0 or cu_seqlens[call.texts] != tokens:
-            raise ShapeError(f"cu_seqlens is from {cu_seqlens[0]} to {cu_seqlens[call.texts]}, expected 0 to {tokens}")
-        for i in range(call.texts):
-            if cu_seqlens[i] > cu_seqlens[i + 1]:
-                raise ShapeError(f"cu_seqlens[{i + 1}] is {cu_seqlens[i + 1]}, expected at least {cu_seqlens[i]}, the one before")
         call.half = self.half and dtype == "bfloat16" and qkv.itemsize == 2
         if call.half:
             halves = qkv
@@ -594,10 +703,26 @@ cdef class Kernels:
         call.out, call.out_stride = &out[0, 0], out.shape[1]
         call.cu_seqlens = &cu_seqlens[0]
         call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
+        call.window = 0 if window is None else _size("the window", window, 1, MOST_TOKENS)
+        call.keys = NULL
+        if keys is not None:
+            _long("keys", keys.shape[0], call.texts)
+            for i in range(call.texts):
+                _size("the number of keys", keys[i], 1, cu_seqlens[i + 1] - cu_seqlens[i])
+            if call.window:
+                raise ShapeError(f"the window is {call.window} where keys are given, expected none: a query might see no key")
+            call.keys = &keys[0]
+        call.reach, call.distance_stride, call.distances = 0, 0, NULL
+        if distances is not None:
+            call.reach, call.distance_stride, call.distances = <int>(distances.shape[1] // 2 + 1), distances.shape[1], &distances[0, 0]
+            _rows("distances", distances.shape[0], distances.shape[1], heads, 2 * max(call.reach, _longest(cu_seqlens)) - 1)
+        call.relative_keys, call.relative_queries, call.relative_rows, call.relative_width = NULL, NULL, NULL, 0
+        if relative is not None:
+            relative.fill(call, _longest(cu_seqlens), self.half)
         step.run, step.weights = run_attention, NULL
         step.size = self.isa.attention_team(call, threads)
         step.workspace = self.isa.attention_workspace(call, threads)
-        self._submit(&step, (qkv, cu_seqlens, out))
+        self._submit(&step, (qkv, cu_seqlens, distances, relative, keys, out))
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""

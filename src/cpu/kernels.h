@@ -17,10 +17,10 @@
  *     where there is one; + b_in.
  *   - an FFF's output: per element, over visited nodes in ascending (tree, node), one FMA each, from zero;
  *     then + bias, then + residual.
- *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, + residual.
+ *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
  *     instead, which flushes denormals. int8: exact in integers, then one FMA: sum * (token's scale * output's scale) + bias.
- *   - attention: a score as a matrix product; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
+ *   - attention: a score as a matrix product, then the two relative products, then one FMA for its distance; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
  *     vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
  *     gives the rest of the mean, and of its squares, whose mean less the rest's square is the variance.
@@ -73,15 +73,17 @@ typedef struct {
     int dtype, outputs, inputs;
 } fi_matrix;
 
-enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3 };
+enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3, FI_SILU = 4, FI_GELU_TANH = 5 };
 
-/* out = activation(x W^T + bias) + residual. Strides count values from one row to the next. */
+/* out = activation(x W^T + bias) * gate + residual. Strides count values from one row to the next. A call has at most one of gate and
+   residual. */
 typedef struct {
     const float *x;        /* (T, K) */
     const float *bias;     /* (N,) or NULL */
+    const float *gate;     /* (T, N) or NULL; may be the same array as out */
     const float *residual; /* (T, N) or NULL; may be the same array as out */
     void *out;             /* (T, N) float32, or bfloat16 (half), overwritten; must not overlap x */
-    ptrdiff_t x_stride, residual_stride, out_stride;
+    ptrdiff_t x_stride, gate_stride, residual_stride, out_stride;
     int tokens, activation, half;
 } fi_gemm_call;
 
@@ -108,7 +110,19 @@ typedef struct {
     int tokens, hidden;
 } fi_embed_call;
 
-/* For each text and head: out = softmax(scale * q k^T) v. */
+/* Turn q and k in place by their positions: columns i and head_size / 2 + i of a head are a pair, turned by one angle. */
+typedef struct {
+    void *qkv;                 /* (T, 3 heads * head_size) float32, or bfloat16 (half): q of all heads, k, v */
+    const int32_t *cu_seqlens; /* (texts + 1,) from 0 to T */
+    const float *table;        /* (positions, head_size): head_size / 2 cosines, then as many sines */
+    ptrdiff_t qkv_stride;
+    int texts, heads, head_size, half; /* head_size: even */
+} fi_rotate_call;
+
+/* For each text and head: out = softmax(scale * (q k^T + relative) + distances) v.
+   distances: score (i, j) of head h gains distances[h * distance_stride + reach - 1 + j - i], for texts of at most `reach` tokens.
+   relative: it gains q_i . keys[r] + k_j . queries[r], r = relative_rows[reach - 1 + i - j]; each head has relative_width rows of both
+   matrices, a multiple of 32, and relative_rows never falls. */
 typedef struct {
     const void *qkv;           /* (T, 3 heads * head_size) float32, or bfloat16 (half, with FI_BF16 alone): q of all heads, k, v */
     float *out;                /* (T, heads * head_size); must not overlap qkv */
@@ -117,7 +131,14 @@ typedef struct {
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */
     int half;
-    int dtype; /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
+    int dtype;           /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
+    int window;          /* a query sees keys that are at most so far away; 0: all keys of its text */
+    const int32_t *keys; /* (texts,): the tokens at the beginning of each text that are seen, at least one, or NULL: all; no window then */
+    int reach, relative_width;
+    ptrdiff_t distance_stride;
+    const float *distances;                            /* (heads, distance_stride) or NULL */
+    const fi_matrix *relative_keys, *relative_queries; /* (heads * relative_width, head_size) in attention's dtype, or NULL */
+    const int32_t *relative_rows;                      /* (2 reach - 1,), each from 0 to relative_width - 1 */
 } fi_attention_call;
 
 typedef struct fi_isa {
@@ -136,6 +157,7 @@ typedef struct fi_isa {
     void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *workspace, fi_team);
     void (*norm)(const fi_norm_call *, fi_team);
     void (*embed)(const fi_embed_call *, fi_team);
+    void (*rotate)(const fi_rotate_call *, fi_team);
     int (*attention_team)(const fi_attention_call *, int most);
     size_t (*attention_workspace)(const fi_attention_call *, int team_size); /* bytes, 64-aligned by the caller */
     void (*attention)(const fi_attention_call *, void *workspace, fi_team);  /* waits at one barrier, at its start */

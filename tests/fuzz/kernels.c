@@ -325,6 +325,9 @@ static void try_attention(const fi_isa *isa) {
     cu[0] = 0;
     for (int i = 0; i < c.texts; i++) cu[i + 1] = cu[i] + number(0, longest);
     c.cu_seqlens = cu;
+    int32_t *keys = byte() % 2 ? room((size_t)c.texts * sizeof *keys, sizeof *keys) : NULL;
+    for (int i = 0; keys && i < c.texts; i++) keys[i] = cu[i + 1] > cu[i] ? number(1, cu[i + 1] - cu[i]) : 0;
+    c.keys = keys;
     /* Rows of bfloat16 are read as words, so their stride is even. */
     c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
     const int tokens = cu[c.texts];
@@ -347,6 +350,7 @@ static void try_attention(const fi_isa *isa) {
             int32_t *one = room(2 * sizeof *one, sizeof *one);
             one[0] = 0, one[1] = length;
             mine.cu_seqlens = one, mine.texts = 1;
+            if (keys) mine.keys = keys + text;
             mine.qkv = qkv + (size_t)cu[text] * c.qkv_stride * (c.half ? 2 : 4);
             begin = (size_t)cu[text] * c.out_stride, count = length ? (size_t)(length - 1) * c.out_stride + width : 0;
         }

@@ -27,9 +27,9 @@ from conversion import read_weights
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
-from fastinfer.backends.reference import sinusoids
 from fastinfer.config import FFF, Classify, Config, Dense, FillMask, Pooling, Stored, StoredDtype
 from fastinfer.errors import ConfigError
+from fastinfer.positions import sinusoids
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
 GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes than the path

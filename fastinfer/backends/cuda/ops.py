@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from ...batch import PackedBatch
 from ...checkpoint.tensor import Tensor
 from ...config import Config
 from ...errors import BackendError, DtypeError, ShapeError
-from ...weights import Embedding, FeedForward, Layer, Norm, Weights
+from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Scores, Weights
 from ..reference import Reference, check_layer_arrays
 from .device import Limits, limits
 from .fff import fff_argument
@@ -94,11 +95,14 @@ class FittedCUDA(CUDA):
         return self.memory.allocate("a result", shape, self.storage if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        array = self.cupy.ascontiguousarray(array)
+        return self.memory.bring(self._as_float32(self.cupy.ascontiguousarray(array)))
+
+    def _as_float32(self, array: Any) -> Any:
+        """A contiguous array as float32 if it has the compute dtype; the array itself if not."""
         if array.dtype == self.storage and array.dtype != np.float32 and array.size:
             bits, array = array, self.empty(*array.shape, dtype=np.float32)
             self.kernels.launch("to_float32", min(4096, -(-array.size // 2048)), 256, bits, array, ctypes.c_int64(array.size))
-        return self.memory.bring(array)
+        return array
 
     def rows(self, x: Any, which: np.ndarray) -> Any:
         return x[self.memory.send("indices", which)]
@@ -131,6 +135,7 @@ class FittedCUDA(CUDA):
     # --- primitives ---
 
     def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
+        keys = batch.keys
         if isinstance(batch, PackedBatch):
             batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
         norm = embedding.norm
@@ -150,8 +155,24 @@ class FittedCUDA(CUDA):
             out,
             len(out),
         )
+        if keys is not None:
+            starts = self.sessions.current().starts[0]
+            ends = np.repeat(starts[:-1] + keys, np.diff(starts))
+            batch.cu_seqlens[: len(ends), 1] = self.memory.send("ends of keys", ends)
 
-    def linear(self, x: Any, weight: Matrix, *, bias: Any = None, activation: str | None = None, residual: Any = None, out: Any) -> None:
+    def linear(
+        self,
+        x: Any,
+        weight: Matrix,
+        *,
+        bias: Any = None,
+        activation: str | None = None,
+        gate: Any = None,
+        residual: Any = None,
+        out: Any,
+    ) -> None:
+        if gate is not None:
+            raise self._lacks("gated feedforwards")
         outputs, inputs = weight.data.shape
         if x.dtype != self.storage:  # pooled vectors are float32
             x = self.as_act(x)
@@ -198,11 +219,19 @@ class FittedCUDA(CUDA):
     def qkv_dtype(self, head_size: int) -> Any:
         return self.storage
 
-    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, out: Any) -> None:
-        """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the bounds of each token's text."""
+    def _lacks(self, what: str) -> BackendError:
+        return BackendError(f"{self.device} does not compute {what}: use device 'cpu'")
+
+    def rotate(self, qkv: Any, cu_seqlens: Any, heads: int, table: Any) -> None:
+        raise self._lacks("rotary positions")
+
+    def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: Any) -> None:
+        """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the keys of each token, its text's bounds."""
+        if scores != PLAIN:
+            raise self._lacks("attention with a window or relative positions")
         if cu_seqlens.ndim == 1:
-            lengths = np.diff(cu_seqlens)
-            bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], cu_seqlens[1:])], 1)
+            lengths, ends = np.diff(cu_seqlens), cu_seqlens[1:] if keys is None else cu_seqlens[:-1] + keys
+            bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], ends)], 1)
             cu_seqlens = self.memory.send("bounds of texts", bounds)
         size = out.shape[1] // heads
         queries, threads, shared = self._attention_launch
@@ -295,16 +324,22 @@ class FittedCUDA(CUDA):
             starts = self.memory.send("bounds of texts", cu_seqlens)
         self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
 
+    def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
+        x = self._as_float32(self.cupy.ascontiguousarray(x))
+        for b, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+            self.cupy.max(x[begin:end], axis=0, out=out[b])
+
     # --- the forward pass ---
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Any, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py as one graph, or op by op if taps or routes are given."""
+        """The forward pass of model.py as one graph, or op by op if taps or routes are given, or if the batch has keys."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
-        if taps or routes:
+        if taps or routes or batch.keys is not None:
+            placed = placed._replace(keys=batch.keys)
             x = self._encode_watched(weights, placed, work, len(batch.ids), taps, routes)
         else:
             run = functools.partial(super().encode, weights, placed, work)
@@ -330,15 +365,18 @@ class FittedCUDA(CUDA):
                 to[...] = self.bring(array[:tokens])()
         return x
 
-    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any) -> None:
+    def attention_block(self, x: Any, layer: Layer, cu_seqlens: Any, weights: Weights, work: Any, *, keys: Any = None) -> None:
         """As in model.py, but without the norm after it: the kernel of ffn_block computes that norm."""
         attention = layer.attention
         h = work.take("h", *x.shape)
         qkv = work.take("qkv", len(x), 3 * x.shape[1])
-        if weights.pre_norm:
-            self.norm(x, attention.norm, weights.eps, out=h)
-        self.linear(h if weights.pre_norm else x, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
-        self.attention(qkv, cu_seqlens, weights.heads, out=h)
+        before = attention.norm if weights.pre_norm else None
+        if before is not None:
+            self.norm(x, before, weights.eps, out=h)
+        self.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+        if attention.rotary is not None:
+            self.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
+        self.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=h)
         self.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
 
     def ffn_block(self, x: Any, layer: Layer, weights: Weights, work: Any, *, routes: Any = None) -> None:

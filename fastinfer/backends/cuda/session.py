@@ -27,12 +27,14 @@ class Placed(NamedTuple):
     input       (words,) int32, which the kernel `embed` reads
     with_types  whether `input` has token types
     cu_seqlens  (tokens, 2) int32: the first row of each token's text and the row after its last; `embed` fills it for `attention`
+    keys        those of the batch, on the host: the second number is then the row after the last key; None: no token has fewer keys
     """
 
     ids: Any
     input: Any
     with_types: bool
     cu_seqlens: Any
+    keys: np.ndarray | None = None
 
 
 class Session(Workspace):

@@ -14,10 +14,12 @@ from ...config import Config
 from ...errors import CheckpointError, ConfigError, short
 from ..tensor import Tensor
 from .crammed import crammed
-from .huggingface import bert, distilbert, roberta
+from .gated import alibi, gte, modernbert, nomic
+from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .settings import SPECIAL_TOKENS
 from .source import Source
 from .tokenizer import Found, find_tokenizer
+from .variants import deberta, mpnet, prenorm_roberta
 
 __all__ = ["RECOGNISED", "SPECIAL_TOKENS", "Found", "translate"]
 
@@ -27,7 +29,9 @@ RECOGNISED = """\
   Hugging Face BERT: model_type bert; BertModel, BertForMaskedLM, ForSequenceClassification, ForTokenClassification,
     ForQuestionAnswering, ForPreTraining; sentence-transformers folders around it
   RoBERTa family: model_type roberta, xlm-roberta or camembert, the same heads
-  DistilBERT: model_type distilbert, the same heads"""
+  DistilBERT: model_type distilbert, the same heads
+  MPNet, ELECTRA, ERNIE, DPR, data2vec-text, roberta-prelayernorm, DeBERTa-v2 and v3: the same heads where they have them
+  nomic_bert, ModernBERT, gte v1.5 (new, gte), JinaBERT v2 and MosaicBERT (bert with ALiBi)"""
 
 READERS = {
     "crammedBERT": crammed,
@@ -36,6 +40,17 @@ READERS = {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "distilbert": distilbert,
+    "mpnet": mpnet,
+    "electra": electra,
+    "ernie": ernie,
+    "dpr": dpr,
+    "data2vec-text": data2vec,
+    "roberta-prelayernorm": prenorm_roberta,
+    "nomic_bert": nomic,
+    "modernbert": modernbert,
+    "new": gte,
+    "gte": gte,
+    "deberta-v2": deberta,
 }
 
 
@@ -54,6 +69,8 @@ def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Co
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
+    if kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data):
+        reader = alibi
     source = Source({**data, "model_type": kind}, stored, folder)
     try:
         config, made = reader(source)

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Norm, Positions, Tasks
+from ...activations import Activation
+from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
 from .settings import sentence_transformers
-from .source import Source, classify, linear, norm, refuse, special_ids, stack, stored_dtypes, tag, tied
+from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
 from .tokenizer import token_limit
 
-__all__ = ["bert", "distilbert", "roberta"]
+__all__ = [
+    "attention",
+    "bert",
+    "data2vec",
+    "dense",
+    "distilbert",
+    "dpr",
+    "electra",
+    "ernie",
+    "fill_mask",
+    "finish",
+    "heads",
+    "roberta",
+    "rows",
+]
 
 
 def bert(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a BERT checkpoint."""
     return _hugging_face(s, "bert.", first_position=0)
+
+
+def dpr(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of a DPR encoder of questions or contexts: a BERT whose first token is the embedding."""
+    if any(name.startswith("span_predictor.") for name in s.stored):
+        raise refuse(s, "architectures", s.data.get("architectures"), "DPRQuestionEncoder and DPRContextEncoder, not readers")
+    require(s, projection_dim=0)
+    question = any(name.startswith("question_encoder.") for name in s.stored)
+    prefix = "question_encoder.bert_model." if question else "ctx_encoder.bert_model."
+    return _hugging_face(s, prefix, first_position=0, pooling="cls")
 
 
 def roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
@@ -24,11 +49,25 @@ def roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
     return _hugging_face(s, "roberta.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
 
 
-def _hugging_face(s: Source, prefix: str, first_position: int) -> tuple[Config, dict[str, Tensor]]:
+def data2vec(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of a data2vec text model, which is a RoBERTa with another prefix."""
+    return _hugging_face(s, "data2vec_text.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
+
+
+def electra(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of an ELECTRA: a BERT whose embeddings may be narrower. The discriminator's head is dropped."""
+    s.drop(*(f"discriminator_predictions.{name}.{part}" for name in ("dense", "dense_prediction") for part in ("weight", "bias")))
+    return _hugging_face(s, "electra.", first_position=0)
+
+
+def ernie(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of an ERNIE: a BERT that may have task types."""
+    return _hugging_face(s, "ernie.", first_position=0)
+
+
+def _hugging_face(s: Source, prefix: str, first_position: int, pooling: Pooling = "mean") -> tuple[Config, dict[str, Tensor]]:
     """bert and roberta in one. prefix: begins the names of the body; first_position: the first row of positions that is used."""
     c = s.data
-    if c.get("hidden_act", "gelu") != "gelu":
-        raise refuse(s, "hidden_act", c["hidden_act"], "the exact gelu")
     if (c.get("position_embedding_type") or "absolute") != "absolute":
         raise refuse(s, "position_embedding_type", c["position_embedding_type"], "absolute")
     if c.get("is_decoder") or c.get("add_cross_attention"):
@@ -37,48 +76,70 @@ def _hugging_face(s: Source, prefix: str, first_position: int) -> tuple[Config, 
     body = prefix if f"{prefix}embeddings.word_embeddings.weight" in s else ""
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
-        "embedding.position": _rows(s.get(f"{body}embeddings.position_embeddings.weight"), first_position),
+        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), first_position),
         "embedding.token_type": s.get(f"{body}embeddings.token_type_embeddings.weight"),
         **norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
     }
-    s.drop("position_ids", "embeddings.token_type_ids", "seq_relationship.weight", "seq_relationship.bias")
+    if c.get("use_task_id"):  # ERNIE adds the row of task 0 to every token, and each token has one row of a token type
+        task = s.get(f"{body}embeddings.task_type_embeddings.weight").float32()[:1]
+        made["embedding.token_type"] = Tensor(made["embedding.token_type"].float32() + task, "float32")
+    width = s.number(c, "embedding_size", 1, default=c.get("hidden_size")) if prefix == "electra." else None
+    if width != c.get("hidden_size") and width is not None:
+        made |= linear(s, "embedding.project", f"{body}embeddings_project")
+    s.drop("position_ids", "embeddings.token_type_ids", "embeddings.task_type_embeddings.weight")
+    s.drop("seq_relationship.weight", "seq_relationship.bias")
     for i in range(layers):
         theirs, ours = f"{body}encoder.layer.{i}", f"layers.{i}"
-        made |= _attention(s, ours, [f"{theirs}.attention.self.{n}" for n in ("query", "key", "value")], f"{theirs}.attention.output.dense")
+        made |= attention(s, ours, [f"{theirs}.attention.self.{n}" for n in ("query", "key", "value")], f"{theirs}.attention.output.dense")
         made |= norm(s, f"{ours}.attention.norm", f"{theirs}.attention.output.LayerNorm")
-        made |= _dense(s, ours, f"{theirs}.intermediate.dense", f"{theirs}.output.dense")
+        made |= dense(s, ours, f"{theirs}.intermediate.dense", f"{theirs}.output.dense")
         made |= norm(s, f"{ours}.ffn.norm", f"{theirs}.output.LayerNorm")
-    tasks = _heads(s, made, body)
-    return _finish(
+    tasks = heads(s, made, body)
+    return finish(
         s,
         made,
         tasks,
         hidden=s.number(c, "hidden_size", 1),
         layers=layers,
         heads=s.number(c, "num_attention_heads", 1),
-        width=s.number(c, "intermediate_size", 1),
+        ffn=Dense(s.number(c, "intermediate_size", 1)),
         eps=s.number(c, "layer_norm_eps", 0, 1, kind=float, default=1e-12),
         token_types=len(made["embedding.token_type"].data),
+        activation=activation(s, "hidden_act"),
+        embedding_width=width if "embedding.project.weight" in made else None,
+        pooling=pooling,
     )
 
 
-def _heads(s: Source, made: dict[str, Tensor], body: str) -> dict[str, Any]:
+def heads(s: Source, made: dict[str, Tensor], body: str) -> dict[str, Any]:
     """{task: its config} of the heads whose tensors the checkpoint has; the tensors are added to `made`."""
-    pooler = f"{body}pooler.dense" if f"{body}pooler.dense.weight" in s else None
+    pooler = next((name for name in (f"{body}pooler.dense", "pooler.dense") if f"{name}.weight" in s), None)
 
     tasks: dict[str, Any] = {}
     names = " ".join(s.data.get("architectures") or ())
     if "cls.predictions.transform.dense.weight" in s:
-        tasks["fill_mask"] = _fill_mask(
+        tasks["fill_mask"] = fill_mask(
             s,
             made,
             "cls.predictions.transform.dense",
-            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.transform.LayerNorm"
+            if "cls.predictions.transform.LayerNorm.weight" in s
+            else "cls.predictions.transform.layer_norm",
             "cls.predictions.decoder.weight",
             ["cls.predictions.decoder.bias", "cls.predictions.bias"],
+            activation(s, "hidden_act"),
+        )
+    elif "generator_predictions.dense.weight" in s:
+        tasks["fill_mask"] = fill_mask(
+            s,
+            made,
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head.weight",
+            ["generator_lm_head.bias"],
         )
     elif "lm_head.dense.weight" in s:
-        tasks["fill_mask"] = _fill_mask(
+        tasks["fill_mask"] = fill_mask(
             s,
             made,
             "lm_head.dense",
@@ -87,23 +148,24 @@ def _heads(s: Source, made: dict[str, Tensor], body: str) -> dict[str, Any]:
             ["lm_head.decoder.bias", "lm_head.bias"],
         )
     elif "classifier.out_proj.weight" in s:
-        tasks["classify"] = classify(s, made, [("classifier.dense", "tanh")], "classifier.out_proj")
+        # ELECTRA's classifier has a GELU where those of RoBERTa and MPNet have tanh.
+        between = "gelu" if s.data.get("model_type") == "electra" else "tanh"
+        tasks["classify"] = classify(s, made, [("classifier.dense", between)], "classifier.out_proj")
     elif "classifier.weight" in s and pooler and "TokenClassification" not in names:
-        tasks["classify"] = classify(s, made, [(pooler, "tanh")], "classifier")
+        function = activation(s, "pooler_hidden_act") if s.data.get("model_type") == "deberta-v2" else "tanh"
+        tasks["classify"] = classify(s, made, [(pooler, function)], "classifier")
     elif "classifier.weight" in s:
         tasks["tag"] = tag(s, made)
     if "qa_outputs.weight" in s:
         made |= linear(s, "tasks.answer.out", "qa_outputs")
         tasks["answer"] = Answer()
-    s.drop(f"{body}pooler.dense.weight", f"{body}pooler.dense.bias")
+    s.drop("pooler.dense.weight", "pooler.dense.bias")
     return tasks
 
 
 def distilbert(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a DistilBERT checkpoint."""
     c = s.data
-    if c.get("activation", "gelu") != "gelu":
-        raise refuse(s, "activation", c["activation"], "the exact gelu")
     layers = s.number(c, "n_layers", 1, MAX_LAYERS)
     body = "distilbert." if "distilbert.embeddings.word_embeddings.weight" in s else ""
     made = {
@@ -114,13 +176,14 @@ def distilbert(s: Source) -> tuple[Config, dict[str, Tensor]]:
     s.drop("position_ids")
     for i in range(layers):
         theirs, ours = f"{body}transformer.layer.{i}", f"layers.{i}"
-        made |= _attention(s, ours, [f"{theirs}.attention.{n}_lin" for n in "qkv"], f"{theirs}.attention.out_lin")
+        made |= attention(s, ours, [f"{theirs}.attention.{n}_lin" for n in "qkv"], f"{theirs}.attention.out_lin")
         made |= norm(s, f"{ours}.attention.norm", f"{theirs}.sa_layer_norm")
-        made |= _dense(s, ours, f"{theirs}.ffn.lin1", f"{theirs}.ffn.lin2")
+        made |= dense(s, ours, f"{theirs}.ffn.lin1", f"{theirs}.ffn.lin2")
         made |= norm(s, f"{ours}.ffn.norm", f"{theirs}.output_layer_norm")
     tasks: dict[str, Any] = {}
     if "vocab_transform.weight" in s:
-        tasks["fill_mask"] = _fill_mask(s, made, "vocab_transform", "vocab_layer_norm", "vocab_projector.weight", ["vocab_projector.bias"])
+        names = "vocab_transform", "vocab_layer_norm", "vocab_projector.weight", ["vocab_projector.bias"]
+        tasks["fill_mask"] = fill_mask(s, made, *names, activation(s, "activation"))
     elif "pre_classifier.weight" in s:
         tasks["classify"] = classify(s, made, [("pre_classifier", "relu")], "classifier")
     elif "classifier.weight" in s:
@@ -128,56 +191,65 @@ def distilbert(s: Source) -> tuple[Config, dict[str, Tensor]]:
     if "qa_outputs.weight" in s:
         made |= linear(s, "tasks.answer.out", "qa_outputs")
         tasks["answer"] = Answer()
-    return _finish(
+    return finish(
         s,
         made,
         tasks,
         hidden=s.number(c, "dim", 1),
         layers=layers,
         heads=s.number(c, "n_heads", 1),
-        width=s.number(c, "hidden_dim", 1),
+        ffn=Dense(s.number(c, "hidden_dim", 1)),
         eps=1e-12,
         token_types=0,
+        activation=activation(s, "activation"),
     )
 
 
-def _finish(
+def finish(
     s: Source,
     made: dict[str, Tensor],
     tasks: dict[str, Any],
     *,
     hidden: int,
     layers: int,
-    heads: int,
-    width: int,
     eps: float,
-    token_types: int,
+    token_types: int = 0,
+    ffn: Dense | Gated,
+    positions: Positions | None = None,
+    order: Literal["pre", "post"] = "post",
+    pooling: Pooling = "mean",
+    **others: Any,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder."""
-    positions = len(made["embedding.position"].data)
-    pooling, normalize = sentence_transformers(s.folder)
-    if pooling or not tasks:
-        tasks["embed"] = Embed(pooling or "mean", normalize)
+    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder.
+
+    ffn        of all layers
+    positions  None: a learned table, which `made` has
+    pooling    of a folder that says nothing about it
+    others     further fields of the Config
+    """
+    places = positions or Positions("learned", len(made["embedding.position"].data))
+    pooled, normalize = sentence_transformers(s.folder)
+    if pooled or not tasks:
+        tasks["embed"] = Embed(pooled or pooling, normalize)
     return (
         s.config(
             hidden=hidden,
             layers=layers,
-            heads=heads,
             vocabulary=len(made["embedding.word"].data),
-            norm=Norm("post", eps),
-            positions=Positions("learned", positions),
-            ffn=(Dense(width),) * layers,
-            max_tokens=token_limit(s.folder, positions),
+            positions=places,
+            ffn=(ffn,) * layers,
+            max_tokens=token_limit(s.folder, places.max),
             tasks=Tasks(**tasks),
             token_types=token_types,
             ids=special_ids(s, len(made["embedding.word"].data)),
             stored=stored_dtypes(made),
+            **{"norm": Norm(order, eps), **others},
         ),
         made,
     )
 
 
-def _attention(s: Source, ours: str, qkv: list[str], out: str) -> dict[str, Tensor]:
+def attention(s: Source, ours: str, qkv: list[str], out: str) -> dict[str, Tensor]:
     """The attention tensors of layer `ours`; q, k and v are stacked."""
     return {
         f"{ours}.attention.qkv.weight": stack(s.get(f"{n}.weight") for n in qkv),
@@ -186,7 +258,7 @@ def _attention(s: Source, ours: str, qkv: list[str], out: str) -> dict[str, Tens
     }
 
 
-def _dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
+def dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
     """The tensors of the dense feedforward of layer `ours`."""
     return {
         **linear(s, f"{ours}.ffn.dense_in", first),
@@ -195,12 +267,20 @@ def _dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
     }
 
 
-def _rows(table: Tensor, first: int) -> Tensor:
+def rows(table: Tensor, first: int) -> Tensor:
     """`table` without the rows before `first`."""
     return Tensor(table.data[first:], table.dtype) if first else table
 
 
-def _fill_mask(s: Source, made: dict[str, Tensor], transform: str, layer_norm: str, decoder: str, biases: list[str]) -> FillMask:
+def fill_mask(
+    s: Source,
+    made: dict[str, Tensor],
+    transform: str,
+    layer_norm: str,
+    decoder: str,
+    biases: list[str],
+    function: Activation = "gelu",
+) -> FillMask:
     """The head of a masked language model. The first of `biases` that is stored is used; a second one is usually the same tensor."""
     made |= linear(s, "tasks.fill_mask.transform", transform)
     made |= norm(s, "tasks.fill_mask.norm", layer_norm)
@@ -209,4 +289,4 @@ def _fill_mask(s: Source, made: dict[str, Tensor], transform: str, layer_norm: s
         made["tasks.fill_mask.bias"] = s.vector(bias)
     s.drop(*biases)
     is_tied = tied(s, made, decoder)
-    return FillMask(transform=True, tied=is_tied, bias=bias is not None)
+    return FillMask(transform=True, tied=is_tied, bias=bias is not None, activation=function)

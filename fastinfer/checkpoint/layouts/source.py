@@ -8,12 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from ...activations import Activation
 from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
 from ...errors import CheckpointError, ConfigError, listed, short
 from ..tensor import Tensor
 from .tokenizer import Found, find_tokenizer
 
-__all__ = ["Source", "classify", "linear", "norm", "refuse", "special_ids", "stack", "stored_dtypes", "tag", "tied"]
+__all__ = [
+    "Source",
+    "activation",
+    "classify",
+    "halves",
+    "linear",
+    "norm",
+    "refuse",
+    "require",
+    "special_ids",
+    "stack",
+    "stored_dtypes",
+    "tag",
+    "tied",
+    "zeros",
+]
 
 
 class Source:
@@ -28,6 +44,10 @@ class Source:
 
     def __contains__(self, name: str) -> bool:
         return name in self.stored
+
+    def prefix(self, name: str) -> str:
+        """What stands before `name` in the shortest stored name that ends with it: the name of the encoder inside a model with heads."""
+        return min((stored.removesuffix(name) for stored in self.stored if stored.endswith(name)), key=len, default="")
 
     def get(self, name: str, ndim: int = 2) -> Tensor:
         """The tensor `name`. If it is missing or unusable, the result is empty and config() raises the error."""
@@ -124,14 +144,58 @@ def stored_dtypes(made: dict[str, Tensor]) -> Stored:
     return Stored(**dtypes)
 
 
-def norm(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
-    """The weight and bias of a LayerNorm, renamed from `theirs` to `ours`."""
-    return {f"{ours}.weight": s.vector(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
+def norm(s: Source, ours: str, theirs: str, bias: bool = True) -> dict[str, Tensor]:
+    """The weight and bias of a LayerNorm, renamed from `theirs` to `ours`. bias False: it has none, so it is zeros here."""
+    weight = s.vector(f"{theirs}.weight")
+    return {f"{ours}.weight": weight, f"{ours}.bias": s.vector(f"{theirs}.bias") if bias else zeros(len(weight.data))}
 
 
-def linear(s: Source, ours: str, theirs: str) -> dict[str, Tensor]:
-    """The weight and bias of a linear map, renamed from `theirs` to `ours`."""
-    return {f"{ours}.weight": s.get(f"{theirs}.weight"), f"{ours}.bias": s.vector(f"{theirs}.bias")}
+def linear(s: Source, ours: str, theirs: str, bias: bool = True) -> dict[str, Tensor]:
+    """The weight and bias of a linear map, renamed from `theirs` to `ours`. bias False: it has none, so it is zeros here."""
+    weight = s.get(f"{theirs}.weight")
+    return {f"{ours}.weight": weight, f"{ours}.bias": s.vector(f"{theirs}.bias") if bias else zeros(len(weight.data))}
+
+
+def zeros(count: int) -> Tensor:
+    """A bias of zeros."""
+    return Tensor(np.zeros(count, np.float32), "float32")
+
+
+def halves(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second half of the rows of a weight or bias."""
+    middle = len(weight.data) // 2
+    return Tensor(weight.data[:middle], weight.dtype), Tensor(weight.data[middle:], weight.dtype)
+
+
+# The names of activations in config.json, by those here.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+
+
+def activation(s: Source, key: str, default: str = "gelu") -> Activation:
+    """The activation that config.json names under `key`. Raises ConfigError for one that is not supported."""
+    name = s.data.get(key, default)
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise refuse(s, key, name, ", ".join(ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+def require(s: Source, **expected: Any) -> None:
+    """Raise ConfigError unless each named setting of config.json is absent, null or as expected."""
+    for key, want in expected.items():
+        got = s.data.get(key)
+        if got is not None and got != want:
+            raise refuse(s, key, got, repr(want))
 
 
 def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
@@ -149,9 +213,9 @@ def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
 def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], last: str) -> Classify:
     """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`."""
     widths = []
-    for i, (theirs, activation) in enumerate(layers):
+    for i, (theirs, function) in enumerate(layers):
         made |= linear(s, f"tasks.classify.layers.{i}", theirs)
-        widths.append(HeadLayer(max(1, len(made[f"tasks.classify.layers.{i}.weight"].data)), activation))
+        widths.append(HeadLayer(max(1, len(made[f"tasks.classify.layers.{i}.weight"].data)), function))
     made |= linear(s, "tasks.classify.out", last)
     labels = s.labels(max(1, len(made["tasks.classify.out.weight"].data)))
     kind = s.data.get("problem_type")
@@ -164,8 +228,7 @@ def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], 
 def tag(s: Source, made: dict[str, Tensor]) -> Tag:
     """The head that tags tokens; its tensors are added to `made`."""
     made |= linear(s, "tasks.tag.out", "classifier")
-    labels = s.labels(max(1, len(made["tasks.tag.out.weight"].data)))
-    return Tag(labels, "bio" if all(label == "O" or label[:2] in ("B-", "I-") for label in labels) else "io")
+    return Tag(s.labels(max(1, len(made["tasks.tag.out.weight"].data))))
 
 
 def special_ids(s: Source, vocabulary: int) -> Ids:
