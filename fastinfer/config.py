@@ -52,10 +52,12 @@ class Positions:
     """What is added to the embedding of a token at each position, and the most positions of a text.
 
     kind  a learned table; sines in even and cosines in odd columns times one learned scale; or nothing
+    skip  id of a token that takes no position, as padding in RoBERTa: a row before the table's others is added to it; None: no token
     """
 
     kind: Literal["learned", "scaled-sinusoidal", "none"]
     max: int
+    skip: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -368,6 +370,11 @@ def _problems(c: Config) -> typing.Iterator[str]:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
     if not 1 <= c.positions.max <= MAX_POSITIONS:
         yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
+    if c.positions.skip is not None and not (c.positions.kind == "learned" and 0 <= c.positions.skip < c.vocabulary):
+        yield (
+            f"positions.skip is {short(c.positions.skip)}, expected an id from 0 to vocabulary-1={short(c.vocabulary - 1)}, "
+            "where positions are learned"
+        )
     if not 1 <= c.max_tokens <= c.positions.max:
         yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={short(c.positions.max)}"
     for name, value in vars(c.ids).items():

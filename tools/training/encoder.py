@@ -199,7 +199,9 @@ class Embedding(nn.Module):
         super().__init__()
         self.word = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
         learned = config.positions.kind == "learned"
-        self.position = nn.Parameter(torch.empty(config.positions.max, config.hidden)) if learned else None
+        self.skip = config.positions.skip
+        rows = config.positions.max + (self.skip is not None)
+        self.position = nn.Parameter(torch.empty(rows, config.hidden)) if learned else None
         self.position_scale = None if learned else nn.Parameter(torch.empty(1))
         if not learned:
             self.register_buffer("sines", torch.from_numpy(sinusoids(config.positions.max, config.hidden)), persistent=False)
@@ -210,7 +212,11 @@ class Embedding(nn.Module):
         """(B, L) -> (B, L, D)."""
         length = ids.shape[1]
         x = F.embedding(ids, self.word)
-        x = x + (self.position[:length] if self.position is not None else self.position_scale * self.sines[:length])
+        if self.skip is not None:
+            counted = ids != self.skip
+            x = x + F.embedding(counted.cumsum(1) * counted, self.position)
+        else:
+            x = x + (self.position[:length] if self.position is not None else self.position_scale * self.sines[:length])
         if self.token_type is not None:
             x = x + (self.token_type[0] if types is None else F.embedding(types, self.token_type))
         return x if self.norm is None else self.norm(x)

@@ -137,6 +137,7 @@ class FittedCUDA(CUDA):
     def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
         keys = batch.keys
         if isinstance(batch, PackedBatch):
+            self._check_places(batch, embedding)
             batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
         norm = embedding.norm
         self.kernels.launch(
@@ -218,6 +219,11 @@ class FittedCUDA(CUDA):
 
     def qkv_dtype(self, head_size: int) -> Any:
         return self.storage
+
+    def _check_places(self, batch: PackedBatch, embedding: Embedding) -> None:
+        """Raise BackendError for a batch with tokens that take no position."""
+        if embedding.skip is not None and (batch.ids == embedding.skip).any():
+            raise self._lacks(f"texts that contain the padding token, id {embedding.skip}")
 
     def _lacks(self, what: str) -> BackendError:
         return BackendError(f"{self.device} does not compute {what}: use device 'cpu'")
@@ -336,6 +342,7 @@ class FittedCUDA(CUDA):
     ) -> Any:
         """The forward pass of model.py as one graph, or op by op if taps or routes are given, or if the batch has keys."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
+        self._check_places(batch, weights.embedding)
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
         if taps or routes or batch.keys is not None:
