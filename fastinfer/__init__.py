@@ -13,6 +13,7 @@ from .config import Config
 from .errors import (
     BackendError,
     CheckpointError,
+    CheckpointWarning,
     ConfigError,
     DtypeError,
     FastinferError,
@@ -27,6 +28,7 @@ __all__ = [
     "FFF",
     "BackendError",
     "CheckpointError",
+    "CheckpointWarning",
     "Config",
     "ConfigError",
     "DtypeError",

@@ -37,7 +37,8 @@ def load(
 ) -> Model:
     """The Model of a checkpoint folder (config.json, safetensors, tokenizer.json) in this format or a layout of checkpoint/layouts.
 
-    path_or_name  the folder, or the name of a model that ships inside the package; None: the first such model
+    path_or_name  the folder, or the name of a model that ships inside the package; None: the first such model. Else a str such as org/name
+                  or org/name@revision is a model on the hub: from the local hub cache, or downloaded into it
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
                   of these: each device gets the model, and they take batches in turn
     dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32

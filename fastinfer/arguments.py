@@ -158,7 +158,12 @@ def _command(commands: Any, name: str, what: str, how: str, example: str, *, tak
     sub.set_defaults(command=name, parser=sub, takes=takes, pairs=False)
     group = sub.add_argument_group("model")
     default = "" if name == "info" else " (default: the one inside)"
-    group.add_argument("-m", "--model", metavar="MODEL", help=f"checkpoint folder, or the name of a model inside fastinfer{default}")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help=f"checkpoint folder, name of a model inside fastinfer, or org/name[@revision] on the hub{default}",
+    )
     group.add_argument(
         "--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy; fastinfer info lists what runs here"
     )

@@ -1,10 +1,11 @@
-"""Folders of models, found by path or by the name of a model inside the package."""
+"""Folders of models, found by path, by the name of a model inside the package, or by a name on the hub."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from . import hub
 from .errors import CheckpointError, InputError, short
 
 __all__ = ["folder_of", "inside"]
@@ -18,7 +19,12 @@ def inside() -> list[str]:
 
 
 def folder_of(path_or_name: str | os.PathLike[str] | None) -> Path:
-    """The folder that load() opens. Raises CheckpointError for None if no model is inside, and for an unknown path or name."""
+    """The folder that load() opens: that of the path; else of the model inside with this name; else of the repository on the hub.
+
+    The root of a repository in a hub cache stands for the snapshot that its refs/main names. A Path is never a name.
+
+    Raises CheckpointError for None if no model is inside, and for an unknown path or name.
+    """
     if path_or_name is None:
         if not inside():
             raise CheckpointError("no model is named, and none is inside this installation: name a checkpoint folder")
@@ -26,10 +32,12 @@ def folder_of(path_or_name: str | os.PathLike[str] | None) -> Path:
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise InputError(f"path_or_name is {short(path_or_name)}, expected the name of a checkpoint folder or of a model inside fastinfer")
     if os.path.exists(path_or_name):
-        return Path(path_or_name)
+        return hub.snapshot_in(Path(path_or_name)) or Path(path_or_name)
     if path_or_name in inside():
         return MODELS / path_or_name
+    if isinstance(path_or_name, str) and hub.NAME.fullmatch(path_or_name):
+        return hub.find(path_or_name)
     raise CheckpointError(
         f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
-        f"or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
+        f"a name on the hub such as org/name, or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import api, checkpoint
 from .arguments import CLASSES, parse
-from .errors import FastinferError, InputError, printable
+from .errors import CheckpointWarning, FastinferError, InputError, printable
 from .files import naming
 from .info import info
 from .text_io import (
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _ended_in_order(), warnings.catch_warnings():
             warnings.simplefilter("always", TruncationWarning)
+            warnings.simplefilter("always", CheckpointWarning)
             warnings.showwarning = show
             args = parse(argv)
             COMMANDS[args.command](args)

@@ -358,7 +358,6 @@ class Config:
 
 def _problems(c: Config) -> typing.Iterator[str]:
     """Yield a message for each rule that a Config breaks, beyond the types of its fields."""
-
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
     yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
@@ -370,16 +369,13 @@ def _problems(c: Config) -> typing.Iterator[str]:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
     if not 1 <= c.positions.max <= MAX_POSITIONS:
         yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
-    if c.positions.skip is not None and not (c.positions.kind == "learned" and 0 <= c.positions.skip < c.vocabulary):
-        yield (
-            f"positions.skip is {short(c.positions.skip)}, expected an id from 0 to vocabulary-1={short(c.vocabulary - 1)}, "
-            "where positions are learned"
-        )
+    if c.positions.skip is not None and c.positions.kind != "learned":
+        yield f"positions.skip is {short(c.positions.skip)}, expected none where positions.kind is {c.positions.kind}"
     if not 1 <= c.max_tokens <= c.positions.max:
         yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={short(c.positions.max)}"
-    for name, value in vars(c.ids).items():
+    for name, value in {**{f"ids.{key}": id_ for key, id_ in vars(c.ids).items()}, "positions.skip": c.positions.skip}.items():
         if value is not None and not 0 <= value < c.vocabulary:
-            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
+            yield f"{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
     yield from _problems_of_attention(c)
@@ -441,8 +437,7 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
 
 
 def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
-    for name in ("classify", "tag"):
-        head = getattr(tasks, name)
+    for name, head in (("classify", tasks.classify), ("tag", tasks.tag)):
         if head is None:
             continue
         if not 1 <= len(head.labels) <= MAX_WIDTH:
@@ -450,7 +445,6 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
     for name in ("classify", "tag", "answer"):
-        head = getattr(tasks, name)
-        for i, layer in enumerate(head.layers if head else ()):
+        for i, layer in enumerate(getattr(getattr(tasks, name), "layers", ())):
             yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
     yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)

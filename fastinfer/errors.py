@@ -10,6 +10,8 @@ import contextlib
 import operator
 import re
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "CheckpointWarning",
     "ConfigError",
     "DtypeError",
     "FastinferError",
@@ -32,6 +35,7 @@ __all__ = [
     "listed",
     "printable",
     "short",
+    "warn",
 ]
 
 LONGEST = 4000  # characters: limit of a message
@@ -83,6 +87,13 @@ class CheckpointError(FastinferError, ValueError):
     """A checkpoint's files are missing, broken, or do not fit its config."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint is used, but not all that it holds. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
+
+
 class ShapeError(FastinferError, ValueError):
     """An array has the wrong shape."""
 
@@ -111,6 +122,14 @@ def about(what: str) -> Iterator[None]:
     except FastinferError as error:
         FastinferError.__init__(error, f"{what}: {error}")
         raise
+
+
+def warn(warning: Warning) -> None:
+    """Give a warning that names the line outside fastinfer which made the call."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(warning, stacklevel=level)
 
 
 class _Brief(reprlib.Repr):

@@ -15,18 +15,23 @@ from .errors import CheckpointError, FastinferError
 
 __all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stamp"]
 
+POINTER = b"version https://git-lfs"  # begins the text that stands for a large file
+
 
 @contextlib.contextmanager
 def regular(path: str | os.PathLike[str], kind: type[FastinferError] = CheckpointError) -> Iterator[BufferedReader]:
     """The regular file at `path`, or at the end of its links, open for reading.
 
     A pipe or a device is refused without waiting for it. The opened file itself is checked, so no other file can take
-    its place in between. Raises `kind` naming the file, also for an OSError in the block.
+    its place in between. A pointer of git-lfs, which a clone without git-lfs has in the place of a large file, is refused.
+    Raises `kind` naming the file, also for an OSError in the block.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise IsADirectoryError
+            if file.peek(len(POINTER)).startswith(POINTER):
+                raise kind(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its clone, or download the file")
             yield file
     except FastinferError:
         raise

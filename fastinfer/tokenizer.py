@@ -12,7 +12,6 @@ import operator
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
 from .cutting import settled, shortened, sides_of
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, warn
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
@@ -77,10 +76,7 @@ def warn_of(cuts: Sequence[TruncationWarning]) -> None:
     """Give one warning for all of these if texts were cut. It names the line outside fastinfer that made the call."""
     warning = TruncationWarning.total(cuts)
     if warning is not None:
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
-            level, frame = level + 1, frame.f_back
-        warnings.warn(warning, stacklevel=level)
+        warn(warning)
 
 
 class Tokens(NamedTuple):

@@ -85,7 +85,7 @@ def test_no_config(folder):
 
 def test_no_weights(weights):
     weights.unlink()
-    refuses(weights.parent, "has neither model.safetensors nor model.safetensors.index.json")
+    refuses(weights.parent, "has no weights, expected model.safetensors or pytorch_model.bin: take it from")
 
 
 @pytest.mark.parametrize("path", [5, [], b"a"], ids=repr)

@@ -12,7 +12,7 @@ from fastinfer import checkpoint
 from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Stored, Tag, Tasks
 
 torch = pytest.importorskip("torch", reason="tools/training needs PyTorch")
-encoders = load_tool("training.encoder")
+encoders, feedforward = load_tool("training.encoder"), load_tool("training.feedforward")
 
 HEADS = Tasks(
     Embed("mean", True),
@@ -59,7 +59,7 @@ def walk(x, nodes, b_in):
 def test_masked_form_agrees_with_the_walk(trees, depth):
     torch.manual_seed(trees * 10 + depth)
     config = builders.tiny(ffn=(FFF(trees, depth),))
-    layer = encoders.Feedforward(config, config.ffn[0]).double()
+    layer = feedforward.Feedforward(config, config.ffn[0]).double()
     with torch.no_grad():
         for p in (layer.nodes, layer.b_in):
             p.normal_()
@@ -86,14 +86,14 @@ def test_masked_form_agrees_with_the_walk(trees, depth):
 def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
     torch.manual_seed(1)
     config = builders.tiny(ffn=(FFF(2, 8, 3, bias),))
-    layer = encoders.Feedforward(config, config.ffn[0]).double()
+    layer = feedforward.Feedforward(config, config.ffn[0]).double()
     x = torch.randn(50, config.hidden, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         for p in (layer.nodes, *([layer.b_in] if bias else [])):
             p.normal_()
-    found, gathered = [], encoders.gathered
+    found, gathered = [], feedforward.gathered
     calls = []
-    monkeypatch.setattr(encoders, "gathered", lambda *a: calls.append(1) or gathered(*a))
+    monkeypatch.setattr(feedforward, "gathered", lambda *a: calls.append(1) or gathered(*a))
     for seen in (None, []):  # on a CPU, rows of deep trees are gathered, unless the caller wants logits
         y = layer(x, seen)
         found.append([y, *torch.autograd.grad(y.pow(2).sum(), [x, *layer.dense_in.parameters(), layer.nodes])])
@@ -105,13 +105,13 @@ def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
 def test_gradients_pass_gradcheck_away_from_ties():
     torch.manual_seed(3)
     config = builders.tiny(hidden=4, heads=1, ffn=(FFF(2, 2),))
-    layer = encoders.Feedforward(config, config.ffn[0]).double()
+    layer = feedforward.Feedforward(config, config.ffn[0]).double()
     below = layer.below
     x, w_in, w_out = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (2, 8, 4), (2, 8, 4)))
     b_in = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
-    logits = encoders.MaskedTrees.apply(x, w_in, b_in, w_out, below)[1]
+    logits = feedforward.MaskedTrees.apply(x, w_in, b_in, w_out, below)[1]
     assert logits.abs().min() > 1e-4, "a tie: choose another seed"
-    assert torch.autograd.gradcheck(lambda *a: encoders.MaskedTrees.apply(*a, below)[:2], (x, w_in, b_in, w_out))
+    assert torch.autograd.gradcheck(lambda *a: feedforward.MaskedTrees.apply(*a, below)[:2], (x, w_in, b_in, w_out))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -186,7 +186,7 @@ def test_state_names_are_the_formats():
 def test_autocast_follows_its_own_route_in_bfloat16():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(2, 5),))
-    layer = encoders.Feedforward(config, config.ffn[0])
+    layer = feedforward.Feedforward(config, config.ffn[0])
     with torch.no_grad():
         layer.nodes.normal_()
         layer.b_in.normal_()
@@ -206,7 +206,7 @@ def test_autocast_follows_its_own_route_in_bfloat16():
 def test_balance_measures_and_mends_a_one_sided_tree():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(1, 3),))
-    layer = encoders.Feedforward(config, config.ffn[0])
+    layer = feedforward.Feedforward(config, config.ffn[0])
     with torch.no_grad():
         layer.nodes.normal_(std=0.1)
         layer.b_in.fill_(2.0)  # every token goes right
@@ -216,7 +216,7 @@ def test_balance_measures_and_mends_a_one_sided_tree():
     def measure():
         seen = []
         layer(x, seen)
-        return layer.balance(*seen[0], mask), encoders.usage(encoders.leaf_counts(seen[0][1], 8, mask))
+        return layer.balance(*seen[0], mask), feedforward.usage(feedforward.leaf_counts(seen[0][1], 8, mask))
 
     before, used_before = measure()
     optimizer = torch.optim.Adam(layer.parameters(), 0.05)
@@ -241,14 +241,14 @@ def test_usage_counts_what_the_engine_routes(tmp_path):
     for row in rows:
         seen = []
         encoder(torch.tensor([row]), seen=seen)
-        counts += encoders.leaf_counts(seen[0][1], 8)
+        counts += feedforward.leaf_counts(seen[0][1], 8)
     routes = np.concatenate([layers[0][0] for layers in model.routes(fastinfer.PackedBatch.from_ids(rows))])
     for tree in range(3):
         np.testing.assert_array_equal(counts[tree], np.bincount(routes[:, tree, -1] - 7, minlength=8))
 
 
 def test_usage_of_known_spreads():
-    even, one = encoders.usage(torch.full((2, 8), 5)), encoders.usage(torch.tensor([[7, 0, 0, 0]]))
+    even, one = feedforward.usage(torch.full((2, 8), 5)), feedforward.usage(torch.tensor([[7, 0, 0, 0]]))
     assert (even.effective, even.dead) == (pytest.approx(1), 0)
     assert (one.effective, one.dead) == (pytest.approx(0.25), 0.75)
 

@@ -3,6 +3,7 @@
 import backends
 import numpy as np
 import pytest
+from models import load_tool
 from numpy.testing import assert_allclose
 
 import fastinfer
@@ -109,6 +110,21 @@ def test_kernels_give_what_transformers_gives(family, device, tmp_path):
                 assert_allclose(result, want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
             assert np.isfinite(result).all()
             np.testing.assert_array_equal(loaded.hidden_states(PackedBatch.from_ids([ids]), threads=1)[0], result)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_training_form_gives_what_transformers_gives(family, tmp_path):
+    model = made(family, "Model", tmp_path, seed=3)
+    encoder = load_tool("training.encoder").load(tmp_path).eval()
+    rng = np.random.default_rng(9)
+    texts = [rng.integers(2, SIZES["vocab_size"], n).tolist() for n in LENGTHS]
+    ids = torch.tensor([text + [0] * (max(LENGTHS) - len(text)) for text in texts])
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    with torch.no_grad():
+        states = encoder(ids, mask)[-1]
+    for text, found, there in zip(texts, states, mask, strict=True):
+        want = theirs(model, text)
+        assert_allclose(found[there], want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,12 +3,14 @@
 import json
 import random
 
+import builders
 import numpy as np
 import pytest
-from conftest import WORDS
+from conftest import WORDS, make_config, make_tokenizer
 from models import TOOLS, load_tool
 
 import fastinfer
+from fastinfer.config import Alibi, Embed, Gated, Positions, Tasks
 from fastinfer.errors import CheckpointError, InputError
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
@@ -137,6 +139,21 @@ def test_the_start_is_kept_and_its_head_is_not(toy, random_model):
     )
     before, after = (fastinfer.load(folder).hidden_states(["ada lived in paris"])[0] for folder in (random_model, settings.out))
     assert np.array_equal(before, after)
+
+
+@pytest.mark.filterwarnings("ignore:.*more than 13 tokens")
+def test_batches_are_not_padded_beyond_the_models_positions(toy, tmp_path):
+    """13 positions, where batches are padded to multiples of 8: ALiBi has no distances beyond them."""
+    positions = {"positions": Positions("none", 13), "max_tokens": 13, "distances": Alibi(), "ffn": (Gated(8),)}
+    config = make_config(tasks=Tasks(Embed("mean", True)), **positions)
+    start = tmp_path / "start"
+    builders.save(start, config)
+    make_tokenizer().save(str(start / "tokenizer.json"))
+    settings, (line,), task = toy(
+        "classes", lambda texts: [{"text": t, "label": len(t) % 2} for t in texts], models=(str(start),), max_steps=3
+    )
+    assert in_engine(settings.out, task) == pytest.approx(line["metrics"], abs=1e-3)
+    assert fastinfer.load(settings.out).config.distances == Alibi()
 
 
 def test_runs_are_the_same_again_and_differ_by_seed(toy, tmp_path):

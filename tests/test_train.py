@@ -18,7 +18,7 @@ from models import TOOLS, load_tool
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Dense, Embed, Norm, Tasks
+from fastinfer.config import FFF, Attention, Dense, Disentangled, Embed, Gated, Norm, Positions, Tasks
 from fastinfer.errors import CheckpointError, InputError
 
 torch = pytest.importorskip("torch", reason="tools/train.py needs PyTorch")
@@ -48,11 +48,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """The folder of a tiny dense embedder with random weights."""
-    folder = tmp_path_factory.mktemp("teacher")
-    config = make_config(tasks=Tasks(Embed("mean", True)), ffn=(Dense(24),) * 2, layers=2, norm=Norm("post", 1e-12), embedding_norm=True)
-    checkpoint.save(folder, config, builders.weights(config))
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def run(*arguments):
@@ -61,6 +57,15 @@ def run(*arguments):
 
 def metrics(folder):
     return report.read_metrics(folder / report.METRICS)
+
+
+def make_teacher(folder, **changes):
+    """The folder of a tiny teacher with random weights: a dense embedder, unless `changes` make it another."""
+    tasks, norm = Tasks(Embed("mean", True)), Norm("post", 1e-12)
+    config = make_config(**{"tasks": tasks, "ffn": (Dense(24),) * 2, "layers": 2, "norm": norm, "embedding_norm": True} | changes)
+    checkpoint.save(folder, config, builders.weights(config))
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def weights_of(folder):
@@ -92,6 +97,32 @@ def test_distillation_gives_an_embedder_that_the_engine_loads(tmp_path, corpus, 
     assert (out / "plot.svg").read_text().count("<path") > 2
     assert plot_runs.main([str(tmp_path / "both.svg"), str(out / "metrics.jsonl"), str(fresh / "metrics.jsonl")]) == 0
     assert "both.svg" in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": Positions("none", 32), "attention": (Attention(theta=1e4, window=3), Attention(theta=1e5)), "ffn": (Gated(24),) * 2}
+        | {"norm": Norm("pre", 1e-5, first=False), "final_norm": True, "activation": "silu"},
+        {"positions": Positions("none", 32), "distances": Disentangled(8, 16), "embedding_width": 12, "ffn": (Gated(24, True, True),) * 2},
+    ],
+    ids=["rotary, windows, gated", "disentangled, narrow, gated"],
+)
+def test_a_teacher_of_another_family_is_distilled_into_trees(tmp_path, corpus, changes):
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    teacher, out = make_teacher(folder, **changes), tmp_path / "run"
+    flags = ["--steps", "4", "--shape", "1x3 + 8", "--stored", "int8", "--balance", "0.1"]
+    run("distill", "--teacher", teacher, "--text", corpus, "--out", out, *flags, *SMALL)
+    model, wanted = fastinfer.load(out / "model", device="numpy"), fastinfer.load(teacher).config
+    assert model.config == dataclasses.replace(wanted, ffn=(FFF(1, 3, 8, bias_out=True),) * 2, stored=model.config.stored)
+    lines = metrics(out)
+    assert lines[3]["loss"] < lines[0]["loss"]
+    runs.export(out, tmp_path / "exact", "float32")
+    model, encoder, row = fastinfer.load(tmp_path / "exact", device="numpy"), runs.trained(out).eval(), [2, 7, 9, 4, 8, 11, 12, 5, 3]
+    with torch.no_grad():
+        states = encoder(torch.tensor([row]))[-1][0]
+    np.testing.assert_allclose(states, model.hidden_states(fastinfer.PackedBatch.from_ids([row]))[0], atol=1e-4)
 
 
 def test_pretraining_gives_a_masked_language_model_that_the_engine_loads(tmp_path, corpus):
@@ -291,6 +322,28 @@ def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
     strength = known["layers.1.ffn.dense_in.weight"].norm(dim=1) * known["layers.1.ffn.dense_out.weight"].norm(dim=0)
     kept = strength[torch.cdist(state["layers.1.ffn.dense_in.weight"], known["layers.1.ffn.dense_in.weight"]).argmin(1)]
     assert kept.min() == strength.sort().values[-3]
+
+
+def test_neurons_are_copied_from_dense_feedforwards_alone(tmp_path):
+    recipe = distill.Distill(out="", shape="2x3 + 5", copy=True)
+    bare = make_teacher(tmp_path, ffn=(Dense(24, bias_in=False),) * 2)
+    assert not distill.make_student(encoders.load(bare), recipe).layers[0].ffn.dense_in.bias.any()
+    for other, found in ((Gated(24), "gated 24"), (FFF(1, 2), "1x2")):
+        with pytest.raises(InputError, match=f"copy takes .* but the teacher has {found}: leave copy out"):
+            distill.make_student(encoders.load(make_teacher(tmp_path, ffn=(other,) * 2)), recipe)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ("1x11", FFF(1, 11, bias_out=True)),
+        ("8x3 + 64", FFF(8, 3, 64, bias_out=True)),
+        ("dense 12", Dense(12)),
+        ("gated 12", Gated(12)),
+    ],
+)
+def test_shapes_are_read(shape, found):
+    assert runs.parse_shape(shape) == found
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-import torch_file
-
 from fastinfer import checkpoint
-from fastinfer.checkpoint import Tensor, layouts
+from fastinfer.catalog import folder_of
 from fastinfer.config import Config, Dense, Stored
 from fastinfer.errors import CheckpointError
 from fastinfer.strict_json import read_json
@@ -18,19 +16,19 @@ from fastinfer.tokenizer import Tokenizer
 STORED = ("float32", "float16", "bfloat16", "int8")
 
 
-def convert(source: Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
-    """Convert the checkpoint in folder `source` into folder `out`; the text says what was made.
+def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
+    """Convert a checkpoint into folder `out`; the text says what was made.
 
+    source        what fastinfer.load opens: a folder, or a name
     dtype         dtype of the stored embeddings, matrices and trees; None: as in the source. Vectors are float32.
     max_shard_mb  size in MB beyond which a file does not grow: the next tensor starts a new one
 
     Raises FastinferError where the source is not recognised, is broken or holds NaN, and where `out` may not be written.
     """
+    source = folder_of(source)
     check_out(source, out)
-    if not (source / "config.json").is_file():
-        raise CheckpointError(f"{source} holds no config.json, so it is no checkpoint folder. Recognised are:\n{layouts.RECOGNISED}")
     with checkpoint.unchanged(source), tempfile.TemporaryDirectory() as scratch:
-        config, weights, tokenizer = checkpoint.load_all(source, validate=True, read=read_weights)
+        config, weights, tokenizer = checkpoint.load_all(source, validate=True)
         if dtype is not None:
             config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
         spec = checkpoint.tensors(config)
@@ -63,21 +61,6 @@ def check_out(source: Path, out: Path) -> None:
     data = read_json(out / "config.json") if (out / "config.json").exists() else None
     if not isinstance(data, dict) or "format_version" not in data:
         raise CheckpointError(f"{out} holds files that are no fastinfer checkpoint: name a new or an empty folder")
-
-
-# --- weights ---------------------------------------------------------------------------------------
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, from its safetensors files or else from its pytorch_model.bin, whole or in shards.
-
-    Raises CheckpointError for a folder without either, and for a file that is broken.
-    """
-    names = ("model.safetensors", "pytorch_model.bin")
-    found = [name for name in names if (folder / name).exists() or (folder / f"{name}.index.json").exists()]
-    if not found:
-        raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
-    return checkpoint.map_folder(folder, found[0], checkpoint.map_file if found[0] == names[0] else torch_file.read)
 
 
 # --- what was made ---------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     python tools/convert.py SRC OUT [--dtype float32|float16|bfloat16|int8] [--max-shard-mb N]
 
-SRC is a folder that fastinfer.load opens, or one whose weights are a pytorch_model.bin or whose tokenizer is a WordPiece vocab.txt. Its
-layout is recognised by its files.
+SRC is what fastinfer.load opens: a folder, or a name on the hub. Its tokenizer may be a WordPiece vocab.txt. Its layout is recognised by
+its files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Convert a checkpoint to fastinfer's format. Recognised are:\n" + layouts.RECOGNISED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder of the checkpoint to convert")
+    parser.add_argument("source", metavar="SRC", help="folder of the checkpoint to convert, or its name on the hub")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, empty, or holding a fastinfer checkpoint to replace")
     parser.add_argument("--dtype", choices=STORED, help="dtype of the stored embeddings, matrices and trees (default: as in the source)")
     parser.add_argument(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Config
@@ -13,7 +11,8 @@ from ..strict_json import read_json
 from ..tokenizer_file import read_tokenizer
 from . import layouts
 from .check import check, check_finite
-from .read import map_file, map_folder
+from .read import map_folder
+from .refusals import refuse_folder, refuse_without_weights
 from .tensor import Tensor
 
 __all__ = ["load", "load_all"]
@@ -21,43 +20,31 @@ __all__ = ["load", "load_all"]
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 
 
-def load(
-    path: str | os.PathLike[str],
-    *,
-    validate: bool | None = None,
-    copy: bool = False,
-    read: Callable[[Path], dict[str, Tensor]] | None = None,
-) -> tuple[Config, dict[str, Tensor]]:
+def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False) -> tuple[Config, dict[str, Tensor]]:
     """The first two values of load_all()."""
-    return _load(path, validate, copy, read)[:2]
+    return _load(path, validate, copy)[:2]
 
 
 def load_all(
-    path: str | os.PathLike[str],
-    *,
-    validate: bool | None = None,
-    copy: bool = False,
-    read: Callable[[Path], dict[str, Tensor]] | None = None,
+    path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False
 ) -> tuple[Config, dict[str, Tensor], layouts.Found]:
     """The Config, {name: Tensor} and tokenizer of the checkpoint in folder `path`, in this format or one that layouts/ can translate.
 
     validate  scan all weights for NaN and infinity; None: only when they take less than VALIDATE_BELOW bytes
     copy      True: read the weights into memory; False: map them, except small tensors and tables of children
-    read      a function from the folder to its tensors; None: map_folder, which reads only safetensors
 
-    Raises ConfigError or CheckpointError; a message about tensors lists every missing, surplus or
-    misshapen one. Every size is checked against the files' sizes before memory is allocated for it.
+    What the files are, and which architecture config.json names, is looked at before weights are opened. Raises ConfigError or
+    CheckpointError; a message about tensors lists every missing, surplus or misshapen one. Every size is checked against the files'
+    sizes before memory is allocated for it.
     """
-    config, tensors, tokenizer = _load(path, validate, copy, read)
+    config, tensors, tokenizer = _load(path, validate, copy)
     file = Path(path) / "tokenizer.json"
     if tokenizer is None and file.exists():
         tokenizer = layouts.Found(read_tokenizer(file, config.vocabulary), "tokenizer.json of the source", config.ids)
     return config, tensors, tokenizer or layouts.Found(None, "it has no tokenizer.json: put it into the folder, or pass ids", config.ids)
 
 
-def _load(
-    path: str | os.PathLike[str], validate: bool | None, copy: bool, read: Callable[[Path], dict[str, Tensor]] | None
-) -> tuple[Config, dict[str, Tensor], layouts.Found | None]:
+def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tuple[Config, dict[str, Tensor], layouts.Found | None]:
     """The values of load_all(); None for the tokenizer of a folder in this format."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
@@ -65,11 +52,20 @@ def _load(
     if not os.path.isdir(folder):
         hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
+    refuse_folder(folder)
     data = read_json(folder / "config.json")
-    stored = read(folder) if read else map_folder(folder, read=functools.partial(map_file, copy=copy))
-    if isinstance(data, dict) and "format_version" in data:
+    ours = isinstance(data, dict) and "format_version" in data
+    if not ours:
+        layouts.look(data, folder)
+    refuse_without_weights(folder)
+    stored = map_folder(folder, copy=copy)
+    if ours:
         config = Config.from_json(data, str(folder / "config.json"))
         tokenizer = None
+        if (folder / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{folder} holds adapter_config.json beside weights of this format: put it beside the original's, and convert"
+            )
     else:
         config, stored, tokenizer = layouts.translate(data, stored, folder)
     found = check(config, stored, str(folder))

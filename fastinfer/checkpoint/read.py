@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,37 @@ import numpy as np
 from ..errors import CheckpointError, listed, short
 from ..files import regular, stamp
 from ..strict_json import parse_json, read_json
+from . import torch_file
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
-__all__ = ["INDEX", "SINGLE", "map_file", "map_folder", "unchanged"]
+__all__ = ["INDEX", "SINGLE", "WEIGHTS", "map_file", "map_folder", "unchanged", "weights_file"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = (SINGLE, "pytorch_model.bin")  # files of weights, the preferred one first; each may be in shards, with an index
 FILES = (".json", ".txt", ".model", ".safetensors", ".bin")  # name endings that unchanged() watches
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 
 
-def map_folder(folder: Path, file_name: str = SINGLE, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
-    """{name: Tensor} of the folder's `file_name`, or of the shards that its index lists.
+def weights_file(folder: Path, names: tuple[str, ...] = WEIGHTS) -> str | None:
+    """The first of `names` that the folder has, whole or in shards; None where it has none of them."""
+    return next((name for name in names if (folder / name).exists() or (folder / f"{name}.index.json").exists()), None)
 
-    read  a function from one file to its tensors; None: map_file, which maps a safetensors file without reading the weights
+
+def map_folder(folder: Path, names: tuple[str, ...] = WEIGHTS, *, copy: bool = False) -> dict[str, Tensor]:
+    """{name: Tensor} of the first file of `names` that the folder has, or of the shards that its index lists.
+
+    copy  True: read safetensors into memory; False: map them. A .bin is always read into memory.
 
     Raises CheckpointError where a file or a tensor is missing, or where the index names another shard for a tensor.
     """
-    read = read or map_file
-    single, index = folder / file_name, folder / f"{file_name}.index.json"
-    if not index.exists():
-        if not single.exists():
-            torch = "; tools/convert.py can convert its pytorch_model.bin" if any(folder.glob("pytorch_model*.bin")) else ""
-            raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}{torch}")
-        return read(single)
+    chosen = weights_file(folder, names)
+    if chosen is None:
+        raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
+    read = functools.partial(map_file, copy=copy) if chosen.endswith(".safetensors") else torch_file.read
+    if (folder / chosen).exists():
+        return read(folder / chosen)
+    index = folder / f"{chosen}.index.json"
     parts = _weight_map(index)
     found: dict[str, Tensor] = {}
     for file in sorted(set(parts.values())):
@@ -64,6 +72,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(
             f"{index} names {'files outside the folder' if outside else 'shards that are missing'}: "
             + listed(map(short, outside or missing))
+            + ("" if outside else ": download them into the folder")
         )
     return parts
 

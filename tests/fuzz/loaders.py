@@ -49,15 +49,14 @@ if ATHERIS:
 else:
     atheris = None
 
-with atheris.instrument_imports(include=["fastinfer", "conversion", "torch_file"]) if atheris else contextlib.nullcontext():
+with atheris.instrument_imports(include=["fastinfer", "conversion"]) if atheris else contextlib.nullcontext():
     import conversion
     import numpy as np
     import seeds
-    import torch_file
 
     import fastinfer
     from fastinfer import checkpoint
-    from fastinfer.checkpoint import Tensor, layouts
+    from fastinfer.checkpoint import Tensor, layouts, torch_file
     from fastinfer.config import Config
     from fastinfer.strict_json import parse_json
     from fastinfer.tokenizer import Tokenizer
@@ -138,11 +137,11 @@ def run_convert(files: Files, folder: Path) -> None:
 TARGETS = {
     "config": (run_config, ("ours", "int8", "shards"), 6),
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
-    "translate": (run_translate, ("bert", "bin"), 6),
+    "translate": (run_translate, ("bert", "bin", "adapter"), 6),
     "tokenizer": (run_tokenizer, ("ours",), 8),
     "bin": (run_bin, ("bin",), 4),
-    "folder": (run_folder, ("ours", "int8", "shards", "bert", "crammed"), 3),
-    "convert": (run_convert, ("bin", "bert", "crammed"), 1),
+    "folder": (run_folder, ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed"), 4),
+    "convert": (run_convert, ("bin", "bert", "adapter", "crammed"), 1),
 }
 
 
@@ -321,7 +320,8 @@ def mutate_file(rng: random.Random, name: str, text: bytes) -> bytes:
 def shapes(rng: random.Random) -> bytes:
     """tensors.json: up to three tensors with other shapes, or none."""
     sizes = [0, 1, 2, 16, 17, 22, 23, 24, 32, 48]
-    names = [*SHAPES, "cls.predictions.transform.dense.weight", "qa_outputs.weight", "classifier.out_proj.weight", "lm_head.dense.weight"]
+    names = [*SHAPES, "module.bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight", "cls.seq_relationship.weight"]
+    names += ["cls.predictions.transform.dense.weight", "qa_outputs.weight", "classifier.out_proj.weight", "lm_head.dense.weight"]
     return json.dumps(
         {rng.choice(names): rng.choice((None, [rng.choice(sizes) for _ in range(rng.randrange(4))])) for _ in range(rng.randrange(4))}
     ).encode()

@@ -104,6 +104,26 @@ def bert() -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def adapted(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The files of weights whose names have prefixes, and of an adapter beside them with a head of its own."""
+    rng = np.random.default_rng(1)
+    at = "base_model.model.bert.encoder.layer.0"
+    parts = {f"{at}.attention.self.query.lora_A.weight": (2, HIDDEN), f"{at}.attention.self.query.lora_B.weight": (HIDDEN, 2)}
+    parts |= {
+        f"{at}.output.dense.base_layer.bias": (HIDDEN,),
+        "base_model.model.bert.embeddings.word_embeddings.lora_embedding_A": (2, len(WORDS)),
+    }
+    parts |= {"base_model.model.bert.embeddings.word_embeddings.lora_embedding_B": (HIDDEN, 2)}
+    parts |= {"base_model.model.classifier.weight": (2, HIDDEN), "base_model.model.classifier.bias": (2,)}
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "use_rslora": True, "bias": "all", "task_type": "SEQ_CLS"}
+    settings |= {"init_lora_weights": True, "rank_pattern": {}, "use_dora": False, "target_modules": ["query", "word_embeddings"]}
+    return {
+        "model.safetensors": pack({f"module.bert.{name}": array for name, array in arrays.items() if not name.startswith("classifier")}),
+        "adapter_model.safetensors": pack({name: rng.normal(size=shape).astype(np.float32) for name, shape in parts.items()}),
+        "adapter_config.json": as_json(settings),
+    }
+
+
 def as_json(value) -> bytes:
     return json.dumps(value).encode()
 
@@ -138,6 +158,7 @@ def make() -> dict[str, dict[str, bytes]]:
         ),
         "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
+        "adapter": config | tokenizer | adapted(arrays),
         "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
     }
 

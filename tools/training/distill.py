@@ -14,11 +14,12 @@ from evaluation.tasks import GLUE
 from torch import Tensor
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Config, Embed, Ids, Tasks
+from fastinfer.config import FFF, Config, Dense, Embed, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
 from training import corpus, runs
 from training import encoder as encoders
 from training.encoder import Encoder
+from training.feedforward import Feedforward
 from training.objectives import Distillation
 from training.recipe import option
 from training.workers import Workers
@@ -113,13 +114,17 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
         always_on = (".dense_in.", ".dense_out.")
         known |= {n: w for n, w in source.state_dict().items() if n.startswith("layers.") and not any(a in n for a in always_on)}
     student.load_state_dict(student.state_dict() | known)
+    if settings.copy and not all(isinstance(ffn, Dense) for ffn in config.ffn):
+        found = " | ".join(dict.fromkeys(map(str, config.ffn)))
+        raise InputError(f"copy takes always-on neurons from dense feedforwards, but the teacher has {found}: leave copy out")
     if settings.copy or source is not teacher:
         for mine, theirs in zip(student.layers, source.layers, strict=True):
             if mine.ffn.dense_in is not None:
                 copy_strongest(mine.ffn, theirs.ffn)
+    spec = checkpoint.tensors(student.config)
     for name, weight in student.embedding.named_parameters():
         weight.requires_grad_(False)
-        if "norm" not in name and name != "position_scale":
+        if spec[f"embedding.{name}"].family != "vector":
             rounded = checkpoint.Tensor(weight.numpy(), "float32").to(settings.stored).float32()
             weight.copy_(torch.from_numpy(rounded))
     return student
@@ -141,12 +146,13 @@ def earlier_student(config: Config, settings: Distill) -> Encoder:
 
 
 @torch.no_grad()
-def copy_strongest(mine: encoders.Feedforward, theirs: encoders.Feedforward) -> None:
+def copy_strongest(mine: Feedforward, theirs: Feedforward) -> None:
     """Copy into `mine` the always-on neurons of `theirs` with the largest product of the lengths of in-row and out-row."""
     strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
     best = strength.topk(len(mine.dense_in.weight)).indices
     mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
-    mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
+    if theirs.dense_in.bias is not None:  # else mine is the fresh one, of zeros
+        mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
     mine.dense_out.weight.copy_(theirs.dense_out.weight[:, best])
 
 

@@ -52,7 +52,7 @@ def encode(texts: Sequence[Any], tokenizer: Tokenizer, device: torch.device, *, 
     encodings = tokenizer.encode(texts, words=words)
     packed = tokenizer.batch(encodings)
     lengths = packed.lengths
-    there = np.arange(padded_length(lengths)) < lengths[:, None]
+    there = np.arange(lengths.max()) < lengths[:, None]
 
     def padded(values: np.ndarray) -> Tensor:
         made = np.zeros(there.shape, np.int32)

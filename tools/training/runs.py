@@ -18,7 +18,7 @@ from conversion import STORED, summary
 from torch import Tensor
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Config, Dense
+from fastinfer.config import FFF, Config, Dense, Gated
 from fastinfer.errors import CheckpointError, InputError
 from fastinfer.files import replacing
 from training import encoder as encoders
@@ -31,7 +31,7 @@ from training.validation import Evaluate, validate
 from training.workers import Workers
 
 STATE = "state.pt"
-SHAPE = re.compile(r"(?:dense (\d+)|(\d+)x(\d+)(?: ?\+ ?(\d+))?)")
+SHAPE = re.compile(r"(?:(dense|gated) (\d+)|(\d+)x(\d+)(?: ?\+ ?(\d+))?)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,23 @@ class Training:
     compile: bool | None = option(None, "compile feedforwards with torch.compile (default: on a GPU)")
     stored: str = option("float32", "dtype of the checkpoint that the run exports at its end: float32, float16, bfloat16 or int8")
     text: tuple[str, ...] = option((), "files to train on: .txt or .jsonl, perhaps with .gz or .xz")
-    shape: str = option("1x11", 'feedforward: "PxD", "PxD + W" with W neurons always on, or "dense W"')
+    shape: str = option("1x11", 'feedforward: "PxD", "PxD + W" with W neurons always on, "dense W" or "gated W"')
     cache: str | None = option(None, "a .npz file that keeps the text's ids for the next run")
 
 
-def parse_shape(shape: str) -> Dense | FFF:
-    """The feedforward that a recipe's shape names: "1x11", "8x8 + 128" or "dense 1536". Raises InputError."""
+def parse_shape(shape: str) -> Dense | Gated | FFF:
+    """The feedforward that a recipe's shape names: "1x11", "8x8 + 128", "dense 1536" or "gated 1024". Raises InputError."""
     found = SHAPE.fullmatch(shape)
     if not found:
         raise InputError(
-            f'shape is {shape!r}, expected trees x depth such as "1x11", "1x11 + 64" with 64 neurons always on, or "dense 1536"'
+            f'shape is {shape!r}, expected trees x depth such as "1x11", "1x11 + 64" with 64 neurons always on, or "dense 1536" or '
+            '"gated 1024"'
         )
-    width, trees, depth, always = (int(n or 0) for n in found.groups())
-    return Dense(width) if width else FFF(trees, depth, always, bias_out=True)
+    kind, *sizes = found.groups()
+    width, trees, depth, always = (int(n or 0) for n in sizes)
+    if kind is None:
+        return FFF(trees, depth, always, bias_out=True)
+    return Dense(width) if kind == "dense" else Gated(width)
 
 
 # --- the folder ------------------------------------------------------------------------------------

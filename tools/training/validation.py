@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastinfer.config import FFF
-from training.encoder import Encoder, leaf_counts, usage
+from training.encoder import Encoder
+from training.feedforward import leaf_counts, usage
 from training.loop import Data, Descent
 
 VALIDATION_BATCHES = 8  # batches that a validation loss is the mean of

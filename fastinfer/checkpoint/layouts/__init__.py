@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config
-from ...errors import CheckpointError, ConfigError, short
+from ...errors import CheckpointError, ConfigError, about, short
+from ..refusals import described, refuse_quantised
 from ..tensor import Tensor
+from .adapters import merge
 from .crammed import crammed
 from .gated import alibi, gte, modernbert, nomic
 from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
+from .names import bare
 from .settings import SPECIAL_TOKENS
 from .source import Source
 from .tokenizer import Found, find_tokenizer
 from .variants import deberta, mpnet, prenorm_roberta
 
-__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "Found", "translate"]
+__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "Found", "look", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -54,26 +57,48 @@ READERS = {
 }
 
 
-def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor], Found]:
-    """(Config, {name in this format: Tensor}, tokenizer) of a foreign checkpoint.
+def look(data: Any, folder: Path) -> None:
+    """Raise CheckpointError or ConfigError where a foreign config.json is that of a model which cannot run here, whatever its weights.
 
-    data    the object in its config.json
+    data  the object in the config.json
+    """
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    if kind is None and isinstance(data, dict) and "hidden_size" in data:
+        return  # older files have no model_type, and their tensors tell
+    if not isinstance(kind, str) or kind not in READERS:
+        raise _not_recognised(data, folder)
+    refuse_quantised(data, folder)
+
+
+def translate(data: Any, stored: Mapping[str, Tensor], folder: Path) -> tuple[Config, dict[str, Tensor], Found]:
+    """(Config, {name in this format: Tensor}, tokenizer) of a foreign checkpoint, with the adapter beside its weights merged in.
+
+    data    the object in its config.json, which look() has let pass
     stored  its tensors by their own names
 
     Raises CheckpointError for a layout that is not recognised, and for missing or unknown tensors. Raises ConfigError
-    for a recognised layout with a setting that is not supported.
+    for a recognised layout with a setting that is not supported. Gives a CheckpointWarning that names what is left out.
     """
-    kind = data.get("model_type") if isinstance(data, dict) else None
-    if kind is None and isinstance(data, dict) and "hidden_size" in data and any("attention.self.query" in name for name in stored):
-        kind = "bert"  # older files have no model_type
-    reader = READERS.get(kind) if isinstance(kind, str) else None
-    if reader is None:
-        raise CheckpointError(f"{folder}: a checkpoint with model_type {short(kind)} is not recognised. Recognised are:\n{RECOGNISED}")
-    if kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data):
-        reader = alibi
+    look(data, folder)
+    with about(str(folder)):
+        stored = bare(stored)
+    if (folder / "adapter_config.json").exists():
+        data, stored = merge(data, stored, folder)
+    kind = data.get("model_type")
+    if kind is None and any("attention.self.query" in name for name in stored):
+        kind = "bert"
+    if kind is None:
+        raise _not_recognised(data, folder)
+    has_alibi = kind == "bert" and (data.get("position_embedding_type") == "alibi" or "alibi_starting_size" in data)
     source = Source({**data, "model_type": kind}, stored, folder)
     try:
-        config, made = reader(source)
+        config, made = (alibi if has_alibi else READERS[kind])(source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
     return config, made, source.tokenizer or find_tokenizer(folder, source.data, config.vocabulary)
+
+
+def _not_recognised(data: Any, folder: Path) -> CheckpointError:
+    data = data if isinstance(data, dict) else {}
+    kind = f"model_type {short(data.get('model_type'))}{described(data)}"
+    return CheckpointError(f"{folder}: a checkpoint with {kind} is not recognised. Recognised are:\n{RECOGNISED}")

@@ -10,8 +10,9 @@ import numpy as np
 
 from ...activations import Activation
 from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
-from ...errors import CheckpointError, ConfigError, listed, short
+from ...errors import CheckpointError, CheckpointWarning, ConfigError, listed, short, warn
 from ..tensor import Tensor
+from .names import in_body
 from .tokenizer import Found, find_tokenizer
 
 __all__ = [
@@ -31,14 +32,21 @@ __all__ = [
     "zeros",
 ]
 
+# Heads that fastinfer does not have, by a part of their tensors' names. Other tensors that readers drop are buffers or copies.
+NOT_HERE = {"seq_relationship.": "the head for the next sentence", "pooler.": "the pooler"}
+
 
 class Source:
-    """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones."""
+    """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones.
+
+    stored  its tensors by the names of names.bare()
+    """
 
     def __init__(self, data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> None:
         self.data, self.folder = data, folder
-        self.stored = {_modern(name): tensor for name, tensor in stored.items()}
+        self.stored = stored
         self.taken: set[str] = set()
+        self.left: set[str] = set()
         self.problems: list[str] = []
         self.tokenizer: Found | None = None
 
@@ -76,8 +84,8 @@ class Source:
         return kind(value)
 
     def drop(self, *endings: str) -> None:
-        """Leave out the tensors whose names have one of these endings."""
-        self.taken |= {name for name in self.stored if name.endswith(endings)}
+        """Leave out the tensors whose names have one of these endings, unless they were taken."""
+        self.left |= {name for name in self.stored if name.endswith(endings)} - self.taken
 
     def labels(self, count: int) -> tuple[str, ...]:
         """The names of `count` classes: from id2label if it names exactly these, else LABEL_i."""
@@ -89,24 +97,33 @@ class Source:
         return tuple(f"LABEL_{i}" for i in range(count))
 
     def config(self, **fields: Any) -> Config:
-        """Config(**fields), when all tensors were taken. Raises CheckpointError that lists every missing, misshapen or unknown tensor."""
-        unknown = sorted(set(self.stored) - self.taken)
-        if self.problems or unknown:
+        """Config(**fields), when all tensors were taken. Raises CheckpointError that lists every missing, misshapen or unknown tensor.
+
+        Unknown tensors outside the body are left out, as transformers does, and a CheckpointWarning names them. Where the
+        checkpoint brings code of its own (auto_map), they are an error, because that code may use them.
+        """
+        unknown = sorted(set(self.stored) - self.taken - self.left)
+        refused = unknown if self.data.get("auto_map") else [name for name in unknown if in_body(name, fields["layers"])]
+        if self.problems or refused:
             lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
             count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
             raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
         try:
-            return Config(**fields)
+            made = Config(**fields)
         except ConfigError as error:
             raise ConfigError(f"{self.folder / 'config.json'}: {error}") from None
+        self._tell(unknown)
+        return made
 
-
-def _modern(name: str) -> str:
-    """A tensor's name with the endings .weight and .bias, which older checkpoints call .gamma and .beta."""
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
+    def _tell(self, unknown: list[str]) -> None:
+        """Name what is left out of the model, once."""
+        parts = [said for part, said in NOT_HERE.items() if any(part in name for name in self.left)]
+        if (self.folder / "modules.json").exists() and NOT_HERE["pooler."] in parts:
+            parts.remove(NOT_HERE["pooler."])  # the modules say how to pool
+        if unknown:
+            parts.append(f"{len(unknown)} tensor{'s' * (len(unknown) > 1)} that its layout does not have ({listed(map(short, unknown))})")
+        if parts:
+            warn(CheckpointWarning(f"{self.folder}: {' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} left out"))
 
 
 def refuse(source: Source, what: str, value: Any, supported: str) -> ConfigError:

@@ -19,16 +19,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastinfer.checkpoint import Tensor
-from fastinfer.errors import CheckpointError, short
-from fastinfer.files import regular
+from ..errors import CheckpointError, short
+from ..files import regular
+from .tensor import Tensor
 
 __all__ = ["read"]
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two values of an old file
 MAX_PICKLE = 4 << 20  # bytes: a thousand tensors need 0.2 MB
 MAX_COUNT = 1 << 48  # largest size, offset or stride that is read
-STORAGES = {
+STORAGES: dict[str, tuple[str, np.dtype[Any]]] = {
     "FloatStorage": ("float32", np.dtype("<f4")),
     "HalfStorage": ("float16", np.dtype("<f2")),
     "BFloat16Storage": ("bfloat16", np.dtype("<u2")),
@@ -100,7 +100,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _tensor(name: str, value: Strided, records: dict[str, np.ndarray]) -> Tensor:
-    """A view of the storage, checked to lie inside and not to be larger than it."""
+    """The part of the storage, checked to lie inside and not to be larger than it; a view where its values are contiguous."""
     dtype, bits = STORAGES[value.storage.kind]
     flat = records[value.storage.key].view(bits)
     numbers = (value.offset, *value.size, *value.stride)
@@ -113,7 +113,8 @@ def _tensor(name: str, value: Strided, records: dict[str, np.ndarray]) -> Tensor
     if not count:
         return Tensor(np.empty(value.size, bits), dtype)
     strides = [step * bits.itemsize for step in value.stride]
-    return Tensor(np.lib.stride_tricks.as_strided(flat[value.offset :], value.size, strides, writeable=False), dtype)
+    view = np.lib.stride_tricks.as_strided(flat[value.offset :], value.size, strides, writeable=False)
+    return Tensor(np.asarray(view, order="C"), dtype)
 
 
 # --- the two forms of a file -----------------------------------------------------------------------
@@ -195,10 +196,10 @@ class Machine:
 
     def run(self, source: bytes | BinaryIO) -> Any:
         """The value that the pickle builds. Raises Broken, and ValueError for bytes that are not a pickle."""
-        begin = None
+        begin: int | None = None
         for step, argument, place in pickletools.genops(source):
             begin = place if begin is None else begin
-            if place - begin > MAX_PICKLE:
+            if (place or 0) - (begin or 0) > MAX_PICKLE:
                 raise Broken(f"its pickle has more than {MAX_PICKLE} bytes")
             if step.name in LITERALS:
                 self.stack.append(LITERALS[step.name](argument))
@@ -302,7 +303,7 @@ def _parameter_of(value: Any, *_: Any) -> Strided:
     return value
 
 
-def _dict_of(*arguments: Any) -> dict:
+def _dict_of(*arguments: Any) -> dict[Any, Any]:
     if arguments:
         raise TypeError
     return {}
