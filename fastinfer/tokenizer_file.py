@@ -31,7 +31,7 @@ from .errors import CheckpointError, about, short
 from .files import read_file
 from .strict_json import parse_json, vocabulary_bytes
 
-__all__ = ["Library", "TokenizerFile", "is_free", "made_tokenizer", "open_tokenizer", "read_tokenizer"]
+__all__ = ["Library", "TokenizerFile", "check_ids", "is_free", "made_tokenizer", "open_tokenizer", "read_tokenizer"]
 
 MOST_CHARACTERS = 4096  # of a word of the vocabulary or of another string
 MOST_PREFIX = 64  # characters of a string that is put before or after pieces: each piece copies it
@@ -206,10 +206,10 @@ def check(data: dict[str, Any], vocabulary: int) -> list[str]:
     if isinstance(words, list):  # a Unigram model has pairs (piece, score); the id is the place
         words = {entry[0]: i for i, entry in enumerate(words) if isinstance(entry, list) and entry and isinstance(entry[0], str)}
     if isinstance(words, dict):
-        _check_ids("the vocabulary", words, vocabulary)
+        check_ids("the vocabulary", words, vocabulary)
     added = data.get("added_tokens")
     if isinstance(added, list):
-        _check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
+        check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
     for key, value in model.items():
         if key not in ("vocab", "merges"):
             most = MOST_WORD if key == "max_input_chars_per_word" else MOST_NUMBER
@@ -239,7 +239,8 @@ def _patterns(data: dict[str, Any], vocabulary: int) -> list[str]:
     return patterns
 
 
-def _check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
+def check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
+    """Raise CheckpointError unless {token: id} has ids from 0 to vocabulary - 1, and tokens of bounded length."""
     if len(ids) > vocabulary:
         raise CheckpointError(f"it has {len(ids)} tokens, but the model's vocabulary is {vocabulary}: it belongs to another model")
     if set(map(type, ids.values())) - {int} or not 0 <= min(ids.values(), default=0) <= max(ids.values(), default=0) < vocabulary:

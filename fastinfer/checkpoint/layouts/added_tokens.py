@@ -94,8 +94,9 @@ def _legacy(folder: Path, settings: Mapping[str, tuple[Any, str]], vocabulary: i
     path = folder / "added_tokens.json"
     if not path.exists():
         return {}
-    special = [settings.get(f"{name}_token", (None, ""))[0] for name in NAMED] + [token["content"] for token in _extra(settings) or []]
-    contents = {value["content"] if isinstance(value, dict) else value for value in special if isinstance(value, str) or value}
+    named = [settings[key] for key in (f"{name}_token" for name in NAMED) if settings.get(key, (None,))[0] is not None]
+    special = [read_token(value, where) for value, where in named] + (_extra(settings) or [])
+    contents = {token["content"] for token in special}
     return {
         _id(id_, f"{path}: {short(content)}"): read_token({"content": content, "special": content in contents}, str(path))
         for content, id_ in read_object(path, dict, vocabulary_bytes(vocabulary)).items()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError, ConfigError, short
+from ...errors import CheckpointError, ConfigError, about, short
 from ...files import read_file
 from ...strict_json import vocabulary_bytes
+from ...tokenizer_file import check_ids
 from .added_tokens import read_token
 from .sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
 from .settings import read_object
@@ -48,6 +49,8 @@ def read_merges(folder: Path, vocabulary: int, names: Mapping[str, str]) -> Json
         if len(merge) != 2:
             raise CheckpointError(f"{path}: line {number} is {short(' '.join(merge))}, expected two pieces with a space between them")
     words = read_object(folder / "vocab.json", dict, vocabulary_bytes(vocabulary))
+    with about(str(folder / "vocab.json")):
+        check_ids("the vocabulary", words, vocabulary)
     return {"vocab": words, "merges": [merge for _, merge in merges]}
 
 
