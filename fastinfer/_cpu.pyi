@@ -63,10 +63,13 @@ class Kernels:
         self,
         x: NDArray[np.float32],
         weight: NDArray[np.float32],
-        bias: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
         eps: float,
         out: NDArray[np.float32],
         threads: int,
+    ) -> None: ...
+    def norm_heads(
+        self, qkv: NDArray[Any], heads: int, query: NDArray[np.float32], key: NDArray[np.float32], eps: float, threads: int
     ) -> None: ...
     def embed(
         self,
@@ -91,6 +94,7 @@ class Kernels:
         cu_seqlens: NDArray[np.int32],
         heads: int,
         window: int | None,
+        causal: bool,
         distances: NDArray[np.float32] | None,
         relative: Relative | None,
         keys: NDArray[np.int32] | None,

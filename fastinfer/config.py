@@ -40,11 +40,13 @@ class Norm:
     """LayerNorm before each block ("pre") or after its residual ("post").
 
     first  whether layer 0 has a norm before its attention, in order "pre"
+    kind   "rms": x / sqrt(mean(x**2) + eps) * weight, without a mean and a bias (RMSNorm, Zhang & Sennrich, arXiv 1910.07467)
     """
 
     order: Literal["pre", "post"]
     eps: float
     first: bool = field(default=True, metadata=LATER)
+    kind: Literal["layer", "rms"] = field(default="layer", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Attention:
     theta   the base of rotary positions, by which q and k are turned (positions.rotary_table); None: they are not
     scale   rotary frequencies are multiplied by it
     window  a token attends to tokens that are at most so far away; None: to all
+    causal  a token attends to itself and to tokens before it alone
     """
 
     theta: float | None = None
     scale: float = 1.0
     window: int | None = None
+    causal: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,8 @@ class Config:
     embedding_width  E, the columns of the embeddings, which a linear map widens to D; None: D, without a map
     distances        what attention adds to the scores of each pair of tokens in all layers
     activation       of the neurons of dense and gated feedforwards; trees use the exact GELU
+    head_size        S, the columns of a head; None: D / H
+    head_norms       whether an RMSNorm of each head of q and k comes before they are turned
 
     It is checked when made: ConfigError names the key, the value found and the value expected.
     """
@@ -307,6 +313,8 @@ class Config:
     attention: tuple[Attention, ...] = field(default=(), metadata=LATER)  # empty: all layers have the default
     distances: Buckets | Alibi | Disentangled | None = field(default=None, metadata=LATER)
     embedding_width: int | None = field(default=None, metadata=LATER)
+    head_size: int | None = field(default=None, metadata=LATER)
+    head_norms: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name, kind in hints(Config).items():
@@ -316,6 +324,11 @@ class Config:
         problems = list(_problems(self))
         if problems:
             raise ConfigError(listed(problems, "\n  "))
+
+    @property
+    def width_of_head(self) -> int:
+        """S, the columns of a head."""
+        return self.hidden // self.heads if self.head_size is None else self.head_size
 
     def to_json(self) -> str:
         """The text of config.json; what all layers share is written once."""
@@ -363,7 +376,7 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
         yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
-    if c.heads > 0 and c.hidden % c.heads:
+    if c.heads > 0 and c.hidden % c.heads and c.head_size is None:
         yield f"hidden is {short(c.hidden)}, expected a multiple of heads={short(c.heads)}"
     if not 0 <= c.norm.eps < 1:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
@@ -391,8 +404,8 @@ def _problems_of_attention(c: Config) -> typing.Iterator[str]:
         at = f"attention[{i}]."
         if layer.theta is not None and not 1 < layer.theta <= MAX_THETA:
             yield f"{at}theta is {layer.theta}, expected more than 1, up to {MAX_THETA:g}"
-        if layer.theta is not None and c.heads > 0 and c.hidden // c.heads % 2:
-            yield f"{at}theta turns pairs of columns, but a head has hidden/heads = {c.hidden // c.heads}, expected an even number"
+        if layer.theta is not None and c.heads > 0 and c.width_of_head % 2:
+            yield f"{at}theta turns pairs of columns, but a head has {c.width_of_head}, expected an even number"
         if not 0 < layer.scale <= 1:
             yield f"{at}scale is {layer.scale}, expected more than 0, up to 1"
         if layer.window is not None:
@@ -405,6 +418,10 @@ def _problems_of_attention(c: Config) -> typing.Iterator[str]:
             yield f"distances.reach is {short(c.distances.reach)}, expected more than buckets={c.distances.buckets}, up to {MAX_POSITIONS}"
     if c.activation == "tanh":
         yield "activation is 'tanh', which feedforwards do not have"
+    if c.head_size is not None:
+        yield from _sizes(head_size=c.head_size)
+    if c.heads > 0 and c.heads * c.width_of_head > MAX_WIDTH:
+        yield f"heads is {short(c.heads)} of {c.width_of_head} columns, expected at most {MAX_WIDTH} columns"
     if c.embedding_width is not None:
         yield from _sizes(embedding_width=c.embedding_width)
         if c.tasks.fill_mask and not c.tasks.fill_mask.transform:

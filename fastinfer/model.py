@@ -55,15 +55,19 @@ def attention_block(ops: Reference, x: Any, layer: Layer, cu_seqlens: Any, weigh
     """Replace x (T, D) by x + attention(norm(x)) or, in a post-norm model, by norm(x + attention(x)). keys: as ops.attention takes it."""
     attention = layer.attention
     h = work.take("h", *x.shape)
-    qkv = work.take("qkv", len(x), 3 * x.shape[1], dtype=ops.qkv_dtype(x.shape[1] // weights.heads))
+    width = weights.heads * weights.head_size
+    qkv = work.take("qkv", len(x), 3 * width, dtype=ops.qkv_dtype(weights.head_size))
+    attended = h if width == x.shape[1] else work.take("attended", len(x), width)
     before, after = (attention.norm, None) if weights.pre_norm else (None, attention.norm)
     if before is not None:
         ops.norm(x, before, weights.eps, out=h)
     ops.linear(x if before is None else h, attention.qkv.weight, bias=attention.qkv.bias, out=qkv)
+    if attention.heads is not None:
+        ops.norm_heads(qkv, weights.heads, *attention.heads, weights.eps)
     if attention.rotary is not None:
         ops.rotate(qkv, cu_seqlens, weights.heads, attention.rotary)
-    ops.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=h)
-    ops.linear(h, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
+    ops.attention(qkv, cu_seqlens, weights.heads, scores=attention.scores, keys=keys, out=attended)
+    ops.linear(attended, attention.out.weight, bias=attention.out.bias, residual=x, out=x)
     if after is not None:
         ops.norm(x, after, weights.eps, out=x)
 

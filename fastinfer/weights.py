@@ -25,10 +25,10 @@ Trees: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Weight and bias (D,) of a LayerNorm."""
+    """Weight and bias (D,) of a LayerNorm. bias None: an RMSNorm."""
 
     weight: Array
-    bias: Array
+    bias: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,13 @@ class Scores:
     """What attention does to the scores of one layer, beside q k^T / sqrt(S).
 
     window     a query sees keys that are at most so far away; None: all keys of its text
+    causal     a query sees itself and keys before it alone
     distances  (H, 2 * positions - 1) float32: score (i, j) of a head gains the entry positions - 1 + j - i; None: nothing
     relative   a Relative of the backend, or None
     """
 
     window: int | None = None
+    causal: bool = False
     distances: Array | None = None
     relative: Any = None
 
@@ -103,15 +105,17 @@ PLAIN = Scores()
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """qkv (3 D, D): all of q, then k, then v, heads side by side in each; out (D, D); the norm before or after, as in the model.
+    """qkv (3 H S, D): all of q, then k, then v, heads side by side in each; out (D, H S); the norm before or after, as in the model.
 
     norm    None where the first layer has none
+    heads   weights (S,) of an RMSNorm of each head of q, and of k; None: there is none
     rotary  (positions, S), by which q and k are turned, as positions.rotary_table makes it; None: they are not
     """
 
     norm: Norm | None
     qkv: Linear
     out: Linear
+    heads: tuple[Array, Array] | None = None
     rotary: Array | None = None
     scores: Scores = PLAIN
 
@@ -150,6 +154,7 @@ class Weights:
 
     hidden: int
     heads: int
+    head_size: int
     eps: float
     pre_norm: bool
     embedding: Embedding
@@ -165,7 +170,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
     """
 
     def norm(name: str) -> Norm:
-        return Norm(prepared[f"{name}.weight"], prepared[f"{name}.bias"])
+        return Norm(prepared[f"{name}.weight"], prepared.get(f"{name}.bias"))
 
     def linear(name: str) -> Linear:
         return Linear(prepared[f"{name}.weight"], prepared.get(f"{name}.bias"))
@@ -190,8 +195,9 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
             norm(f"{name}.norm") if f"{name}.norm.weight" in prepared else None,
             linear(f"{name}.qkv"),
             linear(f"{name}.out"),
+            (prepared[f"{name}.query_norm.weight"], prepared[f"{name}.key_norm.weight"]) if config.head_norms else None,
             None if kind.theta is None else prepared[f"rotary.{kind.theta}.{kind.scale}"],
-            Scores(kind.window, prepared.get("distances"), prepared.get(f"{name}.relative")),
+            Scores(kind.window, kind.causal, prepared.get("distances"), prepared.get(f"{name}.relative")),
         )
 
     eps, places, skip = config.norm.eps, prepared.get("embedding.position"), config.positions.skip
@@ -209,6 +215,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
     return Weights(
         config.hidden,
         config.heads,
+        config.width_of_head,
         eps,
         config.norm.order == "pre",
         embedding,

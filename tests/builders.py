@@ -9,12 +9,17 @@ from fastinfer import checkpoint
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import (
     FFF,
+    Alibi,
     Answer,
+    Attention,
+    Buckets,
     Classify,
     Config,
     Dense,
+    Disentangled,
     Embed,
     FillMask,
+    Gated,
     HeadLayer,
     Ids,
     Norm,
@@ -39,23 +44,26 @@ def pruned(draw) -> FFF:
 
 feedforwards = st.one_of(
     st.builds(Dense, st.integers(1, 20), booleans, booleans),
+    st.builds(Gated, st.integers(1, 20), booleans, booleans),
     st.builds(FFF, st.integers(1, 3), st.integers(0, 4), st.integers(0, 5), booleans, booleans),
     pruned(),
 )
+activations = st.sampled_from(["tanh", "relu", "gelu", "silu", "gelu_tanh"])
+head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, booleans), max_size=2).map(tuple)
 tasks = st.builds(
     Tasks,
     st.none() | st.builds(Embed, poolings, booleans),
-    st.none() | st.builds(FillMask, booleans, booleans, booleans),
+    st.none() | st.builds(FillMask, booleans, booleans, booleans, activations),
     st.none()
     | st.builds(
         Classify,
         st.sampled_from([("one",), ("no", "yes"), ("a", "b", "ç\n", '"')]),
         st.sampled_from(["softmax", "sigmoid", "identity"]),
         poolings,
-        st.lists(st.builds(HeadLayer, st.integers(1, 9), st.sampled_from(["tanh", "relu", "gelu"])), max_size=2).map(tuple),
+        head_layers,
     ),
-    st.none() | st.sampled_from([Tag(("O", "B-x", "I-x")), Tag(("O", "x"), "io")]),
-    st.none() | st.just(Answer()),
+    st.none() | st.builds(Tag, st.just(("O", "B-x", "I-x"))) | st.builds(Tag, st.just(("O", "x")), st.just("io"), head_layers),
+    st.none() | st.builds(Answer, head_layers),
 ).flatmap(
     lambda made: st.sampled_from(
         [made] if made.fill_mask is None else [made, dataclasses.replace(made, embed_sparse=EmbedSparse("sum", "log1p_relu", most=3))]
@@ -68,21 +76,29 @@ def configs(draw) -> Config:
     heads, size, layers = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
     positions = draw(st.integers(1, 12))
     each = st.lists(feedforwards, min_size=layers, max_size=layers).map(tuple)
+    theta = st.none() | st.sampled_from([1e4, 16e4]) if size % 2 == 0 else st.none()
+    attention = st.builds(Attention, theta, st.sampled_from([1.0, 0.25]), st.none() | st.integers(1, 5))
+    made = draw(tasks)
+    wide = made.fill_mask is not None and not made.fill_mask.transform  # a decoder without a transform needs embeddings of D columns
     return Config(
         hidden=heads * size,
         layers=layers,
         heads=heads,
         vocabulary=draw(st.integers(4, 30)),
-        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5]))),
-        positions=Positions(draw(st.sampled_from(["learned", "scaled-sinusoidal"])), positions),
+        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5])), draw(booleans)),
+        positions=Positions(draw(st.sampled_from(["learned", "scaled-sinusoidal", "none"])), positions),
         ffn=draw(each | feedforwards.map(lambda f: (f,) * layers)),
         max_tokens=draw(st.integers(1, positions)),
-        tasks=draw(tasks),
+        tasks=made,
         embedding_norm=draw(booleans),
         final_norm=draw(booleans),
         token_types=draw(st.integers(0, 2)),
         ids=draw(st.sampled_from([Ids(), Ids(pad=0, mask=1, cls=2, sep=3), Ids(mask=3)])),
         attention_bias=draw(booleans),
+        activation=draw(st.sampled_from(["gelu", "relu", "silu", "gelu_tanh"])),
+        attention=draw(st.lists(attention, min_size=layers, max_size=layers).map(tuple)),
+        distances=draw(st.sampled_from([None, Alibi(), Buckets(4, 9), Disentangled(2, 5)])),
+        embedding_width=None if wide else draw(st.none() | st.integers(1, 9)),
         stored=draw(st.builds(Stored, stored_dtypes, stored_dtypes, stored_dtypes)),
     )
 

@@ -91,6 +91,9 @@ def test_every_config_runs(config, seed):
                     assert vectors.shape == (len(ids), config.hidden)
                     assert np.isfinite(vectors).all()
                     continue
+                if task == "embed_sparse":
+                    assert model.embed_sparse(batch).shape == (len(ids), config.vocabulary)
+                    continue
                 logits = model.logits(batch, task=task, positions="all")
                 wanted = shapes[task](getattr(config.tasks, task))
                 assert [row.shape if row.ndim > 1 else len(row) for row in logits] == wanted

@@ -12,7 +12,7 @@ import fastinfer
 from fastinfer import positions
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Alibi, Buckets, Disentangled
-from fastinfer.weights import Scores
+from fastinfer.weights import Norm, Scores
 
 TEXTS = ([1], [2, 5], [12, 13, 1, 31], [33, 64, 7], [100, 3], [250])
 REACH = 256
@@ -33,7 +33,7 @@ def is_low(device, dtype):
     return dtype != "float32" and device == "cpu:avx512_bf16"
 
 
-def expected(qkv, lengths, heads, added, window=None):
+def expected(qkv, lengths, heads, added, window=None, causal=False):
     """Attention in float64, a text and a head at a time; added(head, i, j, q_i, k_j) is what a score gains."""
     size = qkv.shape[1] // 3 // heads
     out = np.zeros((len(qkv), heads * size))
@@ -41,7 +41,7 @@ def expected(qkv, lengths, heads, added, window=None):
         for h in range(heads):
             q, k, v = (qkv[begin:end, (part * heads + h) * size : (part * heads + h + 1) * size].astype(np.float64) for part in range(3))
             for i in range(end - begin):
-                seen = [j for j in range(end - begin) if window is None or abs(i - j) <= window]
+                seen = [j for j in range(end - begin) if (window is None or abs(i - j) <= window) and not (causal and j > i)]
                 s = np.array([q[i] @ k[j] / math.sqrt(size) + added(h, i, j, q[i], k[j]) for j in seen])
                 e = np.exp(s - s.max())
                 out[begin + i, h * size : (h + 1) * size] = e @ v[seen] / e.sum()
@@ -54,7 +54,7 @@ def attend(ops, qkv, lengths, heads, scores):
     return out
 
 
-def check(device, dtype, make, added, heads, size, texts=TEXTS, window=None, seed=0):
+def check(device, dtype, make, added, heads, size, texts=TEXTS, window=None, causal=False, seed=0):
     """Compare attention on a device with expected(), with other numbers of threads, and each text alone. make(ops): the Scores."""
     others = [get(device, dtype, threads) for threads in (1, 2, 3)]
     scores = [make(ops) for ops in others]
@@ -62,7 +62,7 @@ def check(device, dtype, make, added, heads, size, texts=TEXTS, window=None, see
     for lengths in texts:
         qkv = np.random.default_rng([seed, size, len(lengths)]).standard_normal((sum(lengths), 3 * heads * size), np.float32)
         got = attend(others[0], qkv, lengths, heads, scores[0])
-        assert_allclose(got, expected(rounded(device, dtype, qkv), lengths, heads, added, window), rtol=tolerance, atol=tolerance)
+        assert_allclose(got, expected(rounded(device, dtype, qkv), lengths, heads, added, window, causal), rtol=tolerance, atol=tolerance)
         if device == "numpy":
             continue
         for ops, each in zip(others[1:], scores[1:], strict=True):
@@ -85,6 +85,44 @@ def test_a_window_hides_keys_that_are_farther_away(device, dtype, heads, size, w
 def test_distances_are_added_to_scores(device, dtype, heads, size):
     table = np.random.default_rng(size).standard_normal((heads, 2 * REACH - 1)).astype(np.float32)
     check(device, dtype, lambda ops: Scores(distances=table), lambda h, i, j, q, k: float(table[h, REACH - 1 + j - i]), heads, size)
+
+
+@each_device
+@each_dtype
+@pytest.mark.parametrize(("heads", "size", "window"), [(2, 16, None), (3, 12, None), (1, 64, 20)])
+def test_a_causal_query_sees_no_key_behind_it(device, dtype, heads, size, window):
+    scores = Scores(window=window, causal=True)
+    check(device, dtype, lambda ops: scores, lambda *_: 0.0, heads, size, window=window, causal=True)
+
+
+@each_device
+@pytest.mark.parametrize("hidden", [1, 3, 8, 17, 64, 100, 384, 770])
+def test_a_norm_without_a_bias_divides_by_the_root_mean_square(device, hidden):
+    rng = np.random.default_rng(hidden)
+    x, weight = (rng.standard_normal((70, hidden)) * 2 + 3).astype(np.float32), rng.standard_normal(hidden).astype(np.float32)
+    want = x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * weight
+    for threads in (1, 3):
+        out = np.empty_like(x)
+        get(device, threads=threads).norm(x, Norm(weight, None), 1e-5, out=out)
+        assert_allclose(out, want, rtol=3e-6, atol=1e-6)
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "size"), [(1, 8), (3, 24), (2, 128)])
+def test_heads_of_q_and_k_are_normed(device, dtype, heads, size):
+    ops, rng = get(device, dtype, 2), np.random.default_rng(size)
+    qkv = rng.standard_normal((50, 3 * heads * size), np.float32) * 3
+    weights = rng.standard_normal((2, size)).astype(np.float32)
+    half = device != "numpy" and ops.qkv_dtype(size) == np.uint16
+    given = Tensor(qkv, "float32").to("bfloat16").data.copy() if half else qkv.copy()
+    exact = (Tensor(given, "bfloat16").float32() if half else qkv).astype(np.float64)
+    ops.norm_heads(given, heads, *weights, 1e-6)
+    got = Tensor(given, "bfloat16").float32() if half else given
+    parts = exact.reshape(50, 3, heads, size)
+    want = parts / np.sqrt((parts**2).mean(-1, keepdims=True) + 1e-6) * np.stack([*weights, np.ones(size)])[:, None]
+    want[:, 2] = parts[:, 2]
+    assert_allclose(got, want.reshape(qkv.shape), rtol=0.01 if half else 3e-6, atol=1e-6)
 
 
 @each_device

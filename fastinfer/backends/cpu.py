@@ -67,7 +67,7 @@ class CPU(Reference):
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
         """The forward pass of model.py. Its ops are collected and then run by one thread team, or one by one if NumPy runs some."""
-        if taps or weights.hidden // weights.heads % 8:
+        if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
         program = _cpu.Program(self.kernels)
         x = super(CPU, CPU(self.isa, self.threads, self.dtype, program, self.most)).encode(weights, batch, work, routes=routes)
@@ -128,6 +128,9 @@ class CPU(Reference):
         """bfloat16 (as uint16) where attention would round to bfloat16 anyway: this gives the same answers in half the memory."""
         return np.uint16 if self._attends_in == "bfloat16" and self.kernels.half and head_size % 8 == 0 else np.float32
 
+    def norm_heads(self, qkv: np.ndarray, heads: int, query: np.ndarray, key: np.ndarray, eps: float) -> None:
+        self.kernels.norm_heads(qkv, heads, query, key, eps, self.threads)
+
     def rotate(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, table: np.ndarray) -> None:
         self.kernels.rotate(qkv, cu_seqlens, heads, table, self.threads)
 
@@ -149,7 +152,7 @@ class CPU(Reference):
         if out.shape[1] // heads % 8:
             super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
-            added = scores.window, scores.distances, scores.relative
+            added = scores.window, scores.causal, scores.distances, scores.relative
             self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Reference:
     def tables(self, config: Config, stored: Mapping[str, Tensor]) -> dict[str, Any]:
         """The tables of positions that are computed, not stored, in the form that ops take."""
         made: dict[str, Any] = {}
-        positions, size = config.positions.max, config.hidden // config.heads
+        positions, size = config.positions.max, config.width_of_head
         if config.positions.kind == "scaled-sinusoidal":
             sines = sinusoids(positions, config.embedding_width or config.hidden)
             sines *= stored["embedding.position_scale"].float32()
@@ -255,8 +255,12 @@ class Reference:
     def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         """LayerNorm of each row: (x - mean) / sqrt(variance + eps) * weight + bias. x and out (T, D) may be the same.
 
-        A row whose variance overflows float32 (deviations of about 1e19) becomes NaN.
+        Without a bias it is an RMSNorm: x / sqrt(mean(x**2) + eps) * weight. A row whose variance overflows float32
+        (deviations of about 1e19) becomes NaN.
         """
+        if norm.bias is None:
+            np.multiply(rms(x, eps), norm.weight, out=out)
+            return
         centred = x - x.mean(-1, keepdims=True)
         centred -= centred.mean(-1, keepdims=True)  # the second pass removes the rounding error of a large mean
         variance = np.mean(centred * centred, -1, keepdims=True)
@@ -267,6 +271,13 @@ class Reference:
     def qkv_dtype(self, head_size: int) -> Any:
         """The dtype of q, k and v between `linear` and `attention`."""
         return np.float32
+
+    def norm_heads(self, qkv: np.ndarray, heads: int, query: np.ndarray, key: np.ndarray, eps: float) -> None:
+        """Put q and k of qkv (T, 3 H S) in place through an RMSNorm of each head; query and key (S,) are its weights for q and for k."""
+        inner = heads * len(query)
+        for begin, weight in ((0, query), (inner, key)):
+            part = qkv[:, begin : begin + inner].reshape(len(qkv), heads, len(weight))  # a view, since the columns are contiguous
+            np.multiply(rms(part.copy(), eps), weight, out=part)
 
     def rotate(self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, table: np.ndarray) -> None:
         """Turn q and k in place by their positions: columns i and S/2 + i of a head of S values are a pair, turned by one angle.
@@ -284,7 +295,7 @@ class Reference:
     def attention(
         self, qkv: np.ndarray, cu_seqlens: np.ndarray, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: np.ndarray
     ) -> None:
-        """Multi-head self-attention inside each text: softmax(q k^T / sqrt(S) + what `scores` adds) v, S = D / H.
+        """Multi-head self-attention inside each text: softmax(q k^T / sqrt(S) + what `scores` adds) v.
 
         qkv (T, 3 D): q, then k, then v, each with its heads side by side; cu_seqlens (B + 1,); out (T, D).
         keys (B,) int32: all tokens of a text see only so many at its beginning, at least one; None: they see all. Then no window.
@@ -298,8 +309,10 @@ class Reference:
             s /= np.float32(size**0.5)
             if scores.distances is not None:
                 s += by_distance(scores.distances, end - begin)
+            place = np.arange(end - begin)
+            if scores.causal:
+                s[:, place[:, None] < place] = -np.inf
             if scores.window is not None:
-                place = np.arange(end - begin)
                 s[:, np.abs(place[:, None] - place) > scores.window] = -np.inf
             if keys is not None:
                 s, v = s[:, :, : keys[b]], v[:, : keys[b]]
@@ -408,6 +421,13 @@ class Reference:
         z = np.empty(nodes.shape, np.float32)
         self.fff(x, layer.trees, bias=None, residual=None, out=np.empty_like(x), nodes=nodes, z=z)
         return nodes, z
+
+
+def rms(x: np.ndarray, eps: float) -> np.ndarray:
+    """x / sqrt(mean(x**2) + eps) over the last axis. A row whose mean square overflows float32 becomes NaN."""
+    square = np.mean(x * x, -1, keepdims=True)
+    unit: np.ndarray = x / np.where(np.isfinite(square), np.sqrt(square + np.float32(eps)), np.float32(np.nan))
+    return unit
 
 
 def by_distance(table: np.ndarray, length: int) -> np.ndarray:

@@ -29,7 +29,8 @@ def tensors(config: Config) -> dict[str, Spec]:
 
     def norm(name: str, columns: int = hidden) -> None:
         raw[f"{name}.weight"] = ((columns,), "vector")
-        raw[f"{name}.bias"] = ((columns,), "vector")
+        if config.norm.kind == "layer":
+            raw[f"{name}.bias"] = ((columns,), "vector")
 
     if config.positions.kind == "learned":
         raw["embedding.position"] = ((config.positions.max + (config.positions.skip is not None), width), "embeddings")
@@ -51,10 +52,13 @@ def tensors(config: Config) -> dict[str, Spec]:
         if isinstance(config.distances, Disentangled):
             for name in ("relative_keys", "relative_queries"):
                 raw[f"{at}.attention.{name}"] = ((2 * config.distances.buckets, hidden), "vector")
-        for name, out in (("qkv", 3 * hidden), ("out", hidden)):
-            raw[f"{at}.attention.{name}.weight"] = ((out, hidden), "matrices")
+        inner = config.heads * config.width_of_head
+        for name, out, columns in (("qkv", 3 * inner, hidden), ("out", hidden, inner)):
+            raw[f"{at}.attention.{name}.weight"] = ((out, columns), "matrices")
             if config.attention_bias:
                 raw[f"{at}.attention.{name}.bias"] = ((out,), "vector")
+        if config.head_norms:
+            raw |= {f"{at}.attention.{name}_norm.weight": ((config.width_of_head,), "vector") for name in ("query", "key")}
         norm(f"{at}.ffn.norm")
         raw |= {f"{at}.ffn.{name}": spec for name, spec in feedforward.tensors(layer, hidden).items()}
     if config.final_norm:

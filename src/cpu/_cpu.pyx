@@ -78,7 +78,7 @@ cdef extern from "kernels.h" nogil:
         const float *gamma
         const float *beta
         float eps
-        int tokens, hidden
+        int tokens, hidden, rms
     ctypedef struct fi_embed_call:
         const int32_t *ids
         const int32_t *positions
@@ -91,6 +91,13 @@ cdef extern from "kernels.h" nogil:
         float *out
         float eps
         int tokens, hidden
+    ctypedef struct fi_norm_heads_call:
+        void *qkv
+        const float *query
+        const float *key
+        Py_ssize_t qkv_stride
+        float eps
+        int tokens, heads, head_size, half
     ctypedef struct fi_rotate_call:
         void *qkv
         const int32_t *cu_seqlens
@@ -107,6 +114,7 @@ cdef extern from "kernels.h" nogil:
         int half
         int dtype
         int window
+        int causal
         const int32_t *keys
         int reach, relative_width
         Py_ssize_t distance_stride
@@ -127,6 +135,7 @@ cdef extern from "kernels.h" nogil:
         void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *, fi_team) noexcept nogil
         void (*norm)(const fi_norm_call *, fi_team) noexcept nogil
         void (*embed)(const fi_embed_call *, fi_team) noexcept nogil
+        void (*norm_heads)(const fi_norm_heads_call *, fi_team) noexcept nogil
         void (*rotate)(const fi_rotate_call *, fi_team) noexcept nogil
         int (*attention_team)(const fi_attention_call *, int) noexcept nogil
         size_t (*attention_workspace)(const fi_attention_call *, int) noexcept nogil
@@ -171,6 +180,8 @@ cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay wakin
 # The largest sizes that the kernels take. Their ints must hold twice the tokens and 16 levels of every tree.
 cdef Py_ssize_t MOST_TOKENS = (1 << 30) - 1
 cdef Py_ssize_t MOST_SIZE = 1 << 26
+
+cdef Py_ssize_t MOST_HEAD = 1024  # values of a head that norm_heads widens at a time
 
 cdef Py_ssize_t MOST_INT8_INPUTS = 1 << 17  # inputs of an int8 product, whose sums are int32: 131,072 * 127 * 128 < 2**31
 
@@ -344,6 +355,7 @@ cdef union AnyCall:
     fi_gemm_call gemm
     fi_norm_call norm
     fi_embed_call embed
+    fi_norm_heads_call norm_heads
     fi_rotate_call rotate
     fi_attention_call attention
     fi_rows pack
@@ -385,6 +397,10 @@ cdef void run_norm(const fi_isa *isa, const Step *step, void *workspace, fi_team
 
 cdef void run_embed(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.embed(&step.call.embed, team)
+
+
+cdef void run_norm_heads(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.norm_heads(&step.call.norm_heads, team)
 
 
 cdef void run_rotate(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -565,7 +581,7 @@ cdef class Kernels:
         self._submit(&step, (x, matrix, bias, gate, residual, out))
 
     def norm(self, const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float eps, float[:, ::1] out, int threads):
-        """out (T, D) = layer norm of the rows of x (T, D); out may be x."""
+        """out (T, D) = layer norm of the rows of x (T, D), or without a bias their RMS norm; out may be x."""
         cdef Step step
         cdef fi_norm_call *call = &step.call.norm
         call.tokens = _tokens(x.shape[0])
@@ -574,9 +590,12 @@ cdef class Kernels:
         call.hidden = _size("the hidden size", x.shape[1], 1, MOST_SIZE)
         _rows("out", out.shape[0], out.shape[1], call.tokens, call.hidden)
         _long("the norm's weight", weight.shape[0], call.hidden)
-        _long("the norm's bias", bias.shape[0], call.hidden)
+        if bias is not None:
+            _long("the norm's bias", bias.shape[0], call.hidden)
         call.x, call.residual, call.sum, call.out = &x[0, 0], NULL, NULL, &out[0, 0]
-        call.gamma, call.beta, call.eps = &weight[0], &bias[0], eps
+        call.gamma, call.beta, call.eps, call.rms = &weight[0], NULL, eps, bias is None
+        if bias is not None:
+            call.beta = &bias[0]
         step.run, step.weights, step.workspace = run_norm, NULL, 0
         step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
         self._submit(&step, (x, weight, bias, out))
@@ -641,6 +660,31 @@ cdef class Kernels:
                 raise ShapeError(f"cu_seqlens[{i + 1}] is {cu_seqlens[i + 1]}, expected at least {cu_seqlens[i]}, the one before")
         return hidden // heads
 
+    def norm_heads(self, qkv, int heads, const float[::1] query, const float[::1] key, float eps, int threads):
+        """Put q and k of qkv (T, 3 heads S), float32 or bfloat16 as uint16, in place through an RMSNorm of each head; query, key (S,)."""
+        cdef Step step
+        cdef fi_norm_heads_call *call = &step.call.norm_heads
+        cdef uint16_t[:, ::1] halves
+        cdef float[:, ::1] floats
+        call.tokens = _tokens(qkv.shape[0])
+        if call.tokens == 0:
+            return
+        call.head_size = _size("the size of a head", query.shape[0], 1, MOST_HEAD)
+        call.heads = _size("the number of heads", heads, 1, MOST_SIZE)
+        _long("the weight for k", key.shape[0], call.head_size)
+        _rows("qkv", qkv.shape[0], qkv.shape[1], call.tokens, 3 * <Py_ssize_t> heads * call.head_size)
+        call.half = self.half and qkv.itemsize == 2
+        if call.half:
+            halves = qkv
+            call.qkv = &halves[0, 0]
+        else:
+            floats = qkv
+            call.qkv = &floats[0, 0]
+        call.query, call.key, call.eps, call.qkv_stride = &query[0], &key[0], eps, qkv.shape[1]
+        step.run, step.weights, step.workspace = run_norm_heads, NULL, 0
+        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
+        self._submit(&step, (qkv, query, key))
+
     def rotate(self, qkv, const int32_t[::1] cu_seqlens, int heads, const float[:, ::1] table, int threads):
         """Turn q and k of qkv (T, 3 D), float32 or bfloat16 as uint16, in place by the angles of table (positions, D / heads)."""
         cdef Step step
@@ -670,12 +714,12 @@ cdef class Kernels:
         self._submit(&step, (qkv, cu_seqlens, table))
 
     def attention(
-        self, qkv, const int32_t[::1] cu_seqlens, int heads, window, const float[:, ::1] distances, Relative relative,
+        self, qkv, const int32_t[::1] cu_seqlens, int heads, window, bint causal, const float[:, ::1] distances, Relative relative,
         const int32_t[::1] keys, float[:, ::1] out, str dtype, int threads,
     ):
         """out (T, D) = multi-head attention of qkv (T, 3 D), inside each text; D / heads must be a multiple of 8.
 
-        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (None: all), distances (heads, 2 R - 1) and
+        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (None: all), causal, distances (heads, 2 R - 1) and
         relative are those of weights.Scores. keys (texts,): how many tokens at the beginning of each text are attended to, None: all.
         """
         cdef Step step
@@ -703,14 +747,15 @@ cdef class Kernels:
         call.out, call.out_stride = &out[0, 0], out.shape[1]
         call.cu_seqlens = &cu_seqlens[0]
         call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
+        call.causal = causal
         call.window = 0 if window is None else _size("the window", window, 1, MOST_TOKENS)
         call.keys = NULL
         if keys is not None:
             _long("keys", keys.shape[0], call.texts)
             for i in range(call.texts):
                 _size("the number of keys", keys[i], 1, cu_seqlens[i + 1] - cu_seqlens[i])
-            if call.window:
-                raise ShapeError(f"the window is {call.window} where keys are given, expected none: a query might see no key")
+            if call.window or causal:
+                raise ShapeError(f"the window is {call.window}, causal {causal} where keys are given, expected none: a query might see no key")
             call.keys = &keys[0]
         call.reach, call.distance_stride, call.distances = 0, 0, NULL
         if distances is not None:

@@ -87,7 +87,7 @@ typedef struct {
     int tokens, activation, half;
 } fi_gemm_call;
 
-/* out = norm(x + residual) * gamma + beta, over rows. */
+/* out = norm(x + residual) * gamma + beta, over rows; rms: an RMSNorm, without mean and beta. */
 typedef struct {
     const float *x;        /* (T, D) */
     const float *residual; /* (T, D) or NULL */
@@ -96,7 +96,7 @@ typedef struct {
     const float *gamma;    /* (D,) */
     const float *beta;     /* (D,) or NULL */
     float eps;
-    int tokens, hidden;
+    int tokens, hidden, rms;
 } fi_norm_call;
 
 /* out = norm(words[ids] + position_rows[positions] + type_rows[types]); gamma NULL: no norm. The caller has checked the indices. */
@@ -109,6 +109,15 @@ typedef struct {
     float eps;
     int tokens, hidden;
 } fi_embed_call;
+
+/* Put q and k in place through an RMSNorm of each head. */
+typedef struct {
+    void *qkv;                /* (T, 3 heads * head_size) float32, or bfloat16 (half): q of all heads, k, v */
+    const float *query, *key; /* (head_size,), the weights for q and for k */
+    ptrdiff_t qkv_stride;
+    float eps;
+    int tokens, heads, head_size, half;
+} fi_norm_heads_call;
 
 /* Turn q and k in place by their positions: columns i and head_size / 2 + i of a head are a pair, turned by one angle. */
 typedef struct {
@@ -134,6 +143,7 @@ typedef struct {
     int dtype;           /* FI_F32, or FI_BF16: bfloat16 factors where the ISA has their dot product, else float32 */
     int window;          /* a query sees keys that are at most so far away; 0: all keys of its text */
     const int32_t *keys; /* (texts,): the tokens at the beginning of each text that are seen, at least one, or NULL: all; no window then */
+    int causal;          /* a query sees itself and keys before it alone */
     int reach, relative_width;
     ptrdiff_t distance_stride;
     const float *distances;                            /* (heads, distance_stride) or NULL */
@@ -157,6 +167,7 @@ typedef struct fi_isa {
     void (*gemm)(const fi_matrix *, const fi_gemm_call *, void *workspace, fi_team);
     void (*norm)(const fi_norm_call *, fi_team);
     void (*embed)(const fi_embed_call *, fi_team);
+    void (*norm_heads)(const fi_norm_heads_call *, fi_team);
     void (*rotate)(const fi_rotate_call *, fi_team);
     int (*attention_team)(const fi_attention_call *, int most);
     size_t (*attention_workspace)(const fi_attention_call *, int team_size); /* bytes, 64-aligned by the caller */

@@ -123,6 +123,7 @@ static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->cal
 static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
 static void run_norm(const job *j, fi_team team) { j->isa->norm(j->call, team); }
 static void run_embed(const job *j, fi_team team) { j->isa->embed(j->call, team); }
+static void run_rotate(const job *j, fi_team team) { j->isa->rotate(j->call, team); }
 static void run_attention(const job *j, fi_team team) { j->isa->attention(j->call, j->workspace, team); }
 static void run_pack(const job *j, fi_team team) { j->isa->pack(j->call, j->weights, j->workspace, team); }
 
@@ -234,15 +235,17 @@ static void try_gemm(const fi_isa *isa) {
     if (!special) same_bytes("pack", isa, packed[0], packed[1], packed_bytes);
     m.packed = packed[0];
 
-    fi_gemm_call c = {.tokens = tokens, .activation = byte() % 4, .half = isa->half && byte() % 4 == 0};
-    c.x_stride = m.inputs + byte() % 5, c.out_stride = m.outputs + byte() % 5, c.residual_stride = m.outputs + byte() % 5;
+    fi_gemm_call c = {.tokens = tokens, .activation = byte() % 6, .half = isa->half && byte() % 4 == 0};
+    c.x_stride = m.inputs + byte() % 5, c.out_stride = m.outputs + byte() % 5;
+    ptrdiff_t other_stride = m.outputs + byte() % 5;
     const size_t x = tokens ? (size_t)(tokens - 1) * c.x_stride + m.inputs : 0,
                  y = tokens ? (size_t)(tokens - 1) * c.out_stride + m.outputs : 0;
     c.x = floats(x);
     c.bias = perhaps(m.outputs);
-    const int inside = !c.half && byte() % 4 == 0;
-    if (inside) c.residual_stride = c.out_stride;
-    const float *residual = perhaps(tokens ? (size_t)(tokens - 1) * c.residual_stride + m.outputs : 0);
+    const int inside = !c.half && byte() % 4 == 0, gated = byte() % 2; /* inside: the gate or residual is the same array as out */
+    if (inside) other_stride = c.out_stride;
+    const float *other = perhaps(tokens ? (size_t)(tokens - 1) * other_stride + m.outputs : 0);
+    *(gated ? &c.gate_stride : &c.residual_stride) = other_stride;
     const size_t each = c.half ? 2 : 4;
     const int skip = tokens ? number(0, tokens - 1) : 0;
     char *out[3];
@@ -252,10 +255,11 @@ static void try_gemm(const fi_isa *isa) {
         fi_gemm_call mine = c;
         mine.tokens = mine_tokens, mine.x += first * c.x_stride;
         mine.out = out[i] = room((y - begin) * each, each);
-        mine.residual = residual ? residual + first * c.residual_stride : NULL;
-        if (residual && inside) mine.residual = memcpy(out[i], residual + begin, (y - begin) * each);
+        const float *added = other ? other + first * other_stride : NULL;
+        if (other && inside) added = memcpy(out[i], other + begin, (y - begin) * each);
+        *(gated ? &mine.gate : &mine.residual) = added;
         void *workspace = aligned(isa->gemm_workspace(&m, mine_tokens, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
-        job j = {isa, run_gemm, &m, &mine, workspace, i == 1 && !(residual && inside) ? p.repeats : 1};
+        job j = {isa, run_gemm, &m, &mine, workspace, i == 1 && !(other && inside) ? p.repeats : 1};
         fi_run(task, &j, i == 1 ? p.size : 1);
         /* No kernel may write between the rows of out, so these bytes are compared, too. */
         if (c.half) same_halves("gemm in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, y - begin);
@@ -316,18 +320,93 @@ static void try_embed(const fi_isa *isa) {
     }
 }
 
+/* Texts of 0 to `longest` tokens, as cu_seqlens. */
+static int32_t *bounds(int texts, int longest) {
+    int32_t *cu = room((size_t)(texts + 1) * sizeof *cu, sizeof *cu);
+    cu[0] = 0;
+    for (int i = 0; i < texts; i++) cu[i + 1] = cu[i] + number(0, longest);
+    return cu;
+}
+
+/* Angles of any size, so that what is turned wrongly is far away. */
+static void try_rotate(const fi_isa *isa) {
+    fi_rotate_call c = {.texts = number(1, 4), .heads = number(1, 3), .head_size = 2 * sometimes(20, 70)};
+    c.half = isa->half && byte() % 2;
+    const int longest = sometimes(20, 100), width = c.heads * c.head_size, positions = longest + byte() % 3;
+    const int32_t *cu = c.cu_seqlens = bounds(c.texts, longest);
+    c.qkv_stride = 3 * width + byte() % 5;
+    c.table = floats((size_t)positions * c.head_size);
+    const size_t each = c.half ? 2 : 4, values = cu[c.texts] ? (size_t)(cu[c.texts] - 1) * c.qkv_stride + 3 * width : 0;
+    const char *qkv = stored(c.half ? FI_BF16 : FI_F32, values);
+    const plan p = team_plan(0);
+    const int text = number(0, c.texts - 1), length = cu[text + 1] - cu[text];
+    int32_t *one = room(2 * sizeof *one, sizeof *one);
+    one[0] = 0, one[1] = length;
+    char *out[3];
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and one of the texts */
+        fi_rotate_call mine = c;
+        size_t begin = 0, count = values;
+        if (i == 2) {
+            mine.cu_seqlens = one, mine.texts = 1;
+            begin = (size_t)cu[text] * c.qkv_stride, count = length ? (size_t)(length - 1) * c.qkv_stride + 3 * width : 0;
+        }
+        mine.qkv = out[i] = copy(qkv + begin * each, count * each, each);
+        job j = {isa, run_rotate, NULL, &mine, NULL, 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        if (c.half) same_halves("rotate in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, count);
+        else same("rotate", isa, (float *)out[i], (float *)out[0] + begin, count);
+    }
+    for (int t = 0; t < cu[c.texts]; t++) { /* v, and what lies between the rows, stay as they are */
+        const size_t at = ((size_t)t * c.qkv_stride + 2 * width) * each, next = (size_t)(t + 1) * c.qkv_stride;
+        same_bytes("rotate's v", isa, out[0] + at, qkv + at, (next < values ? next : values) * each - at);
+    }
+}
+
+/* A packed table of random rows for disentangled attention, in the dtype in which attention computes. */
+static const fi_matrix *relative_table(const fi_isa *isa, const fi_attention_call *c) {
+    fi_matrix *m = keep(calloc(1, sizeof *m));
+    m->dtype = isa->half ? c->dtype : FI_F32, m->outputs = c->heads * c->relative_width, m->inputs = c->head_size;
+    const fi_rows rows = {.data = stored(m->dtype, (size_t)m->outputs * m->inputs), .dtype = m->dtype};
+    void *packed = aligned(isa->pack_bytes(m->dtype, m->outputs, m->inputs), 0);
+    job j = {isa, run_pack, m, &rows, packed, 1};
+    fi_run(task, &j, 1);
+    m->packed = packed;
+    return m;
+}
+
+/* Distances and relative tables for texts of `reach` tokens or fewer, some of the time. */
+static void relate(const fi_isa *isa, fi_attention_call *c, int reach) {
+    c->reach = reach;
+    if (byte() % 2) {
+        c->distance_stride = 2 * reach - 1 + byte() % 3;
+        c->distances = floats((size_t)(c->heads - 1) * c->distance_stride + 2 * reach - 1);
+    }
+    if (byte() % 2) return;
+    c->relative_width = 32 * number(1, 3);
+    c->relative_keys = relative_table(isa, c), c->relative_queries = relative_table(isa, c);
+    const int step = 1 + byte() % 4;
+    int32_t *rows = room((size_t)(2 * reach - 1) * sizeof *rows, sizeof *rows);
+    for (int i = 0, row = byte() % c->relative_width; i < 2 * reach - 1; i++) {
+        rows[i] = row;
+        row += (int)(any() % step);
+        if (row >= c->relative_width) row = c->relative_width - 1;
+    }
+    c->relative_rows = rows;
+}
+
 static void try_attention(const fi_isa *isa) {
     fi_attention_call c = {.texts = number(1, 4), .heads = number(1, 3), .head_size = 8 * sometimes(4, 9), .scale = 0.25f};
     c.dtype = byte() % 2 ? FI_BF16 : FI_F32;
     c.half = isa->half && c.dtype == FI_BF16 && byte() % 2;
     const int longest = sometimes(20, 200), width = c.heads * c.head_size;
-    int32_t *cu = room((size_t)(c.texts + 1) * sizeof *cu, sizeof *cu);
-    cu[0] = 0;
-    for (int i = 0; i < c.texts; i++) cu[i + 1] = cu[i] + number(0, longest);
-    c.cu_seqlens = cu;
+    const int32_t *cu = c.cu_seqlens = bounds(c.texts, longest);
     int32_t *keys = byte() % 2 ? room((size_t)c.texts * sizeof *keys, sizeof *keys) : NULL;
     for (int i = 0; keys && i < c.texts; i++) keys[i] = cu[i + 1] > cu[i] ? number(1, cu[i + 1] - cu[i]) : 0;
     c.keys = keys;
+    if (!keys && byte() % 2) c.window = number(1, longest + 2);
+    /* A key off the window has weight 0, which makes nan of an infinite value; which such keys are seen at all depends on the team. */
+    if (c.window) special = 0;
+    if (byte() % 2) relate(isa, &c, longest + byte() % 3);
     /* Rows of bfloat16 are read as words, so their stride is even. */
     c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
     const int tokens = cu[c.texts];
@@ -379,13 +458,14 @@ static void try_arrays(const fi_isa *isa) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const kernels[])(const fi_isa *) = {try_fff, try_fff, try_gemm, try_gemm, try_norm, try_embed, try_attention, try_arrays};
+    static void (*const kernels[])(const fi_isa *) = {try_fff,   try_fff,       try_gemm,   try_gemm,  try_norm,
+                                                      try_embed, try_attention, try_arrays, try_rotate};
     const fi_isa *isas[16];
     int usable = 0;
     for (int i = 0; fi_isas[i]; i++)
         if (fi_isas[i]->usable()) isas[usable++] = fi_isas[i];
     at = data, end = data + size;
-    const int kernel = byte() % 8, isa = byte() % usable;
+    const int kernel = byte() % (int)(sizeof kernels / sizeof *kernels), isa = byte() % usable;
     special = byte() % 8 == 0;
     seed = (uint64_t)number(0, 65535);
     kernels[kernel](isas[isa]);

@@ -87,7 +87,7 @@ def run_weights(files: Files, folder: Path) -> None:
 
 def run_translate(files: Files, folder: Path) -> None:
     """layouts.translate on tensors that have their shapes from tensors.json where that names them: {name: shape, or null for none}."""
-    stored = {name: Tensor(np.zeros(shape, np.float32), "float32") for name, shape in SHAPES.items()}
+    stored = {name: Tensor(np.zeros(shape, np.float32), "float32") for name, shape in shapes_in(files).items()}
     for name, shape in json.loads(files.get("tensors.json", b"{}")).items():
         if shape is None:
             stored.pop(name, None)
@@ -95,6 +95,14 @@ def run_translate(files: Files, folder: Path) -> None:
             stored[name] = Tensor(np.zeros(shape, np.float32), "float32")
     config, made, _ = layouts.translate(parse_or_skip(files["config.json"]), stored, folder)
     checkpoint.check(config, made, str(folder))
+
+
+def shapes_in(files: Files) -> dict[str, list[int]]:
+    """{name: shape} of the tensors in model.safetensors; those of a BERT where the seed has none, or an adapter's base."""
+    raw = files.get("model.safetensors", b"")
+    if not raw or "adapter_config.json" in files:
+        return SHAPES
+    return {name: entry["shape"] for name, entry in json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).items()}
 
 
 def run_tokenizer(files: Files, folder: Path) -> None:
@@ -132,6 +140,8 @@ def run_folder(files: Files, folder: Path) -> None:
     for task in model.tasks:
         if task == "embed":
             assert model.embed(batch).shape == (len(ids), c.hidden)
+        elif task == "embed_sparse":
+            assert model.embed_sparse(batch).shape == (len(ids), c.vocabulary)
         else:
             assert len(model.logits(batch, task=task, positions="all")) == len(ids)
     if model.tokenizer is not None:
@@ -144,15 +154,16 @@ def run_convert(files: Files, folder: Path) -> None:
         fastinfer.load(out, device="numpy")
 
 
+POSITIONS = ("rotary", "buckets", "alibi", "disentangled")  # seeds with the keys of positions, gates, windows and narrow embeddings
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
-    "config": (run_config, ("ours", "int8", "shards"), 6),
+    "config": (run_config, ("ours", "int8", "shards", *POSITIONS), 8),
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
-    "translate": (run_translate, ("bert", "bin", "adapter"), 6),
+    "translate": (run_translate, ("bert", "bin", "adapter", *seeds.FAMILIES), 10),
     "tokenizer": (run_tokenizer, ("ours",), 8),
     "kind": (run_kind, ("bert", "bin", "merges", "pieces", "spm", "plain"), 8),
     "bin": (run_bin, ("bin",), 4),
-    "folder": (run_folder, ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed"), 4),
+    "folder": (run_folder, ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed", *POSITIONS, *seeds.FAMILIES), 10),
     "convert": (run_convert, ("bin", "bert", "adapter", "crammed"), 1),
 }
 
@@ -207,7 +218,7 @@ def place(seed: str) -> Path:
 SCRATCH = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 SEEDS = seeds.make()
 CONFIG = seeds.make_config()
-SHAPES = {name: array.shape for name, array in seeds.bert().items()}
+SHAPES = {name: list(array.shape) for name, array in seeds.bert().items()}
 
 
 # --- mutations -------------------------------------------------------------------------------------
@@ -215,6 +226,8 @@ SHAPES = {name: array.shape for name, array in seeds.bert().items()}
 INTEGERS = [-1, 0, 1, 2, 3, 7, 16, 17, 255, 1000, 65535, 65536, 65537, 1 << 22, 1 << 24, (1 << 24) + 1]
 INTEGERS += [(1 << bits) + d for bits in (31, 32, 53, 63, 64) for d in (-1, 0)] + [10**30, -(10**30)]
 VALUES = [None, True, False, 0.5, -0.0, 1e-300, 1e308, 1e400, -1e400, float("nan"), "", "a", "0", "\0", "\ud800", "é" * 3, "a" * 5000]
+VALUES += ["none", "gated", "silu", "tanh", {"kind": "alibi"}, {"kind": "buckets"}, {"kind": "disentangled", "buckets": 2, "reach": 3}]
+VALUES += [1.5, 1e9, {"theta": 10.0, "window": 1}, {"kind": "gated", "width": 3}, {"width": 2, "activation": "silu", "norm": True}]
 VALUES += ["../x", "/etc/passwd", "[CLS]", "gelu", "bert", "int8", [], {}, [[]], [1], {"a": 1}, [None] * 3, {"type": "Sequence"}, "é", "ﷺ"]
 BYTES = [b"\0", b"\xff", b"\n", b"\r", b'"', b"{", b"}", b"[", b"]", b"\\u0000", b"\\ud800", b"1e999", b"null", b"-"]
 
@@ -329,10 +342,10 @@ def mutate_file(rng: random.Random, name: str, text: bytes) -> bytes:
     return mutate_bytes(rng, text)
 
 
-def shapes(rng: random.Random) -> bytes:
-    """tensors.json: up to three tensors with other shapes, or none."""
+def shapes(rng: random.Random, known: dict[str, list[int]]) -> bytes:
+    """tensors.json: up to three tensors with other shapes, or none; `known` are those of the seed."""
     sizes = [0, 1, 2, 16, 17, 22, 23, 24, 32, 48]
-    names = [*SHAPES, "module.bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight", "cls.seq_relationship.weight"]
+    names = [*known, "module.bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight", "cls.seq_relationship.weight"]
     names += ["cls.predictions.transform.dense.weight", "qa_outputs.weight", "classifier.out_proj.weight", "lm_head.dense.weight"]
     return json.dumps(
         {rng.choice(names): rng.choice((None, [rng.choice(sizes) for _ in range(rng.randrange(4))])) for _ in range(rng.randrange(4))}
@@ -353,7 +366,7 @@ def draw(rng: random.Random, targets: list[str]) -> tuple[str, str, Files]:
     changed = {}
     if target == "translate":
         names = [n for n in names if not n.endswith((".safetensors", ".bin"))]
-        changed["tensors.json"] = shapes(rng)
+        changed["tensors.json"] = shapes(rng, shapes_in(whole))
     for name in rng.sample(names, min(len(names), rng.choice((1, 1, 1, 2)))):
         changed[name] = mutate_file(rng, name, whole[name])
     return target, seed, changed

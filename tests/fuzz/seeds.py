@@ -21,7 +21,24 @@ import builders  # noqa: E402
 from conftest import WORDS, make_config, make_tokenizer  # noqa: E402
 
 from fastinfer import checkpoint  # noqa: E402
-from fastinfer.config import FFF, Dense, Positions, Stored  # noqa: E402
+from fastinfer.config import (  # noqa: E402
+    FFF,
+    Alibi,
+    Answer,
+    Attention,
+    Buckets,
+    Dense,
+    Disentangled,
+    Embed,
+    FillMask,
+    Gated,
+    HeadLayer,
+    Norm,
+    Positions,
+    Stored,
+    Tag,
+    Tasks,
+)
 
 HIDDEN = 16
 BERT = {
@@ -102,6 +119,68 @@ def bert() -> dict[str, np.ndarray]:
     shapes |= {"pooler.dense.weight": (HIDDEN, HIDDEN), "pooler.dense.bias": (HIDDEN,)}
     shapes |= {"classifier.weight": (2, HIDDEN), "classifier.bias": (2,)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+SIZES = {"hidden_size": HIDDEN, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": len(WORDS), "pad_token_id": 0}
+# {model_type: (settings beyond SIZES, {tensor: shape}, {linear map or norm: shape of its weight}, which have biases, too)}
+FAMILIES: dict[str, tuple[dict[str, object], dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "mpnet": (
+        {"num_hidden_layers": 1, "max_position_embeddings": 34, "relative_attention_num_buckets": 8, "hidden_act": "gelu"},
+        {
+            "embeddings.word_embeddings.weight": (len(WORDS), HIDDEN),
+            "embeddings.position_embeddings.weight": (34, HIDDEN),
+            "encoder.relative_attention_bias.weight": (8, 2),
+        },
+        {f"encoder.layer.0.attention.attn.{part}": (HIDDEN, HIDDEN) for part in "qkvo"}
+        | {f"encoder.layer.0.{part}.LayerNorm": (HIDDEN,) for part in ("attention", "output")}
+        | {"encoder.layer.0.intermediate.dense": (24, HIDDEN), "encoder.layer.0.output.dense": (HIDDEN, 24)}
+        | {"embeddings.LayerNorm": (HIDDEN,)},
+    ),
+    "modernbert": (
+        {"num_hidden_layers": 2, "max_position_embeddings": 32, "local_attention": 4, "hidden_activation": "gelu", "norm_eps": 1e-5}
+        | {"layer_types": ["full_attention", "sliding_attention"], "norm_bias": False, "attention_bias": False, "mlp_bias": False}
+        | {"rope_parameters": {f"{kind}_attention": {"rope_theta": 1e4, "rope_type": "default"} for kind in ("full", "sliding")}},
+        {"embeddings.tok_embeddings.weight": (len(WORDS), HIDDEN), "embeddings.norm.weight": (HIDDEN,), "final_norm.weight": (HIDDEN,)}
+        | {f"layers.{i}.attn.Wqkv.weight": (3 * HIDDEN, HIDDEN) for i in range(2)}
+        | {f"layers.{i}.attn.Wo.weight": (HIDDEN, HIDDEN) for i in range(2)}
+        | {f"layers.{i}.mlp.Wi.weight": (48, HIDDEN) for i in range(2)}
+        | {f"layers.{i}.mlp.Wo.weight": (HIDDEN, 24) for i in range(2)}
+        | {f"layers.{name}.weight": (HIDDEN,) for name in ("0.mlp_norm", "1.mlp_norm", "1.attn_norm")},
+        {},
+    ),
+    "deberta-v2": (
+        {"num_hidden_layers": 1, "max_position_embeddings": 32, "type_vocab_size": 0, "position_biased_input": False}
+        | {"relative_attention": True, "position_buckets": 4, "max_relative_positions": -1, "pos_att_type": ["p2c", "c2p"]}
+        | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "layer_norm_eps": 1e-7, "hidden_act": "gelu"},
+        {"embeddings.word_embeddings.weight": (len(WORDS), HIDDEN), "encoder.rel_embeddings.weight": (8, HIDDEN)},
+        {f"encoder.layer.0.attention.self.{part}_proj": (HIDDEN, HIDDEN) for part in ("query", "key", "value")}
+        | {f"encoder.layer.0.{part}.LayerNorm": (HIDDEN,) for part in ("attention.output", "output")}
+        | {"encoder.layer.0.attention.output.dense": (HIDDEN, HIDDEN), "encoder.layer.0.intermediate.dense": (24, HIDDEN)}
+        | {"encoder.layer.0.output.dense": (HIDDEN, 24), "embeddings.LayerNorm": (HIDDEN,), "encoder.LayerNorm": (HIDDEN,)},
+    ),
+    "nomic_bert": (
+        {"num_hidden_layers": 1, "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "silu"}
+        | {"rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}},
+        {"embeddings.word_embeddings.weight": (len(WORDS), HIDDEN), "embeddings.token_type_embeddings.weight": (2, HIDDEN)}
+        | {"encoder.layers.0.attn.Wqkv.weight": (3 * HIDDEN, HIDDEN), "encoder.layers.0.attn.out_proj.weight": (HIDDEN, HIDDEN)}
+        | {f"encoder.layers.0.mlp.{name}.weight": (24, HIDDEN) for name in ("fc11", "fc12")}
+        | {"encoder.layers.0.mlp.fc2.weight": (HIDDEN, 24)},
+        dict.fromkeys(("emb_ln", "encoder.layers.0.norm1", "encoder.layers.0.norm2"), (HIDDEN,)),
+    ),
+}
+
+
+def of_family(model_type: str) -> dict[str, bytes]:
+    """The files of a small model of another family than BERT, with random weights."""
+    settings, shapes, maps = FAMILIES[model_type]
+    shapes = (
+        shapes | {f"{name}.weight": shape for name, shape in maps.items()} | {f"{name}.bias": shape[:1] for name, shape in maps.items()}
+    )
+    rng = np.random.default_rng(2)
+    return {
+        "config.json": as_json({"model_type": model_type, **SIZES, **settings}),
+        "model.safetensors": pack({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}),
+    }
 
 
 def adapted(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
@@ -200,10 +279,32 @@ def make() -> dict[str, dict[str, bytes]]:
             builders.tiny(layers=2, ffn=(Dense(4), FFF(1, 3)), positions=Positions("scaled-sinusoidal", 8), token_types=2),
             max_shard_bytes=2500,
         ),
+        "rotary": saved(
+            builders.tiny(
+                layers=2,
+                norm=Norm("pre", 1e-5, first=False),
+                positions=Positions("none", 8),
+                attention=(Attention(theta=1e4, scale=0.5, window=2), Attention(theta=16e4)),
+                ffn=(Gated(4), FFF(1, 3)),
+                activation="silu",
+                tasks=Tasks(Embed("mean", True), tag=Tag(("O", "B-x"), layers=(HeadLayer(3, "gelu_tanh", norm=True),)), answer=Answer()),
+            )
+        ),
+        "buckets": saved(
+            builders.tiny(
+                distances=Buckets(4, 6),
+                embedding_width=6,
+                ffn=(Gated(3, bias_in=True, bias_out=True),),
+                tasks=Tasks(fill_mask=FillMask(True, activation="relu")),
+            )
+        ),
+        "alibi": saved(builders.tiny(positions=Positions("none", 8), distances=Alibi(), attention=(Attention(window=3),))),
+        "disentangled": saved(builders.tiny(positions=Positions("none", 8), distances=Disentangled(2, 5), norm=Norm("post", 1e-7))),
         "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
         "adapter": config | tokenizer | adapted(arrays),
         **tokenizers(),
+        **{model_type: of_family(model_type) for model_type in FAMILIES},
         "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
     }
 

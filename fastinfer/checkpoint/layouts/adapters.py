@@ -60,8 +60,9 @@ def merge(data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> t
         if left:
             warn(CheckpointWarning(f"{folder}: the adapter's head takes the place of {listed(map(short, left))}"))
         merged = {name: tensor for name, tensor in merged.items() if name not in left} | heads
-        if settings.get("task_type") in CLASSES:
-            data = data | {"architectures": [CLASSES[settings["task_type"]]]}
+        task = settings.get("task_type")
+        if isinstance(task, str) and task in CLASSES:
+            data = data | {"architectures": [CLASSES[task]]}
     return data, merged
 
 

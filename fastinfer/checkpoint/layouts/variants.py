@@ -106,7 +106,8 @@ def _relative_table(s: Source, body: str, buckets: int) -> np.ndarray:
     if "layer_norm" not in str(s.data.get("norm_rel_ebd", "none")).lower():
         return table
     made = norm(s, "norm", f"{body}encoder.LayerNorm")
-    if made["norm.weight"].data.shape != table.shape[1:]:
+    fits = [_fits(s, f"{body}encoder.LayerNorm.{part}", made[f"norm.{part}"].data, table.shape[1:]) for part in ("weight", "bias")]
+    if not all(fits):
         return table
     centred = table - table.mean(-1, keepdims=True)
     scale = np.sqrt((centred * centred).mean(-1, keepdims=True) + s.number(s.data, "layer_norm_eps", 0, 1, kind=float, default=1e-7))
@@ -122,7 +123,7 @@ def _relative(s: Source, made: dict[str, Tensor], ours: str, theirs: str, table:
         parts[part] = np.zeros_like(table)
         if kind in kinds:
             weight, bias = s.get(f"{name}.weight").float32(), s.vector(f"{name}.bias").data
-            if weight.shape == (len(bias), table.shape[1]):
+            if _fits(s, f"{name}.weight", weight, (len(bias), table.shape[1])):
                 parts[part] = table @ weight.T + bias
     scale = np.float32((1 + len(set(kinds))) ** -0.5)
     weight, bias = (made[f"{ours}.attention.qkv.{name}"].float32().copy() for name in ("weight", "bias"))
@@ -135,6 +136,13 @@ def _relative(s: Source, made: dict[str, Tensor], ours: str, theirs: str, table:
         f"{ours}.attention.qkv.weight": Tensor(weight, "float32").to(dtype),
         f"{ours}.attention.qkv.bias": Tensor(bias, "float32"),
     }
+
+
+def _fits(s: Source, name: str, array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether the tensor `name` has this shape. If not, config() raises the error."""
+    if array.shape != shape:
+        s.problems.append(f"shape    {name} is {array.shape}, expected {shape}")
+    return array.shape == shape
 
 
 def _sizes(s: Source, eps: float = 1e-12) -> dict[str, Any]:
