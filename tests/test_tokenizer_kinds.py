@@ -321,6 +321,8 @@ WRONG = {
     "decoder's id": ({"tokenizer_config.json": {"added_tokens_decoder": {"x": "a"}}}, "has the id 'x', expected an integer from 0"),
     "added": ({"added_tokens.json": {"a": "b"}}, "added_tokens.json: 'a' has the id 'b', expected an integer from 0"),
     "added list": ({"added_tokens.json": []}, "added_tokens.json holds a list, expected an object"),
+    "given": ({"sentence_bert_config.json": {"tokenizer_args": {"cls_token": "x"}}}, "tokenizer_args has 'cls_token', expected an object"),
+    "not given": ({"sentence_bert_config.json": {"processor_kwargs": [1]}}, "processor_kwargs has [1], expected an object with model_max"),
     "lower": ({"sentence_bert_config.json": {"do_lower_case": 1}}, "sentence_bert_config.json: do_lower_case is 1, expected true or false"),
     "stored tokens": (
         {"tokenizer.json": {"model": {"vocab": {}}, "added_tokens": ["a"]}},
@@ -432,12 +434,21 @@ def test_texts_are_lower_cased_as_sentence_transformers_does_it(kind, transforme
         ({"tokenizer_config.json": {"model_max_length": 1e30}}, 30),
         ({"tokenizer_config.json": {"model_max_length": 10}, "sentence_xlm-roberta_config.json": {"max_seq_length": 20}}, 20),
         ({"tokenizer_config.json": {"model_max_length": 10}, "sentence_distilbert_config.json": {"max_seq_length": None}}, 10),
+        ({"sentence_bert_config.json": {"max_seq_length": 20, "tokenizer_args": {"model_max_length": 9, "padding_side": "left"}}}, 9),
         ({"sentence_bert_config.json": {}, "sentence_albert_config.json": {"max_seq_length": 99}}, 30),
         ({"sentence_bert_config.json": {"max_seq_length": 9}, "sentence_albert_config.json": {"max_seq_length": 8}}, 9),
     ],
 )
 def test_limits(files, limit, tmp_path):
     assert token_limit(write(tmp_path, {}, files), 30) == limit
+
+
+def test_settings_that_sentence_transformers_passes_win(trained, tmp_path):
+    files = {"vocab.txt": vocab_txt(trained["WordPiece"]), "tokenizer_config.json": {"do_lower_case": True}}
+    files["sentence_bert_config.json"] = {"processor_kwargs": {"do_lower_case": False, "truncation_side": "left"}}
+    found = find_tokenizer(write(tmp_path, {}, files), {"model_type": "bert"}, trained["WordPiece"].get_vocab_size())
+    assert found.file.data["normalizer"]["lowercase"] is False
+    assert found.file.keeps_end
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "7", [7], float("nan")])

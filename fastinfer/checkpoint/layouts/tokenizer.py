@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config import Ids
-from ...errors import CheckpointError, ConfigError, short
+from ...errors import CheckpointError, ConfigError, listed, short
 from ...tokenizer_file import TokenizerFile, made_tokenizer, read_tokenizer
 from .added_tokens import Vocabulary, find_tokens
 from .settings import SPECIAL_TOKENS, read_options
@@ -26,6 +26,16 @@ __all__ = ["Found", "find_tokenizer", "sentence_options", "token_limit"]
 SENTENCE_FILES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+# Settings of a tokenizer that these files may pass. The last ones change no answer here.
+GIVEN: tuple[str, ...] = (
+    "model_max_length",
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "add_prefix_space",
+    "truncation_side",
+)
+GIVEN += ("model_input_names", "padding_side", "use_fast", "clean_up_tokenization_spaces", "trust_remote_code")
 CONTINUATIONS = 0.01  # share of pieces that begin with ##: BERT's vocabularies have a fifth or more, other kinds next to none
 LATER = ("byte_fallback", "ignore_merges", "use_regex")  # settings that older files leave out, where the library takes our values
 IDS = "tokenise with transformers, and pass ids"
@@ -56,7 +66,7 @@ def find_tokenizer(folder: Path, config: Mapping[str, Any], vocabulary: int) -> 
 
     Raises CheckpointError or ConfigError for a file that is broken, with the key and the value found and expected.
     """
-    options = Options(folder / "tokenizer_config.json", read_options(folder / "tokenizer_config.json"))
+    options = Options(folder / "tokenizer_config.json", read_options(folder / "tokenizer_config.json") | _given(*sentence_options(folder)))
     stored = read_tokenizer(folder / "tokenizer.json", vocabulary) if (folder / "tokenizer.json").exists() else None
     try:
         name = _class_name(config, options)
@@ -254,15 +264,31 @@ def sentence_options(folder: Path) -> tuple[Json, Path]:
     return {}, folder / SENTENCE_FILES[0]
 
 
+def _given(options: Json, path: Path) -> Json:
+    """The settings of a tokenizer that sentence-transformers passes beside tokenizer_config.json, where they win. Raises ConfigError."""
+    key = next((key for key in ("processor_kwargs", "tokenizer_args") if options.get(key)), None)
+    given = options[key] if key else {}
+    unknown = [name for name in given if name not in GIVEN] if isinstance(given, dict) else [given]
+    if unknown:
+        raise ConfigError(f"{path}: {key} has {listed(map(short, unknown))}, expected an object with {', '.join(GIVEN)} alone")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def token_limit(folder: Path, positions: int) -> int:
-    """Most tokens of a text: the limit of sentence-transformers, else of tokenizer_config.json, and at most `positions`.
+    """Most tokens of a text: the limits of sentence-transformers, else of tokenizer_config.json, and at most `positions`.
 
     Raises ConfigError for a limit that is not a number from 1.
     """
     sentence, path = sentence_options(folder)
     config = folder / "tokenizer_config.json"
     options = read_options(config)
-    for where, values, key in ((path, sentence, "max_seq_length"), (config, options, "model_max_length"), (config, options, "max_len")):
+    given = _given(sentence, path)
+    for where, values, key in (
+        (path, given, "model_max_length"),
+        (path, sentence, "max_seq_length"),
+        (config, options, "model_max_length"),
+        (config, options, "max_len"),
+    ):
         value = values.get(key)
         if value is None:
             continue
