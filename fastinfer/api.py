@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from . import backends, checkpoint, heads
-from .batch import PackedBatch
 from .catalog import folder_of
+from .embedder import Embedder
 from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
 from .inside import Inside
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
-from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, each_text, warn_of
+from .token_embedder import TokenEmbedder
+from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, warn_of
 
 __all__ = ["Model", "load"]
-
-STREAM_TEXTS = 1024  # texts: embed_iter() tokenises this many at a time, enough to sort by length, few to hold in memory
 
 
 def load(
@@ -96,49 +95,50 @@ class Model(Inside):
         self,
         texts: Any,
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         normalize: bool | None = None,
+        dim: int | None = None,
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """One vector per text: (B, D) float32, pooled as the checkpoint says.
+        """One vector per text: (B, dim) float32, made as the checkpoint says.
 
+        prompt        a text to put before each text; prompt_name: the name of one of the model's. None: the model's default, if any
         normalize     scale each vector to length 1; None: as the checkpoint says
+        dim           keep this many numbers of a vector, and scale again if vectors have length 1; None: as the checkpoint says
         batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
         progress      show a progress bar on standard error
         """
+        embedder = self._embedder()
         cuts: list[TruncationWarning] = []
-        out = self._embed(texts, cuts, normalize, Options(batch_tokens, threads, progress))
+        wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
+        out = embedder.embed(texts, wanted, Options(batch_tokens, threads, progress), cuts)
         warn_of(cuts)
         return out
 
     def embed_iter(
-        self, texts: Iterable[Any], *, normalize: bool | None = None, batch_tokens: int | None = None, threads: int | None = None
+        self,
+        texts: Iterable[Any],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        dim: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
     ) -> Iterator[np.ndarray]:
-        """embed() for a stream of any length: yields one (D,) vector per text, in order, holding a bounded number of texts.
+        """embed() for a stream of any length: yields one (dim,) vector per text, in order, holding a bounded number of texts.
 
         One TruncationWarning at the end covers all texts that were cut.
         """
-        self._head("embed")
-        cuts: list[TruncationWarning] = []
-        options = Options(batch_tokens, threads)
-        if isinstance(texts, PackedBatch):
-            yield from self._embed(texts, cuts, normalize, options)
-            return
-        stream = each_text(texts)
-        while window := list(itertools.islice(stream, STREAM_TEXTS)):
-            yield from self._embed(window, cuts, normalize, options)
-        warn_of(cuts)
+        embedder = self._embedder()
+        wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
+        yield from embedder.stream(texts, wanted, Options(batch_tokens, threads))
 
-    def _embed(self, texts: Any, cuts: list[TruncationWarning], normalize: bool | None, options: Options) -> np.ndarray:
-        """embed(), except that its warnings are appended to `cuts` and not given."""
-        head = self._head("embed")
-        normalize = head.normalize if normalize is None else check_flag("normalize", normalize)
-        total, windows = self._runner.windows(texts, cuts)
-        out = np.empty((total, self.config.hidden), np.float32)
-        for which, _, vectors in self._runner.run(windows, total, self._forward("embed"), options):
-            out[which] = heads.embed.normalized(vectors) if normalize else vectors
-        return out
+    def _embedder(self) -> Embedder:
+        return Embedder(self._head("embed"), self._runner)
 
     def embed_sparse(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> Any:
         """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
@@ -147,6 +147,22 @@ class Model(Inside):
         log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
         """
         return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+
+    def embed_tokens(
+        self, texts: Any, *, query: bool = False, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+    ) -> list[np.ndarray]:
+        """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
+
+        query  the texts are queries: they get the marker of queries and are filled up with mask tokens, as the checkpoint says. Else
+               they are documents: they get theirs, and tokens that the checkpoint skips, such as punctuation, have no vector
+
+        Texts are single, not pairs. The ids of a PackedBatch get no marker and are not filled up.
+        """
+        check_flag("query", query)
+        return self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
+
+    def _token_embedder(self) -> TokenEmbedder:
+        return TokenEmbedder(self._head("embed_tokens"), self._runner)
 
     def _sparse_embedder(self) -> SparseEmbedder:
         return SparseEmbedder(self.config.tasks.embed_sparse or EmbedSparse(), self._head("fill_mask"), self._runner)
@@ -163,7 +179,7 @@ class Model(Inside):
         threads: int | None = None,
         progress: bool = False,
     ) -> list[Any]:
-        """Per text a list of (label, score), best first, at most top_k; for a regression model, a float per text.
+        """Per text a list of (label, score), best first, at most top_k; for a model of one label, a float per text.
 
         labels       names of your own for a model of natural language inference (zero-shot): a label's score says how well the text
                      entails the template with the label in it. Texts are then single, not pairs; a long text is cut, the template is not
@@ -331,33 +347,39 @@ class Model(Inside):
         documents: Any,
         *,
         top_k: int | None = None,
+        dim: int | None = None,
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> list[tuple[int, float]]:
-        """(index of the document, score), best first: the cosine of the embeddings, or a cross-encoder's score of the pair.
+        """(index of the document, score), best first: the similarity of embeddings, or the score of a classify head with one label.
 
-        A model with an embed head is used as an embedder. Otherwise an embed_sparse head compares sparse vectors, by the dot product
-        or as the checkpoint says, or a classify head with a single label scores (query, document).
+        Embeddings are made with the model's prompts "query" and "document", if any; a distance is multiplied by -1. Without an embed
+        head, an embed_tokens head adds up the best match of each token of the query (MaxSim), and an embed_sparse head compares sparse
+        vectors, by the dot product or as the checkpoint says.
 
         documents  a batch of str; a tuple of str is a batch, too
+        dim        compare the first numbers of each vector, so many; None: as the checkpoint says
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
         top_k = positive("top_k", top_k)
         documents = as_singles(documents, "documents")
-        options: dict[str, Any] = {"batch_tokens": batch_tokens, "threads": threads, "progress": progress}
+        options = Options(batch_tokens, threads, progress)
         if self.config.tasks.embed:
-            vectors = self.embed([query, *documents], normalize=True, **options)
-            scores = np.einsum("bd,d->b", vectors[1:], vectors[0])  # the order of BLAS's sums would depend on the number of rows
+            scores = self._embedder().scores(query, documents, dim, options)
+        elif dim is not None:
+            raise TaskError(f"dim shortens vectors, but {self._name} has no embed head, only {self._tasks()}")
+        elif self.config.tasks.embed_tokens:
+            scores = self._token_embedder().scores(query, documents, options)
         elif self.config.tasks.embed_sparse:
-            scores = self._sparse_embedder().scores(query, documents, Options(**options))
+            scores = self._sparse_embedder().scores(query, documents, options)
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
-            pairs = [(query, document) for document in documents]
-            logits = self._text_logits(pairs, "classify", Options(**options))[:, 0]
+            logits = self._text_logits([(query, document) for document in documents], "classify", options)[:, 0]
             scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
         else:
             raise TaskError(
-                f"{self._name} cannot rank: it has no embed or embed_sparse head, and no classify head of one label, only {self._tasks()}"
+                f"{self._name} cannot rank: it has no embed, embed_tokens or embed_sparse head, "
+                f"and no classify head of one label, only {self._tasks()}"
             )
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]

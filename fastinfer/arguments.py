@@ -103,9 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = _command(commands, "embed", "turn texts into vectors", either, "fastinfer embed -i texts.txt -o vectors.npy", takes="either")
     _add_texts(sub, "TEXT", pairs=True)
+    prompt = sub.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="put TEXT before each text")
+    prompt.add_argument("--prompt-name", metavar="NAME", help="put the model's prompt NAME before each text (default: the model's default)")
     sub.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
     )
+    _add_dim(sub)
     sub.add_argument("--sparse", action="store_true", help="give a weight per token of the vocabulary (SPLADE) instead of a vector")
 
     example = 'fastinfer rank "a cat on a mat" "the kitten sleeps" "stocks fell" "a dog barks"'
@@ -113,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("query", metavar="QUERY", help="text that documents are compared with")
     _add_texts(sub, "DOCUMENT")
     _add_top_k(sub, "show the best N (default: all)")
+    _add_dim(sub)
 
     example = 'fastinfer classify -m MODEL "what a film!" "what a waste"'
     sub = _command(commands, "classify", "give texts, or pairs of texts, a label or a score", either, example, takes="either")
@@ -191,6 +196,10 @@ def _add_texts(sub: argparse.ArgumentParser, metavar: str, *, pairs: bool = Fals
 
 def _add_top_k(sub: argparse.ArgumentParser, what: str) -> None:
     sub.add_argument("-k", "--top-k", type=_at_least(1), metavar="N", help=what)
+
+
+def _add_dim(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--dim", type=_at_least(1), metavar="N", help="keep the first N numbers of a vector (default: as the checkpoint says)")
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import api, checkpoint
 from .arguments import CLASSES, parse
+from .config import Embed
 from .errors import CheckpointWarning, FastinferError, InputError, printable
 from .files import naming
 from .info import info
@@ -134,7 +135,9 @@ def _embed(args: argparse.Namespace) -> None:
         return _embed_sparse(args)
 
     def compute(model: api.Model, texts: list[Any]) -> np.ndarray:
-        return model.embed(texts, normalize=args.normalize, **_batching(args))
+        prompt, name = (None if given is None else argument(given) for given in (args.prompt, args.prompt_name))
+        options = {"prompt": prompt, "prompt_name": name, "normalize": args.normalize, "dim": args.dim}
+        return model.embed(texts, **options, **_batching(args))
 
     def record(text: Any, vector: np.ndarray) -> dict[str, Any]:
         return {**text_record(text), "embedding": vector.tolist()}
@@ -149,7 +152,7 @@ def _embed(args: argparse.Namespace) -> None:
     with output(args) as out:
         model = _load(args)
         parts = [vectors for _, vectors in _answers(args, model, compute)]
-        np.save(out, np.concatenate([np.empty((0, model.config.hidden), np.float32), *parts]))
+        np.save(out, np.concatenate([compute(model, []), *parts]))
 
 
 def _classify(args: argparse.Namespace) -> None:
@@ -226,7 +229,7 @@ def _rank(args: argparse.Namespace) -> None:
     with output(args) as out:
         model = _load(args)
         documents = list(read_texts(args))
-        ranking = model.rank(query, documents, top_k=args.top_k, progress=sys.stderr.isatty(), **_batching(args))
+        ranking = model.rank(query, documents, top_k=args.top_k, dim=args.dim, progress=sys.stderr.isatty(), **_batching(args))
         width = len(str(len(ranking)))
         for place, (index, score) in enumerate(ranking, 1):
             if as_json(args):
@@ -269,7 +272,14 @@ def _describe(folder: str, model: api.Model) -> dict[str, Any]:
         "parameters": checkpoint.parameters(c),
         "bytes": model.nbytes,
         "tokenizer": model.tokenizer is not None,
+        **({"vectors": _vectors(c.tasks.embed, c.hidden)} if c.tasks.embed else {}),
     }
+
+
+def _vectors(head: Embed, hidden: int) -> dict[str, Any]:
+    """What embed and rank make of texts with this head."""
+    prompts = [prompt.name for prompt in head.prompts]
+    return {"numbers": head.numbers(hidden), "normalize": head.normalize, "similarity": head.similarity, "prompts": prompts}
 
 
 # --- from texts to answers -------------------------------------------------------------------------

@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .activations import Activation
+from .embedding import Embed as Embed
+from .embedding import Pooling as Pooling
+from .embedding import Project as Project
+from .embedding import Prompt as Prompt
+from .embedding import Unit as Unit
+from .embedding import embed_problems
 from .errors import ConfigError, listed, short
-from .retrieval import EmbedSparse, retrieval_problems
+from .retrieval import EmbedSparse, EmbedTokens, retrieval_problems
 from .schema import LATER, check_keys, hints, plain, read
 
 FORMAT_VERSION = 1
@@ -27,7 +33,6 @@ MAX_THETA = 1e9
 MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
-Pooling = Literal["mean", "cls", "max", "lse"]
 
 
 def tree_nodes(depth: int) -> int:
@@ -199,14 +204,6 @@ class FFF:
 
 
 @dataclass(frozen=True)
-class Embed:
-    """Text embedding: pool the final hidden states of a text, then scale to length 1 if `normalize`."""
-
-    pooling: Pooling
-    normalize: bool
-
-
-@dataclass(frozen=True)
 class FillMask:
     """Masked-token prediction: dense + activation + norm if `transform`, then a decoder over the vocabulary."""
 
@@ -265,6 +262,7 @@ class Tasks:
     tag: Tag | None = field(default=None, metadata=LATER)
     answer: Answer | None = field(default=None, metadata=LATER)
     embed_sparse: EmbedSparse | None = field(default=None, metadata=LATER)
+    embed_tokens: EmbedTokens | None = field(default=None, metadata=LATER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -394,6 +392,9 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from _problems_of_attention(c)
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
+    if c.tasks.embed:
+        yield from embed_problems(c.tasks.embed, c.hidden)
+    yield from retrieval_problems(c.tasks, c.vocabulary, c.max_tokens, any(layer.window for layer in c.attention))
 
 
 def _problems_of_attention(c: Config) -> typing.Iterator[str]:
@@ -461,7 +462,7 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
             yield f"tasks.{name}.labels names {len(head.labels)} labels, expected 1 to {MAX_WIDTH}"
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
-    for name in ("classify", "tag", "answer"):
+    for name in ("embed", "classify", "tag", "answer"):
         for i, layer in enumerate(getattr(getattr(tasks, name), "layers", ())):
-            yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
-    yield from retrieval_problems(tasks.embed_sparse, tasks.fill_mask is not None)
+            if not isinstance(layer, Unit):
+                yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})

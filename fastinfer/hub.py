@@ -20,7 +20,8 @@ __all__ = ["NAME", "find", "snapshot_in"]
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SETTINGS = (".json", ".txt", ".model")  # endings of files that are not weights: settings, vocabularies, sentencepiece models
+# Endings of files that are not weights: settings, vocabularies, sentencepiece models, the settings of ColBERT.
+SETTINGS = (".json", ".txt", ".model", "artifact.metadata")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names of the errors of a connection, in huggingface_hub and in the packages that it uses for it.
 UNREACHABLE = {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout", "ProxyError", "NetworkError"}
@@ -41,6 +42,7 @@ def find(name: str) -> Path:
     repo, revision = found["repo"], found["revision"] or "main"
     try:
         import huggingface_hub
+        from huggingface_hub import constants
     except ImportError as error:
         raise CheckpointError(f"{name} is a name on the hub, which needs huggingface_hub: pip install huggingface_hub ({error})") from None
     cached = _cached(huggingface_hub, repo, revision)
@@ -51,11 +53,11 @@ def find(name: str) -> Path:
     except FastinferError:
         raise
     except Exception as error:
-        said, is_offline = _explained(error, repo, revision, huggingface_hub.constants.ENDPOINT)
+        said, is_offline = _explained(error, repo, revision, constants.ENDPOINT)
         if not is_offline:
             raise CheckpointError(said) from error
         if cached is None or not (cached / "config.json").exists() or weights_file(cached) is None:
-            raise CheckpointError(f"{said}, and the cache {huggingface_hub.constants.HF_HUB_CACHE} has no whole copy of it") from error
+            raise CheckpointError(f"{said}, and the cache {constants.HF_HUB_CACHE} has no whole copy of it") from error
     if not (cached / "modules.json").exists() and not _is_known_absent(huggingface_hub, repo, revision, "modules.json"):
         warn(CheckpointWarning(f"{said}; {cached} is used, where files such as modules.json, which says how to pool, may be missing"))
     return cached
@@ -116,7 +118,7 @@ def _download(hub: Any, repo: str, revision: str) -> Path:
         raise CheckpointError(f"{repo} on the hub has no {body}config.json, expected a model in safetensors or a .bin")
     data = read_json(snapshot / body / "config.json")
     if not (isinstance(data, dict) and "format_version" in data):
-        layouts.look(data, snapshot / body)
+        layouts.look(data, snapshot / body, snapshot)
     refusals.refuse_without_weights(snapshot / body, [name.removeprefix(body) for name in names if name.startswith(body)])
     return _fetch(hub, repo, revision, settings + _weights(names, folders))
 
@@ -129,10 +131,8 @@ def _fetch(hub: Any, repo: str, revision: str, names: list[str]) -> Path:
 
 def _module_folders(snapshot: Path) -> list[str]:
     """The folders of the modules in its modules.json, in their order: such as "1_Pooling/", and "" for the snapshot itself."""
-    path = snapshot / "modules.json"
-    modules = read_json(path) if path.exists() else []
-    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    return [f"{path}/" if path else "" for path in paths if isinstance(path, str)] or [""]
+    paths = [module.folder.relative_to(snapshot).as_posix() for module in layouts.read_modules(snapshot)]
+    return ["" if path == "." else f"{path}/" for path in paths] or [""]
 
 
 def _settings(names: Iterable[str], folders: list[str]) -> list[str]:

@@ -31,9 +31,10 @@ def rotary_table(positions: int, head_size: int, theta: float, scale: float) -> 
     """
     frequencies = scale * theta ** (-np.arange(0, head_size, 2) / head_size)
     table = np.empty((positions, head_size), np.float32)
-    for position, row in enumerate(table):
-        np.cos(position * frequencies, out=row[: head_size // 2], casting="same_kind")
-        np.sin(position * frequencies, out=row[head_size // 2 :], casting="same_kind")
+    for begin in range(0, positions, 1024):  # in float64 a piece at a time
+        part = table[begin : begin + 1024]
+        angles = np.arange(begin, begin + len(part))[:, None] * frequencies
+        part[:, : head_size // 2], part[:, head_size // 2 :] = np.cos(angles), np.sin(angles)
     return table
 
 

@@ -80,7 +80,9 @@ def read_object(kind: type, value: Any, at: str) -> Any:
 
 
 def chosen(options: list[Any], value: Any, at: str) -> Any:
-    """The dataclass among `options` that the "kind" of a value names. Raises ConfigError if none matches."""
+    """The type in `options` that fits a value: the tuple for a list, else the dataclass of its "kind". Raises ConfigError if none does."""
+    lists = [o for o in options if typing.get_origin(o) is tuple]
+    options = lists if lists and isinstance(value, (list, tuple)) else [o for o in options if o not in lists]
     if len(options) == 1:
         return options[0]
     if isinstance(value, tuple(options)):  # it may be a subclass with its own kind

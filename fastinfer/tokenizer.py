@@ -223,14 +223,17 @@ class Tokenizer:
             cuts += said
         return encodings
 
-    def packed(self, texts: Iterable[Any], cuts: list[TruncationWarning], *, only_first: bool = False) -> Iterator[PackedBatch]:
+    def packed(
+        self, texts: Iterable[Any], cuts: list[TruncationWarning], *, only_first: bool = False, limit: int | None = None
+    ) -> Iterator[PackedBatch]:
         """Yield batch() of encode() for one portion at a time, so that only one portion's encodings exist.
 
         only_first  cut the first text of a pair alone. Raises InputError for a second one that leaves no room
+        limit       the most tokens of a text; None: the model's limit
         """
         done = 0
         for portion in self.portions(texts, whole=self._left):
-            yield self.batch(self._encode(portion, False, cuts, only_first), done)
+            yield self.batch(self._encode(portion, False, cuts, only_first, limit), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
@@ -254,9 +257,12 @@ class Tokenizer:
         encodings = iter(self._call([text for text, is_long in zip(texts, long, strict=True) if not is_long]))
         return [self._whole(sides_of(text)) if is_long else Tokens.of(next(encodings)) for text, is_long in zip(texts, long, strict=True)]
 
-    def _encode(self, texts: list[Any], words: bool, cuts: list[TruncationWarning], only_first: bool = False) -> list[Any]:
+    def _encode(
+        self, texts: list[Any], words: bool, cuts: list[TruncationWarning], only_first: bool = False, limit: int | None = None
+    ) -> list[Any]:
         """encode() of one portion."""
-        limit, size = self._config.max_tokens, CHARACTERS_PER_TOKEN * self._config.max_tokens
+        limit = limit or self._config.max_tokens
+        size = CHARACTERS_PER_TOKEN * limit
         begun = texts if words or self._left else [self._beginning(text, size) for text in texts]
         encodings = self._call(begun, words)
         longest, cut = 0, []

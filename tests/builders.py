@@ -24,15 +24,18 @@ from fastinfer.config import (
     Ids,
     Norm,
     Positions,
+    Project,
+    Prompt,
     Stored,
     Tag,
     Tasks,
+    Unit,
     tree_nodes,
 )
 from fastinfer.retrieval import EmbedSparse
 
 booleans = st.booleans()
-poolings = st.sampled_from(["mean", "cls", "max", "lse"])
+poolings = st.sampled_from(["mean", "cls", "max", "lse", "lasttoken", "weightedmean", "sqrtmean"])
 stored_dtypes = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
 
 
@@ -50,9 +53,26 @@ feedforwards = st.one_of(
 )
 activations = st.sampled_from(["tanh", "relu", "gelu", "silu", "gelu_tanh"])
 head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, booleans), max_size=2).map(tuple)
+
+
+@st.composite
+def embeds(draw) -> Embed:
+    steps = st.builds(Project, st.integers(1, 9), booleans, st.none() | activations) | st.just(Unit())
+    return Embed(
+        draw(poolings | st.lists(poolings, min_size=2, max_size=3).map(tuple)),
+        draw(booleans),
+        draw(st.lists(steps, max_size=3).map(tuple)),
+        draw(st.sampled_from([None, 1])),
+        draw(st.sampled_from(["cosine", "dot", "euclidean", "manhattan"])),
+        draw(st.sampled_from([(), (Prompt("query", "ç: "),), (Prompt("a", ""), Prompt("b", "b "))])),
+        draw(st.sampled_from([None, "query", "document"])),
+        draw(booleans),
+    )
+
+
 tasks = st.builds(
     Tasks,
-    st.none() | st.builds(Embed, poolings, booleans),
+    st.none() | embeds(),
     st.none() | st.builds(FillMask, booleans, booleans, booleans, activations),
     st.none()
     | st.builds(
@@ -77,15 +97,17 @@ def configs(draw) -> Config:
     positions = draw(st.integers(1, 12))
     each = st.lists(feedforwards, min_size=layers, max_size=layers).map(tuple)
     theta = st.none() | st.sampled_from([1e4, 16e4]) if size % 2 == 0 else st.none()
-    attention = st.builds(Attention, theta, st.sampled_from([1.0, 0.25]), st.none() | st.integers(1, 5))
-    made = draw(tasks)
+    attention = st.builds(Attention, theta, st.sampled_from([1.0, 0.25]), st.none() | st.integers(1, 5), booleans)
+    norms, apart, made = st.sampled_from(["layer", "rms"]), draw(booleans), draw(tasks)
     wide = made.fill_mask is not None and not made.fill_mask.transform  # a decoder without a transform needs embeddings of D columns
     return Config(
-        hidden=heads * size,
+        hidden=draw(st.integers(1, 36)) if apart else heads * size,
+        head_size=size if apart else None,
+        head_norms=draw(booleans),
         layers=layers,
         heads=heads,
         vocabulary=draw(st.integers(4, 30)),
-        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5])), draw(booleans)),
+        norm=Norm(draw(st.sampled_from(["pre", "post"])), draw(st.sampled_from([1e-12, 1e-5])), draw(booleans), draw(norms)),
         positions=Positions(draw(st.sampled_from(["learned", "scaled-sinusoidal", "none"])), positions),
         ffn=draw(each | feedforwards.map(lambda f: (f,) * layers)),
         max_tokens=draw(st.integers(1, positions)),

@@ -61,6 +61,9 @@ OPS = {
     "pool, mean": Op(SUM, {"float32": 5e-7}),
     "pool, max": Op("1", {"float32": 0}),
     "pool, cls": Op("1", {"float32": 0}),
+    "pool, weightedmean": Op(SUM, {"float32": 5e-7}),
+    "pool, sqrtmean": Op(SUM, {"float32": 5e-7}),
+    "pool, lasttoken": Op("1", {"float32": 0}),
     "pool, lse": Op("max(1, magnitude of the answer)", {"float32": 5e-7}),
 }
 
@@ -183,10 +186,18 @@ def of_pool(ops, kind, rng):
     x, out = rng.standard_normal((54, 40), np.float32) * np.float32(3), np.empty((3, 40), np.float32)
     ops.pool(x, np.cumsum([0, *lengths], dtype=np.int32), kind, out=out)
     texts = np.split(x.astype(np.float64), np.cumsum(lengths)[:-1])
-    of = {"mean": lambda t: t.mean(0), "max": lambda t: t.max(0), "cls": lambda t: t[0], "lse": lambda t: np.log(np.exp(t).sum(0))}[kind]
+    of = {
+        "mean": lambda t: t.mean(0),
+        "max": lambda t: t.max(0),
+        "cls": lambda t: t[0],
+        "lse": lambda t: np.log(np.exp(t).sum(0)),
+        "lasttoken": lambda t: t[-1],
+        "weightedmean": lambda t: np.average(t, 0, np.arange(1, len(t) + 1)),
+        "sqrtmean": lambda t: t.sum(0) / len(t) ** 0.5,
+    }[kind]
     want = np.array([of(t) for t in texts])
-    by = {"mean": np.array([np.abs(t).mean(0) for t in texts]), "lse": np.maximum(1, np.abs(want))}.get(kind, 1)
-    return (np.abs(out - want) / by).max()
+    terms = np.array([of(np.abs(t)) for t in texts]) if kind.endswith("mean") else 1
+    return (np.abs(out - want) / (np.maximum(1, np.abs(want)) if kind == "lse" else terms)).max()
 
 
 def stated():

@@ -15,7 +15,7 @@ from conftest import WORDS
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
-from fastinfer import PackedBatch, api
+from fastinfer import PackedBatch, embedder
 from fastinfer.config import Classify, Embed, FillMask, Tasks
 from fastinfer.errors import CheckpointError, InputError, TaskError
 from fastinfer.tokenizer import TruncationWarning
@@ -94,7 +94,7 @@ def test_ids_are_accepted_where_texts_are(model):
 
 
 def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 4)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 4)
     read = 0
 
     def stream():
@@ -111,14 +111,14 @@ def test_embed_iter_reads_ahead_by_one_window_at_most(model, monkeypatch):
 
 
 def test_embed_iter_warns_once(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 2)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 2)
     with pytest.warns(TruncationWarning, match="3 of 7 texts .*longest had at least 45") as said:
         list(model.embed_iter(["paris " * 40, "ada", "paris " * 50, "london", "is", "paris", "paris " * 45]))
     assert len(said) == 1
 
 
 def test_embed_iter_takes_what_embed_takes(model, monkeypatch):
-    monkeypatch.setattr(api, "STREAM_TEXTS", 2)
+    monkeypatch.setattr(embedder, "STREAM_TEXTS", 2)
     assert_array_equal(list(model.embed_iter("ada")), model.embed("ada"))
     assert_array_equal(list(model.embed_iter(("ada", "london"))), model.embed(("ada", "london")))
     stream = model.embed_iter(["a", "b", "c", 4])
@@ -216,7 +216,7 @@ def test_a_task_without_a_head_names_the_heads(readable_model):
     for call in (model.embed, model.classify, model.tag, lambda t: model.answer(t, t), lambda t: next(model.embed_iter(t))):
         with pytest.raises(TaskError, match=r"has no (embed|classify|tag|answer) head; it has fill_mask"):
             call("ada")
-    with pytest.raises(TaskError, match="cannot rank: it has neither an embed head nor a classify head of one label, only fill_mask"):
+    with pytest.raises(TaskError, match=r"cannot rank: it has no embed or embed_sparse head, .* of one label, only fill_mask"):
         model.rank("ada", ["paris"])
 
 

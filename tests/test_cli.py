@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 
+import builders
 import numpy as np
 import pytest
-from conftest import WORDS
+from conftest import WORDS, make_config, make_tokenizer
 from numpy.testing import assert_allclose
 
 import fastinfer
 from fastinfer import arguments, cli, progress, text_io
-from fastinfer.config import Classify, FillMask, Tasks
+from fastinfer.config import Classify, Embed, FillMask, Project, Prompt, Tasks
 
 COMMANDS = ["embed", "rank", "classify", "fill-mask", "tag", "answer"]
 
@@ -222,6 +223,35 @@ def test_embed(run, random_model, tmp_path):
     assert np.load(tmp_path / "x.npy").shape == (0, 32)
     run("embed", "-m", random_model, "ada", "--no-normalize", "-o", tmp_path / "x.npy")
     assert_allclose(np.load(tmp_path / "x.npy"), fastinfer.load(random_model).embed("ada", normalize=False), atol=1e-6)
+
+
+def test_prompts_and_shorter_vectors(run, tmp_path):
+    head = Embed("mean", True, layers=(Project(9),), prompts=(Prompt("task", "paris is "), Prompt("query", "in ")), similarity="dot")
+    config = make_config(tasks=Tasks(head))
+    builders.save(tmp_path, config)
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    model, at = fastinfer.load(tmp_path), ("-m", tmp_path)
+    for options, want in [
+        ((), model.embed("ada")),
+        (("--prompt", "of "), model.embed("of ada")),
+        (("--prompt-name", "task", "--dim", "4"), model.embed("paris is ada", dim=4)),
+    ]:
+        assert run("embed", *at, "ada", *options, "-o", tmp_path / "x.npy") == (0, "", "")
+        assert_allclose(np.load(tmp_path / "x.npy"), want, atol=1e-6)
+        run("embed", *at, *options, "-o", tmp_path / "x.npy")
+        assert np.load(tmp_path / "x.npy").shape == (0, want.shape[1])
+    _, out, _ = run("rank", *at, "--json", "--dim", "4", "ada", "london", "paris")
+    want = model.embed("in ada", dim=4) @ model.embed(["london", "paris"], dim=4).T
+    assert sorted(json.loads(line)["score"] for line in out.splitlines()) == pytest.approx(sorted(want[0]), abs=1e-6)
+    assert run("embed", *at, "ada", "--dim", "10")[1:] == (
+        "",
+        "fastinfer: error: dim is 10, expected an integer from 1 to 9, the numbers of a vector\n",
+    )
+    status, _, err = run("embed", *at, "ada", "--prompt-name", "tusk")
+    assert (status, err.partition(", expected")[0]) == (1, "fastinfer: error: prompt_name is 'tusk'")
+    assert run("embed", *at, "ada", "--prompt-name", "task", "--prompt", "x")[0] == 2
+    _, out, _ = run("info", *at, "--json")
+    assert json.loads(out)["model"]["vectors"] == {"numbers": 9, "normalize": True, "similarity": "dot", "prompts": ["task", "query"]}
 
 
 @pytest.mark.parametrize("name", ["texts.txt", "texts.txt.gz"])
@@ -480,6 +510,7 @@ def test_options_reach_the_model(run, random_model, monkeypatch):
 
     monkeypatch.setattr(cli.api, "load", recorded)
     options = ["--device", "numpy", "--dtype", "float32", "--threads", 2, "--max-depth", 1, "--batch-tokens", 77, "--normalize"]
+    options += ["--dim", 7, "--prompt", "in "]
     assert run("embed", "-m", random_model, "ada", *options)[0] == 0
     want = {
         "path": random_model,
@@ -489,6 +520,9 @@ def test_options_reach_the_model(run, random_model, monkeypatch):
         "max_depth": 1,
         "batch_tokens": 77,
         "normalize": True,
+        "dim": 7,
+        "prompt": "in ",
+        "prompt_name": None,
     }
     assert seen == want
 

@@ -29,7 +29,9 @@ from fastinfer.backends.cuda.weights import as_bits
 from fastinfer.backends.reference import Reference
 from fastinfer.bench.cases import FFFCase
 from fastinfer.checkpoint import Tensor
-from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Ids, Norm, Positions, Project, Tag, Tasks, Unit
+from fastinfer.heads import embed_sparse, embed_tokens
+from fastinfer.retrieval import EmbedSparse, EmbedTokens, Expansion, Side, TokenLayer
 from fastinfer.weights import Embedding
 from fastinfer.weights import Norm as NormWeights
 
@@ -77,7 +79,8 @@ def test_the_kernels_compile(architecture, options):
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     act, hidden, heads = options
     trees = [("-DDEPTH=11",), ("-DDEPTH=4",)] + [("-DDEPTH=11", "-DROW_INT8")] * (act != "ACT_FLOAT")
-    for more in [(f"-DHEADS={heads}",), *trees]:
+    scores = f"-DHEADS={heads}", "-DSCORES", "-DWINDOW", "-DDISTANCES", "-DRELATIVE"
+    for more in [(f"-DHEADS={heads}",), scores, scores[:3], ("-DNARROW",), *trees]:
         program, kind = compiler.compile_kernels(architecture, (f"-D{act}", f"-DHIDDEN={hidden}", *more))
         assert kind == "cubin"
         assert program[1:4] == b"ELF"
@@ -379,10 +382,24 @@ def test_norm_embed_and_pool(hidden, dtype):
         "cls": lambda t: t[0],
         "max": lambda t: t.max(0),
         "lse": lambda t: np.log(np.exp(t).sum(0)),
+        "lasttoken": lambda t: t[-1],
+        "sqrtmean": lambda t: t.sum(0) / len(t) ** 0.5,
     }.items():
+        for skip in (0, 3):
+            pooled = ops.empty(len(LENGTHS), 3 * hidden, dtype=np.float32)
+            ops.pool(out, CU, kind, skip=skip, out=pooled[:, hidden : 2 * hidden])
+            got = ops.bring(pooled[:, hidden : 2 * hidden])()
+            assert_allclose(got, [of(t[min(skip, len(t) - 1) :]) for t in texts], rtol=1e-4, atol=1e-4)
+    for skip in (0, 3):
         pooled = ops.empty(len(LENGTHS), hidden, dtype=np.float32)
-        ops.pool(out, CU, kind, out=pooled)
-        assert_allclose(ops.bring(pooled)(), [of(t) for t in texts], rtol=1e-4, atol=1e-4)
+        ops.pool(out, CU, "weightedmean", skip=skip, out=pooled)
+        firsts = [min(skip, len(t) - 1) for t in texts]
+        want = [np.average(t[first:], 0, np.arange(first, len(t)) + 1) for t, first in zip(texts, firsts, strict=True)]
+        assert_allclose(ops.bring(pooled)(), want, rtol=1e-4, atol=1e-4)
+    units = ops.empty(*pooled.shape)
+    ops.unit(pooled, out=units)
+    want = ops.bring(pooled)().astype(np.float64)
+    assert_near(ops.bring(units)(), want / np.linalg.norm(want, axis=1, keepdims=True), dtype)
 
 
 @needs_gpu
@@ -441,7 +458,7 @@ def test_pooling_and_relu_keep_what_is_no_number(dtype):
     x = np.random.default_rng(12).standard_normal((6, 16), np.float32)
     x[1, 2] = x[2, 3] = np.nan
     there, cu = sent(ops, x), np.array([0, 1, 4, 6], np.int32)
-    for kind in ("mean", "max", "cls", "lse"):
+    for kind in ("mean", "max", "cls", "lse", "weightedmean", "sqrtmean"):
         out = ops.empty(3, 16, dtype=np.float32)
         ops.pool(there, cu, kind, out=out)
         bad = np.zeros((3, 16), bool)
@@ -484,6 +501,19 @@ def batch_of(lengths, types=True, seed=0):
     rng = np.random.default_rng(seed)
     ids = [rng.integers(0, 101, n).tolist() for n in lengths]
     return fastinfer.PackedBatch.from_ids(ids, [rng.integers(0, 2, n).tolist() for n in lengths] if types else None)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_layers_after_pooling_agree_with_numpy(tmp_path, dtype):
+    layers = (Unit(), Project(24, True, "tanh"), Unit(), Project(10, False))
+    head = Embed(("mean", "weightedmean", "sqrtmean", "lasttoken"), True, layers)
+    sizes = {"hidden": 64, "heads": 2, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600, "ffn": (Dense(100),)}
+    config = builders.tiny(**sizes, tasks=Tasks(head))
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    batch = batch_of((1, 5, 300, 2), types=False)
+    want = fastinfer.load(tmp_path, device="numpy").embed(batch)
+    assert_near(fastinfer.load(tmp_path, device="cuda", dtype=dtype).embed(batch), want, dtype, factor=8)
 
 
 class Along(Reference):
@@ -532,6 +562,27 @@ def test_a_model_agrees_with_numpy(folder, dtype):
                 assert_allclose(a, b, atol=2e-3, rtol=1e-3)
         for a, b in zip(model.hidden_states(batch, batch_tokens=200), got, strict=True):
             assert_allclose(a, b[-1], atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_sparse_weights_and_vectors_of_tokens_are_those_of_numpy(tmp_path, monkeypatch, dtype, pooling):
+    """Queries are filled up with tokens that the others do not see; logits are decoded in parts that end inside texts."""
+    late = EmbedTokens((TokenLayer(24, True, "tanh"), TokenLayer(16)), Side("", 6), Side("", 7), Expansion(40, 1), (8, 9))
+    options = {"hidden": 64, "heads": 2, "layers": 3, "vocabulary": 101, "positions": Positions("learned", 600), "max_tokens": 600}
+    tasks = Tasks(fill_mask=FillMask(True), embed_sparse=EmbedSparse(pooling), embed_tokens=late)
+    builders.save(tmp_path, builders.tiny(**options | MODELS["dense"] | {"token_types": 2, "tasks": tasks}))
+    host, model = fastinfer.load(tmp_path, device="numpy"), fastinfer.load(tmp_path, device="cuda", dtype=dtype)
+    batch = batch_of((1, 5, 17, 64, 130, 300, 2))
+    query = embed_tokens.prepared(batch, late, query=True)
+    for _ in range(2):  # the graphs of other calls between them keep their bounds
+        assert_near(np.concatenate(model.embed_tokens(query, query=True)), np.concatenate(host.embed_tokens(query, query=True)), dtype, 8)
+        assert_near(np.concatenate(model.embed_tokens(batch)), np.concatenate(host.embed_tokens(batch)), dtype, 8)
+    want = host.embed_sparse(batch).toarray()
+    assert_near(model.embed_sparse(batch).toarray(), want, dtype, 8)
+    monkeypatch.setattr(embed_sparse, "tokens_at_once", lambda *_: 50)
+    assert_near(model.embed_sparse(batch).toarray(), want, dtype, 8)
 
 
 @needs_gpu

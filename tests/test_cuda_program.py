@@ -11,9 +11,27 @@ import pytest
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.backends.cuda import compiler, fff, kernels, session, shared
+from fastinfer.backends.cuda import attention, compiler, fff, kernels, session, shared
 from fastinfer.bench.cases import FFFCase
-from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.config import (
+    FFF,
+    Alibi,
+    Attention,
+    Buckets,
+    Classify,
+    Dense,
+    Disentangled,
+    Embed,
+    FillMask,
+    Gated,
+    Ids,
+    Norm,
+    Positions,
+    Project,
+    Tag,
+    Tasks,
+    Unit,
+)
 
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90a")
 TREES = ("-DACT_HALF", "-DHIDDEN=64", "-DDEPTH=3")
@@ -47,28 +65,36 @@ def test_an_error_of_the_compiler_names_file_and_line(nvrtc, monkeypatch):
             compiler.compile_kernels("sm_80", options)
 
 
-def test_the_struct_of_the_feedforward_is_the_kernels(nvrtc):
+STRUCTS = {
+    "FFF": (fff.FFF_STRUCT, TREES),
+    "Scores": (attention.SCORES_STRUCT, ("-DACT_HALF", "-DHIDDEN=64", "-DHEADS=2", "-DSCORES", "-DRELATIVE")),
+}
+
+
+@pytest.mark.parametrize("struct", STRUCTS)
+def test_a_struct_of_the_host_is_the_kernels(nvrtc, struct):
     """Host and kernels agree on the offset and size of each field and on the whole size. A table that differs does not compile."""
+    table, options = STRUCTS[struct]
 
     def asserted(table):
         fields = ((name, *table.fields[name][:2]) for name in table.names)
         lines = [
-            f"static_assert(__INTADDR__(&((FFF*)0)->{name}) == {at} && sizeof(FFF::{name}) == {kind.itemsize}, {name!r});".replace("'", '"')
+            f'static_assert(__INTADDR__(&(({struct}*)0)->{name}) == {at} && sizeof({struct}::{name}) == {kind.itemsize}, "{name}");'
             for name, kind, at in fields
         ]
-        return "\n".join([*lines, f'static_assert(sizeof(FFF) == {table.itemsize}, "the whole");\n'])
+        return "\n".join([*lines, f'static_assert(sizeof({struct}) == {table.itemsize}, "the whole");\n'])
 
-    compiler.compile_kernels("sm_80", TREES, more=asserted(fff.FFF_STRUCT))
-    swapped = [fff.FFF_STRUCT.names[i] for i in (1, 0, *range(2, len(fff.FFF_STRUCT.names)))]
-    other = np.dtype([(name, fff.FFF_STRUCT.fields[name][0]) for name in swapped], align=True)
-    with pytest.raises(fastinfer.BackendError, match='static assertion failed with "x"'):
-        compiler.compile_kernels("sm_80", TREES, more=asserted(other))
+    compiler.compile_kernels("sm_80", options, more=asserted(table))
+    swapped = [table.names[i] for i in (1, 0, *range(2, len(table.names)))]
+    other = np.dtype([(name, table.fields[name][0]) for name in swapped], align=True)
+    with pytest.raises(fastinfer.BackendError, match=f'static assertion failed with "{table.names[0]}"'):
+        compiler.compile_kernels("sm_80", options, more=asserted(other))
 
 
 def test_choices_have_the_same_numbers_on_both_sides():
     """The kernels use all names that the host defines, and no numbers instead."""
     given = dict(option.removeprefix("-D").split("=", 1) for option in shared.defines())
-    used = set(re.findall(r"\b(?:KIND|POOL)_[A-Z]+\b", "\n".join(compiler.sources().values())))
+    used = set(re.findall(r"\b(?:KIND|POOL)_[A-Z_]+\b", "\n".join(compiler.sources().values())))
     assert used == {name for name in given if name.startswith(("KIND_", "POOL_"))}
     assert [given[f"KIND_{name}".upper()] for name in shared.ACTIVATIONS] == [str(i) for i in range(len(shared.ACTIVATIONS))]
 
@@ -160,6 +186,18 @@ def launched(nvrtc, monkeypatch):
             assert x.shape == (len(out), weight.shape[1])
             assert out.shape[1] == len(weight)
 
+    class HeadProduct:
+        def __init__(self, device, act, rows, outputs, heads, size, strides, factor):
+            self.shape, self.columns = (heads, rows, outputs), heads * size
+            assert strides[0] == 3 * strides[1]
+            assert outputs % 8 == size % 8 == 0
+
+        def __call__(self, x, weight, bias, residual, out, workspace, stream):
+            assert out.shape == self.shape
+            assert (len(x), len(weight)) == self.shape[1:]
+            assert min(x.shape[1], weight.shape[1]) >= self.columns
+
+    monkeypatch.setattr(session, "HeadProduct", HeadProduct)
     monkeypatch.setattr(kernels, "cached_kernels", compiled)
     monkeypatch.setattr(kernels, "launch", launch)
     by_value = kernels.by_value
@@ -196,11 +234,22 @@ def cupy_of_numpy():
     )  # fmt: skip
 
 
-TASKS = Tasks(Embed("mean", True), FillMask(True, tied=True, bias=True), Classify(("no", "yes"), "softmax", "cls"), Tag(("O", "B-x")))
+VECTORS = Embed(("mean", "weightedmean"), True, (Unit(), Project(9, True, "tanh"), Unit(), Project(5, False)))
+TASKS = Tasks(VECTORS, FillMask(True, tied=True, bias=True), Classify(("no", "yes"), "softmax", "cls"), Tag(("O", "B-x")))
 MODELS = {
     "pre": {"norm": Norm("pre", 1e-12), "ffn": (FFF(1, 3), Dense(40), FFF(1, 3, children=True, nodes=11)), "final_norm": True},
     "post": {"norm": Norm("post", 1e-12), "ffn": (FFF(16, 3, dense=24, bias_out=True), FFF(1, 3), Dense(32))},
 }
+OTHERS = {
+    "rotary": {
+        "attention": (Attention(10000.0), Attention(100.0, 0.5, 8), Attention(window=8, causal=True)),
+        "norm": Norm("pre", 1e-12, first=False),
+    },
+    "alibi": {"distances": Alibi(), "norm": Norm("post", 1e-12)},
+    "buckets": {"distances": Buckets(), "norm": Norm("post", 1e-12)},
+    "disentangled": {"distances": Disentangled(16, 64), "norm": Norm("post", 1e-12)},
+    "narrow": {"embedding_width": 24, "norm": Norm("pre", 1e-12)},
+}  # each with a gated, a dense and a fast feedforward
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -215,16 +264,58 @@ def test_every_launch_of_a_model_fits_its_kernel(launched, tmp_path, order, dtyp
     for lengths in ((1, 5, 17, 64), (300, 2, 500)):
         ids = [rng.integers(0, 101, n).tolist() for n in lengths]
         batch = fastinfer.PackedBatch.from_ids(ids, [rng.integers(0, 2, n).tolist() for n in lengths])
-        assert model.embed(batch, normalize=False).shape == (len(lengths), 64)
+        assert model.embed(batch, normalize=False).shape == (len(lengths), 5)
         assert [[a.shape for a in text] for text in model.hidden_states(batch, layers=(0, 1, -1))] == [[(n, 64)] * 3 for n in lengths]
         assert [text[2] is None for text in model.routes(batch)] == [order == "post"] * len(lengths)
         assert [a.shape for a in model.logits(batch, task="fill_mask", positions="all")] == [(n, 101) for n in lengths]
         assert model.logits(batch, task="classify").shape == (len(lengths), 2)
     model.release()
-    wanted = {"embed", "layer_norm", "attention", "pool", "fff_subtrees", "fff_tree_few"}
+    wanted = {"embed", "layer_norm", "attention", "pool", "unit", "fff_subtrees", "fff_tree_few"}
     wanted |= {"activate"} if dtype == "float32" else {"product_2_3", "to_float32"}
     wanted |= {"fff_trees" if order == "pre" else "fff_mask"}
     assert wanted <= set(launched)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_launch_of_other_positions_fits_its_kernel(launched, tmp_path, kind, dtype):
+    options = {"hidden": 64, "heads": 2, "layers": 3, "vocabulary": 101, "positions": Positions("none", 600), "max_tokens": 600}
+    options |= {"ffn": (Gated(40), Dense(40), FFF(1, 3)), "activation": "silu", "tasks": Tasks(Embed("mean", True), FillMask(True))}
+    config = builders.tiny(**options | OTHERS[kind])
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    model = fastinfer.load(tmp_path, device="cuda", dtype=dtype)
+    for lengths in ((1, 5, 17, 64), (300, 2, 500)):
+        batch = fastinfer.PackedBatch.from_ids([list(range(n % 100)) + [7] * (n - n % 100) for n in lengths])
+        assert model.embed(batch, normalize=False).shape == (len(lengths), 64)
+        assert [[a.shape for a in text] for text in model.hidden_states(batch, layers=(0, -1))] == [[(n, 64)] * 2 for n in lengths]
+        assert [a.shape for a in model.logits(batch, task="fill_mask", positions="all")] == [(n, 101) for n in lengths]
+    assert ("rotate" in launched) == (kind == "rotary")
+    variants = {v for v in model._runner.replicas[0].ops.kernels._modules if not isinstance(v, kernels.Walk)}
+    changed = {"rotary": [(1, 0, 0, 0), (1, 1, 0, 0)], "disentangled": [(0, 0, 0, 1)], "narrow": []}.get(kind, [(0, 0, 1, 0)])
+    assert variants == {None, *(kernels.Changed(*c) for c in changed), *(kernels.Narrow(24) for _ in range(kind == "narrow"))}
+
+
+def test_sizes_that_the_gpu_does_not_take(launched, tmp_path):
+    for i, changes in enumerate(({"embedding_width": 12}, {"embedding_width": 5000})):
+        config = builders.tiny(**changes)
+        checkpoint.save(tmp_path / str(i), config, builders.weights(config))
+        with pytest.raises(fastinfer.BackendError, match=f"embedding.word has {changes['embedding_width']} columns, but the GPU backend"):
+            fastinfer.load(tmp_path / str(i), device="cuda")
+
+
+REFUSED = {
+    "norm.kind is 'rms'": {"norm": Norm("pre", 1e-6, kind="rms")},
+    "head_norms is true": {"head_norms": True},
+    "head_size is 16": {"head_size": 16},
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_the_gpu_does_not_compute_is_refused_by_name(launched, tmp_path, setting):
+    config = builders.tiny(**REFUSED[setting])
+    checkpoint.save(tmp_path, config, builders.weights(config))
+    with pytest.raises(fastinfer.BackendError, match=f"{setting}, which the GPU backend does not compute: use device 'cpu'"):
+        fastinfer.load(tmp_path, device="cuda")
 
 
 STRATEGIES = ["fff_tree", "fff_tree_few", "fff_subtrees", "fff_trees", "fff_trees_few", "fff_mask"]

@@ -9,7 +9,7 @@ from models import load_tool
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Stored, Tag, Tasks
+from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Project, Stored, Tag, Tasks, Unit
 
 torch = pytest.importorskip("torch", reason="tools/training needs PyTorch")
 encoders, feedforward = load_tool("training.encoder"), load_tool("training.feedforward")
@@ -31,6 +31,9 @@ CONFIGS = {
     "dense, token types": builders.tiny(ffn=(Dense(9),), token_types=2, embedding_norm=False, tasks=HEADS),
     "depth 0, untied, bare heads": builders.tiny(
         ffn=(FFF(6, 0, 3),), tasks=dataclasses.replace(HEADS, embed=Embed("lse", False), fill_mask=FillMask(False, False, False))
+    ),
+    "layers after pooling": builders.tiny(
+        tasks=Tasks(Embed(("cls", "sqrtmean", "lasttoken"), True, (Unit(), Project(9, True, "relu"), Unit(), Project(5, False)), dim=3))
     ),
     "max pooling, wide": builders.tiny(ffn=(FFF(7, 2),), tasks=Tasks(Embed("max", True), classify=Classify(("x",), "identity", "mean"))),
 }

@@ -74,6 +74,17 @@ FAMILIES = {
     "ELECTRA-small": family(positions=Positions("learned", PLACES), embedding_width=6, ffn=(Dense(9),), token_types=2),
     "local ALiBi": family(distances=Alibi(), attention=(Attention(window=2),) * 2, ffn=(Dense(9),), activation="relu"),
     "local DeBERTa": family(distances=Disentangled(2, 6), attention=(Attention(window=4), Attention()), ffn=(Dense(9),)),
+    "causal, RMSNorm, wide heads": family(
+        norm=Norm("pre", 1e-6, kind="rms"),
+        attention=(Attention(theta=1e4, causal=True), Attention(theta=1e4, causal=True, window=4)),
+        head_size=12,
+        head_norms=True,
+        ffn=(Gated(9),),
+        activation="silu",
+        final_norm=True,
+        attention_bias=False,
+    ),
+    "DeBERTa with wide heads": family(distances=Disentangled(4, 12), head_size=10, ffn=(Dense(9),)),
     "narrow sines": family(positions=Positions("scaled-sinusoidal", PLACES), embedding_width=10, ffn=(Dense(9),)),
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
@@ -217,18 +228,21 @@ def test_every_activation_has_a_trainable_form():
 
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("padded", [False, True])
-def test_every_query_sees_a_key(window, padded):
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_query_sees_a_key(window, padded, causal):
     """A row of a mask without keys would be NaN in some of PyTorch's kernels, padding included."""
     mask = torch.arange(PLACES) < torch.tensor([[1], [20], [PLACES]]) if padded else None
-    seen = attention.visible(mask, PLACES, window, torch.device("cpu"))
+    seen = attention.visible(mask, PLACES, window, causal, torch.device("cpu"))
     if seen is None:
         assert window is None
+        assert not causal
         return
     seen = seen.expand(3, 1, PLACES, PLACES)[:, 0]
     assert seen.any(-1).all()
     for text, i, j in np.ndindex(*seen.shape):
         if mask is None or mask[text, i]:
-            assert seen[text, i, j] == ((mask is None or bool(mask[text, j])) and (window is None or abs(i - j) <= window))
+            near = (window is None or abs(i - j) <= window) and not (causal and j > i)
+            assert seen[text, i, j] == ((mask is None or bool(mask[text, j])) and near)
 
 
 def test_layers_with_equal_angles_share_one_table():

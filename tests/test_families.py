@@ -1,5 +1,7 @@
 """Families of encoders in the layout that transformers writes, small and with random weights: every head gives what transformers gives."""
 
+import json
+
 import backends
 import numpy as np
 import pytest
@@ -28,6 +30,16 @@ FAMILIES = {
     "bert with gelu_new": ("Bert", {"max_position_embeddings": 128, "hidden_act": "gelu_new"}, ALL[:2]),
     "nomic": ("NomicBert", {"max_position_embeddings": 128}, ALL[:4]),
     "gte": ("Gte", {"max_position_embeddings": 128, "type_vocab_size": 2}, ALL[:4]),
+    "jina-v3": ("JinaEmbeddingsV3", {"max_position_embeddings": 128}, ALL[:4]),
+    "qwen3": ("Qwen3", {"num_key_value_heads": 1, "head_dim": 24}, ALL[:1]),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 3}, ALL[:1]),
+    "mistral with a window": ("Mistral", {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 9}, ALL[:1]),
+    "t5": ("T5", {"d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 3, "num_heads": 4}, ("EncoderModel",)),
+    "t5 v1.1": (
+        "T5",
+        {"d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 3, "num_heads": 3, "feed_forward_proj": "gated-gelu"},
+        ("EncoderModel",),
+    ),
     "modernbert": ("ModernBert", {"max_position_embeddings": 128, "local_attention": 16, "pad_token_id": 0}, ALL),
     "modernbert with biases": (
         "ModernBert",
@@ -49,6 +61,7 @@ FAMILIES = {
     ),
 }
 CASES = [(family, head) for family, (_, _, heads) in FAMILIES.items() for head in heads]
+DECODERS = ("Qwen3", "Qwen2", "Mistral")  # they load as parts of sentence-transformers folders alone
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
 
 
@@ -63,6 +76,16 @@ def made(family, head, folder, seed=0):
         for parameter in {id(p): p for p in model.parameters()}.values():
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0))
     model.save_pretrained(folder)
+    if prefix in DECODERS:
+        types = ("Transformer", "Pooling")
+        modules = [
+            {"idx": i, "name": str(i), "path": ["", "1_Pooling"][i], "type": f"sentence_transformers.models.{kind}"}
+            for i, kind in enumerate(types)
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": SIZES["hidden_size"], "pooling_mode_mean_tokens": True}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return model
 
 
@@ -76,7 +99,7 @@ def theirs(model, ids):
 
 def ours(model, batch, head):
     """A list of results, one per text, as theirs() gives them."""
-    if head == "Model":
+    if head.endswith("Model"):
         return model.hidden_states(batch)
     task = {"ForMaskedLM": "fill_mask", "ForSequenceClassification": "classify", "ForTokenClassification": "tag"}.get(head, "answer")
     return model.logits(batch, task=task, positions="all")
@@ -98,7 +121,7 @@ def test_a_family_gives_what_transformers_gives(family, head, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_give_what_transformers_gives(family, device, tmp_path):
     """In float32; and a text alone, in a batch, with one thread and with three has the same bits in every dtype."""
-    model = made(family, "Model", tmp_path, seed=1)
+    model = made(family, FAMILIES[family][2][0], tmp_path, seed=1)
     rng = np.random.default_rng(8)
     texts = [rng.integers(2, SIZES["vocab_size"], n).tolist() for n in LENGTHS]
     for dtype in ("float32", "bfloat16", "int8"):
@@ -114,7 +137,7 @@ def test_kernels_give_what_transformers_gives(family, device, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_training_form_gives_what_transformers_gives(family, tmp_path):
-    model = made(family, "Model", tmp_path, seed=3)
+    model = made(family, FAMILIES[family][2][0], tmp_path, seed=3)
     encoder = load_tool("training.encoder").load(tmp_path).eval()
     rng = np.random.default_rng(9)
     texts = [rng.integers(2, SIZES["vocab_size"], n).tolist() for n in LENGTHS]
@@ -129,7 +152,7 @@ def test_the_training_form_gives_what_transformers_gives(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_saved_and_loaded_in_the_own_format(family, tmp_path):
-    head = FAMILIES[family][2][1]
+    head = FAMILIES[family][2][:2][-1]
     made(family, head, tmp_path / "theirs", seed=2)
     loaded = fastinfer.load(tmp_path / "theirs", device="numpy")
     fastinfer.checkpoint.save(tmp_path / "ours", *fastinfer.checkpoint.load(tmp_path / "theirs"))

@@ -168,7 +168,8 @@ def test_a_model_is_downloaded_once(server, load, expected, tmp_path):
     assert (snapshot / "model.safetensors").is_symlink()
     second = load("org/name")
     assert (second["vector"], second["folder"]) == (expected, first["folder"])
-    assert [path for path in server.asked if "org/name" in path] == []
+    if (snapshot.parents[1] / "trees").is_dir():  # older releases of huggingface_hub keep no lists of files, so the hub is asked
+        assert [path for path in server.asked if "org/name" in path] == []
     server.shutdown()
     server.server_close()
     for found in [*load("org/name", snapshot.parents[1]), load("org/name", HF_HUB_OFFLINE="1")]:
@@ -212,8 +213,19 @@ def test_shards_and_modules_with_weights(server, load):
     assert server.files() == sorted(set(files) - left)
 
 
+def test_a_transformer_in_a_folder_of_its_own(server, load, expected):
+    at = "0_Transformer"
+    files = {name if name == "modules.json" or "/" in name else f"{at}/{name}": content for name, content in MODEL.items()}
+    modules = json.loads(MODEL["modules.json"])
+    files["modules.json"] = json.dumps([modules[0] | {"path": at}, *modules[1:]]).encode()
+    server.add("org/name", files | {f"{at}/pytorch_model.bin": b"x", "onnx/model.onnx": b"x"})
+    assert load("org/name")["vector"] == expected
+    assert server.files() == sorted(files)
+
+
 CANNOT_RUN = [
-    ({"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x"}, "model_type 'llama', a decoder-only language model"),
+    ({"config.json": b'{"model_type": "falcon"}', "model.safetensors": b"x"}, "model_type 'falcon', a decoder-only language model"),
+    ({"config.json": b'{"model_type": "llama"}', "model.safetensors": b"y"}, "llama is a decoder, and without modules.json its folder"),
     ({"config.json": MODEL["config.json"], "onnx/model.onnx": b"x"}, "has no weights but an ONNX model ('onnx/model.onnx')"),
     ({"model-Q4.gguf": b"x", "README.md": b"x"}, "has no config.json but GGUF weights ('model-Q4.gguf')"),
     ({"model_index.json": b"{}", "unet/config.json": b"{}"}, "holds a diffusers pipeline"),

@@ -113,7 +113,7 @@ def test_attention_where_one_score_is_far_above_the_others(device):
 
 
 @each_device
-@pytest.mark.parametrize("kind", ["mean", "max", "cls", "lse"])
+@pytest.mark.parametrize("kind", ["mean", "max", "cls", "lse", "weightedmean", "sqrtmean"])
 def test_pooling_keeps_what_is_no_number(device, kind):
     x = np.random.default_rng(7).standard_normal((6, 5), np.float32)
     out, ops, cu = np.empty((3, 5), np.float32), fastinfer.backends.get(device), np.array([0, 1, 4, 6], np.int32)

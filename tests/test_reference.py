@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import operator
 import re
 
 import backends
@@ -152,23 +153,41 @@ def test_attention_is_safe_for_large_scores(ops):
     assert_allclose(out, 0.5)
 
 
-@pytest.mark.parametrize("kind", ["mean", "cls", "max", "lse"])
-def test_pool(ops, rng, kind):
+@pytest.mark.parametrize("skip", [0, 2, 99])
+@pytest.mark.parametrize("kind", ["mean", "cls", "max", "lse", "lasttoken", "weightedmean", "sqrtmean"])
+def test_pool(ops, rng, kind, skip):
     x = (rng.standard_normal((CU[-1], 12)) * 50).astype(np.float32)
     want = []
-    for begin, end in itertools.pairwise(CU):
+    for start, end in itertools.pairwise(CU):
+        begin = min(start + skip, end - 1)
         columns = x[begin:end].astype(np.float64).T
+        places = range(begin - start + 1, end - start + 1)
         want.append(
             {
                 "mean": lambda c: [math.fsum(v) / len(v) for v in c],
                 "cls": lambda c: [v[0] for v in c],
                 "max": lambda c: [max(v) for v in c],
                 "lse": lambda c: [max(v) + math.log(math.fsum(math.exp(e - max(v)) for e in v)) for v in c],
+                "lasttoken": lambda c: [v[-1] for v in c],
+                "weightedmean": lambda c, places=places: [math.fsum(map(operator.mul, v, places)) / sum(places) for v in c],
+                "sqrtmean": lambda c: [math.fsum(v) / math.sqrt(len(v)) for v in c],
             }[kind](columns)
         )
-    out = np.empty((len(LENGTHS), 12), np.float32)
-    ops.pool(x, CU, kind, out=out)
-    assert_allclose(out, want, rtol=1e-5, atol=1e-5)
+    wide = np.full((len(LENGTHS), 30), 7, np.float32)
+    ops.pool(x, CU, kind, skip=skip, out=wide[:, 10:22])
+    assert_allclose(wide[:, 10:22], want, rtol=1e-5, atol=1e-5)
+    assert (np.delete(wide, np.s_[10:22], 1) == 7).all()
+
+
+def test_unit(ops, rng):
+    x = rng.standard_normal((5, 9), np.float32) * np.float32(40)
+    x[3] = 0
+    want = [[v / max(math.sqrt(math.fsum(e * e for e in row)), 1e-12) for v in row] for row in x.astype(np.float64).tolist()]
+    out = np.empty_like(x)
+    ops.unit(x, out=out)
+    assert_allclose(out, want, rtol=1e-6)
+    ops.unit(x, out=x)
+    assert np.array_equal(x, out)
 
 
 @pytest.mark.parametrize("with_types", [True, False])

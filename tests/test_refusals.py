@@ -77,6 +77,12 @@ def test_other_formats_are_named(file, said, folder):
     assert f"has no config.json but {said}; expected config.json" in refused(folder(only({file: b"x"}), "alone"))
 
 
+def test_a_file_of_another_format(folder):
+    path = folder({"model-q4_0.gguf": b"x"}) / "model-q4_0.gguf"
+    with pytest.raises(CheckpointError, match=r"is no checkpoint folder \(GGUF weights \('model-q4_0\.gguf'\)\); expected one with"):
+        fastinfer.load(path)
+
+
 def test_several_formats_are_named_together(folder):
     message = refused(folder({"model.safetensors": None, "onnx/model.onnx": b"x", "tf_model.h5": b"x", "flax_model.msgpack": b"x"}))
     assert "an ONNX model ('onnx/model.onnx') and TensorFlow weights ('tf_model.h5') and Flax weights ('flax_model.msgpack')" in message
@@ -93,9 +99,9 @@ def test_no_weights_at_all(folder):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "model_type 'llama', a decoder-only language model"),
+        ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "model_type 'falcon', a decoder-only language model"),
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "model_type 'gpt2', a decoder-only language model"),
-        ({"model_type": "mistral"}, "model_type 'mistral', a decoder-only language model"),
+        ({"model_type": "gpt_neox"}, "model_type 'gpt_neox', a decoder-only language model"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "model_type 'bart', a model of an encoder and a decoder"),
         (
             {"model_type": "pegasus", "architectures": ["PegasusForConditionalGeneration"]},
@@ -116,6 +122,11 @@ def test_the_architecture_is_looked_at_before_the_weights(config, said, folder):
         message = refused(folder({"config.json": config, "model.safetensors": weights}))
         assert f"a checkpoint with {said}" in message
         assert "is not recognised. Recognised are:\n  fastinfer: config.json with format_version" in message
+
+
+def test_a_decoder_that_does_not_embed(folder):
+    message = refused(folder({"config.json": {"model_type": "llama"}, "model.safetensors": b"broken", "modules.json": None}), ConfigError)
+    assert "llama is a decoder, and without modules.json its folder does not say how it embeds" in message
 
 
 @pytest.mark.parametrize(
@@ -209,3 +220,11 @@ def test_the_root_of_a_hub_cache_is_opened_by_its_refs(folder, tmp_path, bert):
     (root / "refs" / "main").unlink()
     with pytest.raises(CheckpointError, match="open one of its snapshots"):
         fastinfer.load(root)
+    with pytest.raises(CheckpointError, match="is a hub cache: open one of its repositories by its name, such as org/name"):
+        fastinfer.load(tmp_path)
+
+
+def test_no_command_for_what_a_command_cannot_mend(folder):
+    """A layout whose tensors contradict its config.json: converting would fail in the same way."""
+    message = refused(folder({"config.json": seeds.BERT | {"intermediate_size": 25}}))
+    assert "layers.0.ffn.dense_in.weight is (24, 16), expected (25, 16)" in message

@@ -59,11 +59,57 @@ def test_weights_are_those_of_sentence_transformers(parity, tmp_path, head, numb
     got = model.embed_sparse(parity.TEXTS)
     assert (got.shape, got.dtype, got.format) == (tuple(want.shape), np.float32, "csr")
     assert 0.02 < got.nnz / np.prod(got.shape) < 0.98, "weights that are all there, or none, show little"
-    assert_allclose(got.toarray(), want.to_dense().numpy(), atol=2e-5)
+    assert_allclose(got.toarray(), want.to_dense().numpy(), rtol=2e-6, atol=2e-5)
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    saved = fastinfer.load(tmp_path / "saved")
+    assert saved.config.tasks == model.config.tasks
+    assert_array_equal(saved.embed_sparse(parity.TEXTS[:5]).toarray(), got[:5].toarray())
     query, documents = parity.TEXTS[3], parity.TEXTS[:12]
     scores = theirs.similarity(*(theirs.encode(texts, convert_to_sparse_tensor=False) for texts in ([query], documents)))[0].numpy()
     assert_allclose([score for _, score in sorted(model.rank(query, documents))], scores, rtol=1e-4, atol=1e-4)
     assert [index for index, _ in model.rank(query, documents)] == np.argsort(-scores, kind="stable").tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modules.json": {1: "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"}}, "SparseAutoEncoder' is not supported"),
+        ({"modules.json": {0: "sentence_transformers.models.Router"}}, "'Router', 'SpladePooling', expected a Transformer first"),
+        (
+            {"modules.json": {0: "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding"}},
+            "'SparseStaticEmbedding', 'SpladePooling', expected",
+        ),
+        ({"1_SpladePooling/config.json": {"pooling_strategy": "mean"}}, "pooling_strategy 'mean' is not supported, only max, sum"),
+        ({"1_SpladePooling/config.json": {"activation_function": "gelu"}}, "activation_function 'gelu' is not supported"),
+        ({"config_sentence_transformers.json": {"prompts": {"query": "Who: "}}}, "prompts .* is not supported, only empty ones"),
+        ({"config_sentence_transformers.json": {"max_active_dims": 1.5}}, "max_active_dims is 1.5, expected a value of type int"),
+    ],
+    ids=str,
+)
+def test_folders_of_sparse_encoders_that_do_not_fit(parity, tmp_path, changes, message):
+    parity.pair(parity.CASES[1], "fill_mask", tmp_path)
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.sparse_encoder.models.MLMTransformer"},
+            {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": "sentence_transformers.sparse_encoder.models.SpladePooling"},
+        ],
+        "1_SpladePooling/config.json": {"pooling_strategy": "sum", "activation_function": "relu", "word_embedding_dimension": 400},
+        "config_sentence_transformers.json": {"model_type": "SparseEncoder", "prompts": {"query": ""}, "similarity_fn_name": None},
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    assert fastinfer.load(tmp_path).config.tasks.embed_sparse == EmbedSparse("sum")
+    for name, change in changes.items():
+        content = files[name]
+        for key, value in change.items():
+            if isinstance(key, int):
+                content[key]["type"] = value
+            else:
+                content[key] = value
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        fastinfer.load(tmp_path)
 
 
 def test_a_plain_masked_language_model_has_weights_but_does_not_rank(parity, tmp_path):
@@ -72,7 +118,7 @@ def test_a_plain_masked_language_model_has_weights_but_does_not_rank(parity, tmp
     want = package.SparseEncoder(str(tmp_path), device="cpu").encode(parity.TEXTS).to_dense().numpy()
     assert pair.ours.tasks == ("fill_mask",)
     assert_allclose(pair.ours.embed_sparse(parity.TEXTS).toarray(), want, atol=2e-5)
-    with pytest.raises(TaskError, match="cannot rank: it has no embed or embed_sparse head"):
+    with pytest.raises(TaskError, match="cannot rank: it has no embed, embed_tokens or embed_sparse head"):
         pair.ours.rank("a", ["b"])
 
 

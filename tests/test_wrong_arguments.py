@@ -17,6 +17,7 @@ from test_errors import HOSTILE, Odd, tame
 
 import fastinfer
 from fastinfer.errors import FastinferError, short
+from fastinfer.retrieval import EmbedTokens
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(5, 6)).astype(np.float32)
@@ -303,6 +304,17 @@ def calls(model, layer, folder):
             add(f"{name} {option}", lambda value, option=option: call(**{option: value}), values)
 
     common = {"batch_tokens": NONE | ANY_LARGE, "threads": NONE | LARGE}
+
+    def sparse(texts, **options):
+        return model.embed_sparse(texts, **options).toarray()
+
+    late = copy.copy(model)
+    late.config = dataclasses.replace(model.config, tasks=dataclasses.replace(model.config.tasks, embed_tokens=EmbedTokens()))
+    late.tasks = late.config.tasks.names
+    add("embed_sparse texts", sparse, TEXTS)
+    options("embed_sparse", lambda **o: sparse("ada", **o), progress=FLAGS, **common)
+    add("embed_tokens texts", late.embed_tokens, BATCHES)
+    options("embed_tokens", lambda **o: late.embed_tokens("ada", **o), query=FLAGS, progress=FLAGS, **common)
     for name in ("embed", "classify", "hidden_states", "routes"):
         add(f"{name} texts", getattr(model, name), TEXTS)
     add("embed_iter texts", lambda texts: list(model.embed_iter(texts)), TEXTS)
@@ -315,15 +327,18 @@ def calls(model, layer, folder):
         "rank query", lambda text: model.rank(text, ["ada", "lived"]), {name: text for name, text in TEXTS.items() if isinstance(text, str)}
     )
     add("rank documents", lambda texts: model.rank("ada", texts), BATCHES)
-    options("embed", lambda **o: model.embed("ada", **o), normalize=NONE | FLAGS, progress=FLAGS, **common)
-    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), normalize=NONE | FLAGS, **common)
+    words = {name: text for name, text in TEXTS.items() if isinstance(text, str)}
+    vectors = {"prompt": NONE | words, "prompt_name": NONE, "normalize": NONE | FLAGS, "dim": NONE | INTEGERS}
+    options("embed", lambda **o: model.embed("ada", **o), **vectors, progress=FLAGS, **common)
+    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), **vectors, **common)
     options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("classify", lambda **o: inference.classify("ada", **({"labels": ["is"]} | o)), labels=NAMES, template={}, multi_label=FLAGS)
     options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
     options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **common)
     given = {"no_answer": FLAGS, "whole_words": FLAGS, "top_k": NONE | ANY_LARGE, "progress": FLAGS}
     options("answer", lambda **o: model.answer("ada", "ada lived", **o), **given, **common)
-    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
+    given = {"top_k": NONE | ANY_LARGE, "dim": NONE | INTEGERS, "progress": FLAGS}
+    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), **given, **common)
     options("hidden_states", lambda **o: model.hidden_states("ada", **o), layers={"array [0-d]": [1]}, **common)
     options("logits", lambda **o: model.logits("a [MASK]", **({"task": "fill_mask"} | o)), task={}, positions={}, **common)
     options("routes", lambda **o: model.routes("ada", **o), **common)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
-from fastinfer.config import Config, Dense, Stored
+from fastinfer.config import Config, Dense, Embed, Stored
 from fastinfer.errors import CheckpointError
 from fastinfer.strict_json import read_json
 from fastinfer.tokenizer import Tokenizer
@@ -66,11 +66,16 @@ def check_out(source: Path, out: Path) -> None:
 # --- what was made ---------------------------------------------------------------------------------
 
 
+def vectors(config: Config, head: Embed) -> str:
+    """A remark on the vectors of an embed head."""
+    return f"{' + '.join(head.poolings)} pooling, {head.numbers(config.hidden)} numbers" + (", normalised" if head.normalize else "")
+
+
 def summary(out: Path, config: Config, nbytes: int, tokenizer: str) -> str:
     """A small table of the checkpoint that was written into `out`; `tokenizer` is the remark on its tokenizer."""
     tasks = config.tasks
     details = {
-        "embed": tasks.embed and f"{tasks.embed.pooling} pooling" + (", normalised" if tasks.embed.normalize else ""),
+        "embed": tasks.embed and vectors(config, tasks.embed),
         "classify": tasks.classify and f"{len(tasks.classify.labels)} labels, {tasks.classify.output}",
         "tag": tasks.tag and f"{len(tasks.tag.labels)} labels, {tasks.tag.scheme}",
     }

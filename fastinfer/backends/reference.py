@@ -24,6 +24,7 @@ from ..feedforward import KINDS
 from ..positions import distance_table, relative_rows, rotary_table, sinusoids
 from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
+from .pooling import pooled
 
 FLOAT32 = np.dtype(np.float32)
 forward_fff = KINDS["fff"].forward  # looked up once: a layer alone has no other kind, and one token takes 3 us
@@ -365,21 +366,18 @@ class Reference:
                 y += residual[part]
             out[part] = y
 
-    def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, out: np.ndarray) -> None:
-        """out (B, D) = one vector per text from x (T, D).
+    def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, skip: int = 0, out: np.ndarray) -> None:
+        """out (B, D), which may be columns of a wider array, = one vector per text from x (T, D).
 
-        kind: "mean", "max" or "lse" (the log of the sum of exp) over the tokens of the text, or "cls", its first token.
+        kind: "mean", "max" or "lse" (the log of the sum of exp) over the tokens of the text; "cls", its first token; "lasttoken";
+        "weightedmean", the mean weighted by place, from 1; "sqrtmean", the sum over the square root of the number of tokens.
+        skip: tokens that are left out at the beginning of each text, though never its last token. Places count them.
         """
-        first, lengths = cu_seqlens[:-1], (cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
-        if kind == "cls":
-            out[...] = x[first]
-        elif kind == "mean":
-            out[...] = np.add.reduceat(x, first, axis=0) / lengths.astype(np.float32)
-        else:
-            top = np.maximum.reduceat(x, first, axis=0)
-            out[...] = top
-            if kind == "lse":
-                out += np.log(np.add.reduceat(np.exp(x - np.repeat(top, lengths[:, 0], axis=0)), first, axis=0))
+        out[...] = pooled(x, cu_seqlens, kind, skip)
+
+    def unit(self, x: Any, *, out: Any) -> None:
+        """Each row (M,) of x (B, M) scaled to length 1. A row of zeros stays zero. x and out may be the same."""
+        np.divide(x, np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(1e-12)), out=out)
 
     def largest(self, x: np.ndarray, cu_seqlens: np.ndarray, *, out: np.ndarray) -> None:
         """out (B, M) float32 = the largest value of each column of x (T, M) in each text; M may be wider than the hidden size."""

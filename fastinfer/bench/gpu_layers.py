@@ -211,7 +211,7 @@ class Layers:
 
     def __init__(self, ops: Any, session: Any, dtype: str, arrays: Mapping[tuple[int, int], Arrays], floats: Sequence[Any]) -> None:
         self.ops, self.session, self.dtype, self.arrays = ops, session, dtype, arrays
-        self.inputs = [ops.as_act(x) for x in floats]
+        self.inputs = [ops.arrays.as_act(x) for x in floats]
         self.outs = [ops.empty(*x.shape) for x in self.inputs]
         self.trees = {shape: prepared(ops, arrays[shape], shape[1], len(floats)) for shape in arrays}
 

@@ -28,8 +28,10 @@ def computed_bytes(config: Config) -> int:
     return 4 * config.positions.max * values
 
 
-def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def check(config: Config, stored: Mapping[str, Tensor], where: str, hint: str = "") -> dict[str, Tensor]:
     """The tensors of `stored` by name, with the scales of int8 tensors attached.
+
+    where, hint  what an error begins with, and what it ends with: what to do about tensors that do not fit
 
     Raises CheckpointError, which lists every tensor of another name, shape or dtype than `config` says.
     """
@@ -41,7 +43,7 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str) -> dict[str,
         raise CheckpointError(
             f"{where}: {len(problems)} tensor{'s' * (len(problems) > 1)} not as config.json says:\n  "
             + listed(sorted(problems), "\n  ")
-            + "\n  Where the file came from another tool, convert the original with tools/convert.py."
+            + hint
         )
     size, weights = computed_bytes(config), sum(t.nbytes for t in stored.values())
     if size > max(MAX_COMPUTED, weights):

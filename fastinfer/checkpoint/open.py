@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from ..tokenizer_file import read_tokenizer
 from . import layouts
 from .check import check, check_finite
 from .read import map_folder
-from .refusals import refuse_folder, refuse_without_weights
+from .refusals import formats, refuse_folder, refuse_without_weights
 from .tensor import Tensor
 
 __all__ = ["load", "load_all"]
 
+CONVERT = "\n  Where the file came from another tool, convert the original with tools/convert.py."
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 
 
@@ -50,15 +52,18 @@ def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tu
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
     folder = Path(path)
     if not os.path.isdir(folder):
-        hint = " (a file: pass the folder that holds it)" if os.path.isfile(folder) else ""
+        what = ", ".join(formats([folder.name])) or "a file: pass the folder that holds it"
+        hint = f" ({what})" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
-    refuse_folder(folder)
-    data = read_json(folder / "config.json")
+    body = layouts.body_of(folder)
+    refuse_folder(body)
+    data = read_json(body / "config.json")
     ours = isinstance(data, dict) and "format_version" in data
     if not ours:
-        layouts.look(data, folder)
-    refuse_without_weights(folder)
-    stored = map_folder(folder, copy=copy)
+        layouts.look(data, body, folder)
+    refuse_without_weights(body)
+    read = functools.partial(map_folder, copy=copy)
+    stored = read(body)
     if ours:
         config = Config.from_json(data, str(folder / "config.json"))
         tokenizer = None
@@ -67,8 +72,8 @@ def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tu
                 f"{folder} holds adapter_config.json beside weights of this format: put it beside the original's, and convert"
             )
     else:
-        config, stored, tokenizer = layouts.translate(data, stored, folder)
-    found = check(config, stored, str(folder))
+        config, stored, tokenizer = layouts.translate(data, stored, body, folder, read)
+    found = check(config, stored, str(folder), CONVERT if ours else "")
     if validate or (validate is None and sum(t.nbytes for t in found.values()) < VALIDATE_BELOW):
         check_finite(found, str(folder))
     return config, found, tokenizer

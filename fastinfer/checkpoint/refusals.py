@@ -12,7 +12,7 @@ from ..errors import CheckpointError, ConfigError, FastinferError, listed, short
 from ..strict_json import read_json
 from .read import WEIGHTS
 
-__all__ = ["described", "names_in", "refuse_folder", "refuse_quantised", "refuse_without_weights"]
+__all__ = ["described", "formats", "names_in", "refuse_folder", "refuse_quantised", "refuse_without_weights"]
 
 FORMATS = {  # what a file holds, by its name
     "GGUF weights": r"\.gguf$",
@@ -75,7 +75,7 @@ def refuse_without_weights(folder: Path, names: Iterable[str] | None = None) -> 
     """Raise CheckpointError for a folder without weights in a format that is read, naming those that it has. names: as above."""
     names = names_in(folder) if names is None else list(names)
     if not _has_weights(names):
-        others = _formats(names)
+        others = formats(names)
         raise CheckpointError(f"{folder} has no weights" + (f" but {listed(others, ' and ')}" if others else "") + f", {ORIGINAL}")
 
 
@@ -101,14 +101,14 @@ def described(data: dict[str, Any]) -> str:
     return next((f", {kind}" for kind, pattern, keys in KINDS if re.search(pattern, text) or any(data.get(key) for key in keys)), "")
 
 
-def _has_weights(names: list[str]) -> bool:
-    return any(name in names or f"{name}.index.json" in names for name in WEIGHTS)
-
-
-def _formats(names: list[str]) -> list[str]:
+def formats(names: list[str]) -> list[str]:
     """Each format of FORMATS that is among the files, with its first file."""
     found = ((kind, next((n for n in names if re.search(pattern, n)), None)) for kind, pattern in FORMATS.items())
     return [f"{kind} ({short(name)})" for kind, name in found if name is not None]
+
+
+def _has_weights(names: list[str]) -> bool:
+    return any(name in names or f"{name}.index.json" in names for name in WEIGHTS)
 
 
 def _adapter_alone(folder: Path) -> str:
@@ -131,7 +131,10 @@ def _without_config(folder: Path, names: list[str]) -> str | None:
         return None
     if first in MODULES:
         return f"begins with a module {first} (modules.json), {MODULES[first]}; expected a Transformer"
-    others = _formats(names)
+    caches = [name for name in names if name.startswith("models--")]
+    if caches:
+        return f"is a hub cache: open one of its repositories by its name, such as {caches[0][8:].replace('--', '/')}"
+    others = formats(names)
     if others:
         return f"has no config.json but {listed(others, ' and ')}; expected config.json, and {' or '.join(WEIGHTS)}"
     return None

@@ -25,6 +25,7 @@ def tensors(config: Config) -> dict[str, Spec]:
     Dense weights are (out, in). The rows of qkv are all rows of q, then of k, then of v, each with its heads side by side.
     """
     hidden, width = config.hidden, config.embedding_width or config.hidden
+    inner = config.heads * config.width_of_head
     raw: dict[str, tuple[tuple[int, ...], str]] = {"embedding.word": ((config.vocabulary, width), "embeddings")}
 
     def norm(name: str, columns: int = hidden) -> None:
@@ -51,8 +52,7 @@ def tensors(config: Config) -> dict[str, Spec]:
             norm(f"{at}.attention.norm")
         if isinstance(config.distances, Disentangled):
             for name in ("relative_keys", "relative_queries"):
-                raw[f"{at}.attention.{name}"] = ((2 * config.distances.buckets, hidden), "vector")
-        inner = config.heads * config.width_of_head
+                raw[f"{at}.attention.{name}"] = ((2 * config.distances.buckets, inner), "vector")
         for name, out, columns in (("qkv", 3 * inner, hidden), ("out", hidden, inner)):
             raw[f"{at}.attention.{name}.weight"] = ((out, columns), "matrices")
             if config.attention_bias:

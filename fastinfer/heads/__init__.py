@@ -11,10 +11,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..config import Config
-from . import answer, classify, common, embed, embed_sparse, fill_mask, tag, words
+from . import answer, classify, common, embed, embed_sparse, embed_tokens, fill_mask, tag, words
 from .common import Shapes
 
-__all__ = ["HEADS", "answer", "classify", "common", "embed", "embed_sparse", "fill_mask", "tag", "tensors", "words"]
+__all__ = ["HEADS", "answer", "classify", "common", "embed", "embed_sparse", "embed_tokens", "fill_mask", "tag", "tensors", "words"]
 
 # The keys are the names of the fields of config.Tasks.
 HEADS: dict[str, ModuleType] = {
@@ -24,6 +24,7 @@ HEADS: dict[str, ModuleType] = {
     "tag": tag,
     "answer": answer,
     "embed_sparse": embed_sparse,
+    "embed_tokens": embed_tokens,
 }
 
 

@@ -33,10 +33,10 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights:
 
 
 def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
-    """Per text a list of (label, score), best first, from logits (B, K). A regression (one label, identity) gives a float per text."""
-    if head.output == "identity" and len(head.labels) == 1:
-        return [float(value) for value in logits[:, 0]]
-    scores = {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits) if head.output != "identity" else logits
+    """Per text a list of (label, score), best first, from logits (B, K). A head of one label gives a float per text."""
+    scores = logits if head.output == "identity" else {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits)
+    if len(head.labels) == 1:
+        return [float(value) for value in scores[:, 0]]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     return [[(head.labels[k], float(row[k])) for k in best] for row, best in zip(scores, order, strict=True)]
 

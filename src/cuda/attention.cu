@@ -15,6 +15,10 @@
 // The softmax is online: a row keeps a reference `most` near its largest exponent so far, the sum of its weights 2^(exponent - most), and the
 // weighted sum of values; exponents are scale * log2(e) * q.k.
 //
+// A program compiled with SCORES does more to scores, as struct Scores says; its kernel gets that struct as one more argument. Elsewhere the text
+// of a token stands for the keys that it sees, hence with WINDOW `text_of` gives those within the window, with CAUSAL those up to the token itself, and tiles that no query of a warp sees are
+// skipped as those of other texts are.
+//
 // Three ways to multiply, chosen by GPU and act: plain float32 arithmetic (attention_plain.cuh), the tensor cores of sm_80 (attention_mma.cuh:
 // 16 queries a warp), those of sm_90a (attention_wgmma.cuh: 64 queries a group of 4 warps, tiles read from shared memory while the warps do
 // other things).
@@ -43,6 +47,15 @@
 
 extern "C" __device__ const int attention_launch[3] = {ATTENTION_QUERIES, ATTENTION_THREADS, ATTENTION_SHARED};  // what the host asks for
 
+// What is done to the scores of one layer; SCORES_STRUCT of backends/cuda/attention.py has the same fields. For query i and key j of a head:
+struct Scores {
+    const float* distances;    // DISTANCES: (heads, 2 reach - 1), added to scaled scores; entry reach - 1 + j - i
+    const int* rows;           // RELATIVE: (2 reach - 1), entry reach - 1 + i - j is the row r of that distance
+    const act* by_query;       // (heads, tokens, width): scale q_i . keys[r], added as well
+    const act* by_key;         // the same shape: scale k_j . queries[r]
+    int window, reach, width;  // WINDOW: the farthest key that a query sees
+};
+
 namespace attending {
 
 #define MASKED __int_as_float(0xff800000)  // -infinity, the score of a key that is not of the query's text
@@ -53,18 +66,83 @@ struct Span {
     int begin, end;
 };
 
-// volatile: loaded where it is written, not where it is first used, behind copies that take long.
-__device__ __forceinline__ int2 text_of(const int2* bounds, int token, int tokens) {
-    int2 text;
-    asm volatile("ld.global.v2.s32 {%0, %1}, [%2];" : "=r"(text.x), "=r"(text.y) : "l"(bounds + min(token, tokens - 1)));
-    return token < tokens ? text : make_int2(0, 0);
+struct Batch {
+    const int2* bounds;
+    int tokens;
+#ifdef SCORES
+    Scores scores;  // of one head
+#endif
+};
+
+// The keys that a token sees, given those of its text.
+__device__ __forceinline__ int2 seen(const Batch& batch, int token, int2 text) {
+#ifdef WINDOW
+    if (text.y) text = make_int2(max(text.x, token - batch.scores.window), min(text.y, token + batch.scores.window + 1));
+#endif
+#ifdef CAUSAL
+    text.y = min(text.y, token + 1);
+#endif
+    return text;
 }
 
-// The rows that the texts of COUNT tokens from `first` on lie in. The lanes of a warp ask together.
-template <int COUNT> __device__ __forceinline__ Span texts_of(const int2* bounds, int first, int tokens) {
+// volatile: loaded where it is written, not where it is first used, behind copies that take long.
+__device__ __forceinline__ int2 text_of(const Batch& batch, int token) {
+    int2 text;
+    asm volatile("ld.global.v2.s32 {%0, %1}, [%2];" : "=r"(text.x), "=r"(text.y) : "l"(batch.bounds + min(token, batch.tokens - 1)));
+    return token < batch.tokens ? seen(batch, token, text) : make_int2(0, 0);
+}
+
+#ifdef SCORES
+__device__ __forceinline__ Batch batch_of(const int2* bounds, int tokens, Scores scores, int head) {
+#ifdef DISTANCES
+    scores.distances += head * (2 * scores.reach - 1);
+#endif
+#ifdef RELATIVE
+    const size_t products = (size_t)head * tokens * scores.width;
+    scores.by_query += products, scores.by_key += products;
+#endif
+    return {bounds, tokens, scores};
+}
+#endif
+
+#if defined(DISTANCES) || defined(RELATIVE)
+#define GAINS
+
+// What the tables say of a key that is `after` rows behind a query. Farther than the tables reach, no query sees a key: any entry will do.
+struct Apart {
+    float distance;
+    int row;
+};
+
+__device__ __forceinline__ Apart apart(const Scores& scores, int after) {
+    const int last = 2 * scores.reach - 2, at = min(max(after + scores.reach - 1, 0), last);
+    Apart found = {0.f, 0};
+#ifdef DISTANCES
+    found.distance = __ldg(scores.distances + at);
+#endif
+#ifdef RELATIVE
+    found.row = __ldg(scores.rows + last - at);
+#endif
+    return found;
+}
+
+// What is added to the scaled score of a query and a key, which are so far apart.
+__device__ __forceinline__ float gain(const Batch& batch, int query, int key, const Apart& far) {
+    float sum = far.distance;
+#ifdef RELATIVE
+    const int last = batch.tokens - 1, width = batch.scores.width;
+    sum += to_float(batch.scores.by_query[(size_t)min(query, last) * width + far.row]);
+    sum += to_float(batch.scores.by_key[(size_t)min(key, last) * width + far.row]);
+#endif
+    return sum;
+}
+#endif
+
+// The rows that the texts of COUNT tokens from `first` on lie in: they begin where the first one's does. The lanes of a warp ask together.
+template <int COUNT> __device__ __forceinline__ Span texts_of(const Batch& batch, int first) {
     int2 text[(COUNT + 31) / 32];
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 32) text[i / 32] = text_of(bounds, first + i + lane_id() % COUNT, tokens);
+    for (int i = 0; i < COUNT; i += 32) text[i / 32] = text_of(batch, first + i + lane_id() % COUNT);
     int end = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; i += 32) end = max(end, text[i / 32].y);
@@ -78,7 +156,7 @@ template <int COUNT> __device__ __forceinline__ Span texts_of(const int2* bounds
 }
 
 // A row of one head by a warp, over its own text. qkv and out begin at the head's columns; scale: of base-2 exponents.
-__device__ __noinline__ void attend_alone(const act* qkv, int2 text, int row, act* out, float scale) {
+__device__ __noinline__ void attend_alone(const act* qkv, Batch batch, int2 text, int row, act* out, float scale) {
     constexpr int COLUMNS = (HEAD + 31) / 32;  // of a lane: l, l + 32 ...
     const act* const query = qkv + (size_t)row * (3 * HIDDEN);
     float most = NOTHING_YET, total = 0.f, sums[COLUMNS] = {};
@@ -87,6 +165,9 @@ __device__ __noinline__ void attend_alone(const act* qkv, int2 text, int row, ac
         float score = 0.f;
         for (int c = lane_id(); c < HEAD; c += 32) score += to_float(query[c]) * to_float(key[c]);
         score = warp_sum(score) * scale;
+#ifdef GAINS
+        score += gain(batch, row, at, apart(batch.scores, at - row)) * LOG2_E;
+#endif
         const float raised = fmaxf(most, score), shrink = exp2f(most - raised), weight = exp2f(score - raised);
         most = raised, total = total * shrink + weight;
 #pragma unroll
@@ -99,13 +180,21 @@ __device__ __noinline__ void attend_alone(const act* qkv, int2 text, int row, ac
 }
 
 // The rows from `first` on whose bit is set in `rows`, likewise; `rows` is the same in all lanes. They were stored before.
-__device__ __forceinline__ void attend_again(u32 rows, const act* qkv, const int2* bounds, int first, act* out, float scale) {
+__device__ __forceinline__ void attend_again(u32 rows, const act* qkv, const Batch& batch, int first, act* out, float scale) {
     for (; rows; rows &= rows - 1) {
         const int row = first + __ffs(rows) - 1;
         __syncwarp();
-        attend_alone(qkv, bounds[row], row, out, scale);
+        attend_alone(qkv, batch, seen(batch, row, batch.bounds[row]), row, out, scale);
     }
 }
+
+#ifdef SCORES
+#define PARAMETERS const act *qkv, const int2 *bounds, int tokens, act *out, float scale, Scores scores
+#define BATCH batch_of(bounds, tokens, scores, blockIdx.y)
+#else
+#define PARAMETERS const act *qkv, const int2 *bounds, int tokens, act *out, float scale
+#define BATCH {bounds, tokens}
+#endif
 
 #if defined(ATTENTION_PLAIN)
 #include "attention_plain.cuh"

@@ -40,6 +40,19 @@ __device__ __forceinline__ void add_scores(float (&s)[4][KEYS / 8], const float 
     }
 }
 
+#ifdef GAINS
+// Scores, which are not scaled yet, of the queries `query` + 4 i and the keys `key` + 8 j gain what the tables say.
+__device__ __forceinline__ void add_gains(float (&s)[4][KEYS / 8], const Batch& batch, int query, int key, float unscaled) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++) {
+            const int q = query + 4 * i, k = key + 8 * j;
+            s[i][j] += gain(batch, q, k, apart(batch.scores, k - q)) * unscaled;
+        }
+}
+#endif
+
 // s[j] is the score of key `key` + 8 j; its weight goes to weights[8 j].
 __device__ __forceinline__ void weigh(Query& query, float (&s)[KEYS / 8], int key, float scale, float* weights) {
     float largest = query.most;
@@ -85,14 +98,6 @@ __device__ __forceinline__ void add_values(Query (&queries)[4], const float (*we
     }
 }
 
-__device__ __forceinline__ void store4(act* to, const float (&f)[4], float by) {
-#ifdef ACT_FLOAT
-    *reinterpret_cast<float4*>(to) = make_float4(f[0] * by, f[1] * by, f[2] * by, f[3] * by);
-#else
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack2(f[0] * by, f[1] * by), pack2(f[2] * by, f[3] * by));
-#endif
-}
-
 // Returns whether this lane has stored a NaN or an infinity.
 __device__ __forceinline__ bool store(act* out, const Query& query, int column) {
     float total = query.total, zero = 0.f;
@@ -109,18 +114,18 @@ __device__ __forceinline__ bool store(act* out, const Query& query, int column) 
     return zero != 0.f;
 }
 
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention(PARAMETERS) {
     __shared__ __align__(16) float left[ATTENTION_QUERIES][STRIDE], tile[KEYS][STRIDE], weights[ATTENTION_QUERIES][KEYS + 4];
     await_previous();
+    const Batch batch = BATCH;
     const int first = blockIdx.x * ATTENTION_QUERIES, warp_row = threadIdx.x / 32 * 16, own = warp_row + lane_id() / 8, c = lane_id() % 8;
     const act* const q = qkv + blockIdx.y * HEAD;
-    const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens), mine = texts_of<16>(bounds, first + warp_row, tokens);
+    const Span all = texts_of<ATTENTION_QUERIES>(batch, first), mine = texts_of<16>(batch, first + warp_row);
     load_rows(left, ATTENTION_QUERIES, q + (size_t)first * (3 * HIDDEN), tokens - first);
 
     Query queries[4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; i++) queries[i].text = text_of(bounds, first + own + 4 * i, tokens), queries[i].most = NOTHING_YET;
+    for (int i = 0; i < 4; i++) queries[i].text = text_of(batch, first + own + 4 * i), queries[i].most = NOTHING_YET;
 
     for (int key = all.begin; key < all.end; key += KEYS) {
         const act* const k = q + (size_t)key * (3 * HIDDEN) + HIDDEN;
@@ -130,6 +135,9 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
         if (needed) {
             float s[4][KEYS / 8] = {};
             add_scores(s, left + own, tile + c);
+#ifdef GAINS
+            add_gains(s, batch, first + own, key + c, 1.f / scale);
+#endif
 #pragma unroll
             for (int i = 0; i < 4; i++) weigh(queries[i], s[i], key + c, scale * LOG2_E, &weights[own + 4 * i][c]);
         }
@@ -146,5 +154,5 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
 #pragma unroll
         for (int r = 0; r < 4; r++) odd |= (lanes >> 8 * r & 255 ? 1 : 0) << (4 * i + r);  // eight lanes a row
     }
-    attend_again(odd, q, bounds, first + warp_row, out + blockIdx.y * HEAD, scale * LOG2_E);
+    attend_again(odd, q, batch, first + warp_row, out + blockIdx.y * HEAD, scale * LOG2_E);
 }

@@ -95,6 +95,25 @@ __device__ __forceinline__ void wait(u32 barrier, int tile) {
                  : "memory");
 }
 
+#ifdef GAINS
+// Scores, which are not scaled yet, gain what the tables say. `query`: the lane's first row; the other is 8 behind it, and so are the keys of n behind
+// those of n - 1: hence two keys are as far from one row as the two before are from the other.
+__device__ __forceinline__ void add_gains(float (&s)[KEYS / 8][4], const Batch& batch, int query, int key, float unscaled) {
+    key += lane_id() % 4 * 2;
+    Apart before[2] = {apart(batch.scores, key - 8 - query), apart(batch.scores, key - 7 - query)};
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const int k = key + n * 8 + c;
+            const Apart far = apart(batch.scores, k - query);
+            s[n][c] += gain(batch, query, k, far) * unscaled;
+            s[n][2 + c] += gain(batch, query + 8, k, before[c]) * unscaled;
+            before[c] = far;
+        }
+}
+#endif
+
 // Scores of keys from `key` on that are not of a row's own text become -infinity.
 __device__ __forceinline__ void mask(float (&s)[KEYS / 8][4], int key, const int2 (&text)[2]) {
     const bool inside = text[0].x <= key && key + KEYS <= text[0].y && text[1].x <= key && key + KEYS <= text[1].y;
@@ -170,16 +189,16 @@ __device__ __forceinline__ u32 store(act* out, const float (&sums)[WIDTH / 8][4]
     return odd;
 }
 
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
-    attention(const act* qkv, const int2* bounds, int tokens, act* out, float scale) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS) attention(PARAMETERS) {
     extern __shared__ __align__(1024) char shared[];
     const u32 room = __cvta_generic_to_shared(shared), stages = room + QUERY_BYTES, barrier = stages + STAGES * 2 * TILE_BYTES;
     const int first = blockIdx.x * ATTENTION_QUERIES, warp = threadIdx.x / 32, own = first + warp * 16 + lane_id() / 4;
+    const Batch batch = BATCH;
     qkv += blockIdx.y * HEAD;
 
     if (threadIdx.x == 0) begin_barrier(barrier);
-    const int2 text[2] = {text_of(bounds, own, tokens), text_of(bounds, own + 8, tokens)};
-    const Span all = texts_of<ATTENTION_QUERIES>(bounds, first, tokens);
+    const int2 text[2] = {text_of(batch, own), text_of(batch, own + 8)};
+    const Span all = texts_of<ATTENTION_QUERIES>(batch, first);
     __syncthreads();
     await_previous();
     const Queries queries = load_queries(qkv, first, tokens, room);
@@ -189,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         if (all.begin + stage * KEYS < all.end) start_copies(copies, stage);
         commit_copies();
     }
-    const Span group = texts_of<GROUP_WARPS * 16>(bounds, first + warp / GROUP_WARPS * (GROUP_WARPS * 16), tokens);
+    const Span group = texts_of<GROUP_WARPS * 16>(batch, first + warp / GROUP_WARPS * (GROUP_WARPS * 16));
     arrive(barrier);
 
     scale *= LOG2_E;
@@ -208,6 +227,9 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         start_scores(s, queries, keys);
         finish_products(s);
         arrive(barrier);
+#ifdef GAINS
+        add_gains(s, batch, own, key, LOG2_E / scale);
+#endif
         mask(s, key, text);
         raise_reference(softmax, sums, s, scale);
         u32 weights[KEYS / 16][4];
@@ -216,5 +238,5 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         finish_products(sums);
     }
     const u32 odd = store(out + (size_t)own * HIDDEN + blockIdx.y * HEAD, sums, softmax, text);
-    attend_again(odd, qkv, bounds, first + warp * 16, out + blockIdx.y * HEAD, scale);
+    attend_again(odd, qkv, batch, first + warp * 16, out + blockIdx.y * HEAD, scale);
 }

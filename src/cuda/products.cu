@@ -1,7 +1,8 @@
 // Matrix products of few rows.
 //
-//   product_R_N(x (rows, inputs), weight (outputs, inputs), bias (outputs), residual, out (rows, outputs), rows, outputs, inputs, kind)
-//       out = activation(x weight^T + bias) + residual; bias and residual may be null, residual may be out; kind as in activated()
+//   product_R_N(x (rows, inputs), weight (outputs, inputs), bias (outputs), beside, gated, out (rows, outputs), rows, outputs, inputs, kind)
+//       out = activation(x weight^T + bias) * beside where gated, else + beside; bias and beside may be null, beside may be out; kind as in
+//       activated()
 //
 // What few rows cost is that weights come from memory and that each kernel waits for the one before. A block has 16 R rows and 8 N outputs; all its
 // weights fit into shared memory, and are on their way while the kernel before still runs. The warps share the inputs out, and a lane copies just
@@ -16,7 +17,7 @@
 // In a step a warp has 32 inputs, and lane l 8 of them from l % 4 * 8 on: of output l / 4 of each 8, and of rows l / 4 and l / 4 + 8 of each 16.
 // mma.sync wants other inputs in these lanes, but it is all the same: both operands are permuted alike.
 template <int R, int N>
-__device__ __forceinline__ void product(const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows,
+__device__ __forceinline__ void product(const act* x, const act* weight, const act* bias, const act* beside, int gated, act* out, int rows,
                                         int outputs, int inputs, int kind) {
     extern __shared__ __align__(16) uint4 operands[];
     constexpr int AHEAD = 6 / R,
@@ -81,15 +82,15 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
         commit_copies();
     }
 
-    u32 residuals[TILES][2];
+    u32 more[TILES][2];
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int tile = warp + t * PRODUCT_WARPS, to = row + tile / N * 16 + h * 8, o = own_output + tile % N * 8;
-            residuals[t][h] = 0;
-            if (residual && tile < R * N && to < rows && o < outputs)
-                residuals[t][h] = *reinterpret_cast<const u32*>(residual + (size_t)to * outputs + o);
+            more[t][h] = 0;
+            if (beside && tile < R * N && to < rows && o < outputs)
+                more[t][h] = *reinterpret_cast<const u32*>(beside + (size_t)to * outputs + o);
         }
     // This lane's weights have been used; its sums take their place.
 #pragma unroll
@@ -115,17 +116,19 @@ __device__ __forceinline__ void product(const act* x, const act* weight, const a
         for (int h = 0; h < 2; h++) {
             const int to = row + tile / N * 16 + h * 8;
             if (to >= rows) continue;
-            const float2 more = unpack2(residuals[t][h]);
-            const u32 pair = pack2(activated(sum[2 * h], kind) + more.x, activated(sum[2 * h + 1], kind) + more.y);
+            const float2 by = unpack2(more[t][h]);
+            const float one = activated(sum[2 * h], kind), two = activated(sum[2 * h + 1], kind);
+            const u32 pair = pack2(gated ? one * by.x : one + by.x, gated ? two * by.y : two + by.y);
             *reinterpret_cast<u32*>(out + (size_t)to * outputs + o) = pair;
         }
     }
 }
 
-#define PRODUCT(R, N)                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(PRODUCT_WARPS * 32) product_##R##_##N(                                                 \
-        const act* x, const act* weight, const act* bias, const act* residual, act* out, int rows, int outputs, int inputs, int kind) { \
-        product<R, N>(x, weight, bias, residual, out, rows, outputs, inputs, kind);                                                     \
+#define PRODUCT(R, N)                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(PRODUCT_WARPS * 32)                                                                       \
+        product_##R##_##N(const act* x, const act* weight, const act* bias, const act* beside, int gated, act* out, int rows, int outputs, \
+                          int inputs, int kind) {                                                                                          \
+        product<R, N>(x, weight, bias, beside, gated, out, rows, outputs, inputs, kind);                                                   \
     }
 PRODUCTS
 #undef PRODUCT

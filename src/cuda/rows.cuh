@@ -51,6 +51,26 @@ typedef act row;
 typedef uint4 word;
 #endif
 
+// Four neighbouring values; their address is a multiple of 8 bytes, of 16 in float32.
+__device__ __forceinline__ void load4(float (&f)[4], const act* from) {
+#ifdef ACT_FLOAT
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    f[0] = four.x, f[1] = four.y, f[2] = four.z, f[3] = four.w;
+#else
+    const uint2 four = *reinterpret_cast<const uint2*>(from);
+    const float2 low = unpack2(four.x), high = unpack2(four.y);
+    f[0] = low.x, f[1] = low.y, f[2] = high.x, f[3] = high.y;
+#endif
+}
+
+__device__ __forceinline__ void store4(act* to, const float (&f)[4], float by) {
+#ifdef ACT_FLOAT
+    *reinterpret_cast<float4*>(to) = make_float4(f[0] * by, f[1] * by, f[2] * by, f[3] * by);
+#else
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack2(f[0] * by, f[1] * by), pack2(f[2] * by, f[3] * by));
+#endif
+}
+
 struct Row {
     word words[VECTORS];
 };

@@ -123,6 +123,7 @@ static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->cal
 static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
 static void run_norm(const job *j, fi_team team) { j->isa->norm(j->call, team); }
 static void run_embed(const job *j, fi_team team) { j->isa->embed(j->call, team); }
+static void run_norm_heads(const job *j, fi_team team) { j->isa->norm_heads(j->call, team); }
 static void run_rotate(const job *j, fi_team team) { j->isa->rotate(j->call, team); }
 static void run_attention(const job *j, fi_team team) { j->isa->attention(j->call, j->workspace, team); }
 static void run_pack(const job *j, fi_team team) { j->isa->pack(j->call, j->weights, j->workspace, team); }
@@ -269,10 +270,10 @@ static void try_gemm(const fi_isa *isa) {
 }
 
 static void try_norm(const fi_isa *isa) {
-    fi_norm_call c = {.tokens = number(0, 60), .hidden = number(1, 150), .eps = 1e-6f};
+    fi_norm_call c = {.tokens = number(0, 60), .hidden = number(1, 150), .eps = 1e-6f, .rms = byte() % 4 == 0};
     const size_t values = (size_t)c.tokens * c.hidden;
     const float *x = floats(values), *residual = perhaps(values);
-    c.gamma = floats(c.hidden), c.beta = perhaps(c.hidden);
+    c.gamma = floats(c.hidden), c.beta = c.rms ? NULL : perhaps(c.hidden);
     const int apart = byte() % 3, sum_apart = byte() % 4; /* out: apart, x, residual; sum: apart, x, residual, none */
     const plan p = team_plan(0);
     float *out[2], *sum[2];
@@ -328,6 +329,14 @@ static int32_t *bounds(int texts, int longest) {
     return cu;
 }
 
+/* What stands from byte `at` of each row to the next row, v and what lies between the rows, is as it was. */
+static void same_v(const char *what, const fi_isa *isa, const char *a, const char *b, int rows, size_t stride, size_t at, size_t bytes) {
+    for (int t = 0; t < rows; t++) {
+        const size_t from = t * stride + at, next = (t + 1) * stride;
+        same_bytes(what, isa, a + from, b + from, (next < bytes ? next : bytes) - from);
+    }
+}
+
 /* Angles of any size, so that what is turned wrongly is far away. */
 static void try_rotate(const fi_isa *isa) {
     fi_rotate_call c = {.texts = number(1, 4), .heads = number(1, 3), .head_size = 2 * sometimes(20, 70)};
@@ -356,10 +365,32 @@ static void try_rotate(const fi_isa *isa) {
         if (c.half) same_halves("rotate in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, count);
         else same("rotate", isa, (float *)out[i], (float *)out[0] + begin, count);
     }
-    for (int t = 0; t < cu[c.texts]; t++) { /* v, and what lies between the rows, stay as they are */
-        const size_t at = ((size_t)t * c.qkv_stride + 2 * width) * each, next = (size_t)(t + 1) * c.qkv_stride;
-        same_bytes("rotate's v", isa, out[0] + at, qkv + at, (next < values ? next : values) * each - at);
+    same_v("rotate's v", isa, out[0], qkv, cu[c.texts], c.qkv_stride * each, 2 * width * each, values * each);
+}
+
+static void try_norm_heads(const fi_isa *isa) {
+    fi_norm_heads_call c = {.tokens = number(0, 60), .heads = number(1, 3), .head_size = sometimes(40, 1024), .eps = 1e-6f};
+    c.half = isa->half && byte() % 2;
+    if (c.head_size > 150) c.tokens %= 4;
+    const int width = c.heads * c.head_size;
+    c.qkv_stride = 3 * width + byte() % 5;
+    c.query = floats(c.head_size), c.key = floats(c.head_size);
+    const size_t each = c.half ? 2 : 4, values = c.tokens ? (size_t)(c.tokens - 1) * c.qkv_stride + 3 * width : 0;
+    const char *qkv = stored(c.half ? FI_BF16 : FI_F32, values);
+    const plan p = team_plan(0);
+    const int skip = c.tokens ? number(0, c.tokens - 1) : 0;
+    char *out[3];
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and the rows from `skip` on */
+        fi_norm_heads_call mine = c;
+        const size_t begin = i == 2 ? (size_t)skip * c.qkv_stride : 0;
+        if (i == 2) mine.tokens -= skip;
+        mine.qkv = out[i] = copy(qkv + begin * each, (values - begin) * each, each);
+        job j = {isa, run_norm_heads, NULL, &mine, NULL, 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        if (c.half) same_halves("norm_heads in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, values - begin);
+        else same("norm_heads", isa, (float *)out[i], (float *)out[0] + begin, values - begin);
     }
+    same_v("norm_heads' v", isa, out[0], qkv, c.tokens, c.qkv_stride * each, 2 * width * each, values * each);
 }
 
 /* A packed table of random rows for disentangled attention, in the dtype in which attention computes. */
@@ -378,7 +409,7 @@ static const fi_matrix *relative_table(const fi_isa *isa, const fi_attention_cal
 static void relate(const fi_isa *isa, fi_attention_call *c, int reach) {
     c->reach = reach;
     if (byte() % 2) {
-        c->distance_stride = 2 * reach - 1 + byte() % 3;
+        c->distance_stride = 2 * reach - 1 + byte() % 2;
         c->distances = floats((size_t)(c->heads - 1) * c->distance_stride + 2 * reach - 1);
     }
     if (byte() % 2) return;
@@ -404,9 +435,12 @@ static void try_attention(const fi_isa *isa) {
     for (int i = 0; keys && i < c.texts; i++) keys[i] = cu[i + 1] > cu[i] ? number(1, cu[i + 1] - cu[i]) : 0;
     c.keys = keys;
     if (!keys && byte() % 2) c.window = number(1, longest + 2);
-    /* A key off the window has weight 0, which makes nan of an infinite value; which such keys are seen at all depends on the team. */
-    if (c.window) special = 0;
-    if (byte() % 2) relate(isa, &c, longest + byte() % 3);
+    if (!keys && byte() % 4 == 0) c.causal = 1;
+    /* A key that is hidden has weight 0, which makes nan of an infinite value; which such keys are met at all depends on the team. */
+    if (c.window || c.causal) special = 0;
+    int most = 1;
+    for (int i = 0; i < c.texts; i++) most = cu[i + 1] - cu[i] > most ? cu[i + 1] - cu[i] : most;
+    if (byte() % 2) relate(isa, &c, most + byte() % 2);
     /* Rows of bfloat16 are read as words, so their stride is even. */
     c.qkv_stride = 3 * width + 2 * (byte() % 3), c.out_stride = width + byte() % 5;
     const int tokens = cu[c.texts];
@@ -458,8 +492,8 @@ static void try_arrays(const fi_isa *isa) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const kernels[])(const fi_isa *) = {try_fff,   try_fff,       try_gemm,   try_gemm,  try_norm,
-                                                      try_embed, try_attention, try_arrays, try_rotate};
+    static void (*const kernels[])(const fi_isa *) = {try_fff,   try_fff,       try_gemm,   try_gemm,   try_norm,
+                                                      try_embed, try_attention, try_arrays, try_rotate, try_norm_heads};
     const fi_isa *isas[16];
     int usable = 0;
     for (int i = 0; fi_isas[i]; i++)

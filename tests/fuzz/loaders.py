@@ -93,7 +93,7 @@ def run_translate(files: Files, folder: Path) -> None:
             stored.pop(name, None)
         else:
             stored[name] = Tensor(np.zeros(shape, np.float32), "float32")
-    config, made, _ = layouts.translate(parse_or_skip(files["config.json"]), stored, folder)
+    config, made, _ = layouts.translate(parse_or_skip(files["config.json"]), stored, folder, folder, checkpoint.map_folder)
     checkpoint.check(config, made, str(folder))
 
 
@@ -139,13 +139,18 @@ def run_folder(files: Files, folder: Path) -> None:
     assert [h.shape for h in model.hidden_states(batch)] == [(len(row), c.hidden) for row in ids]
     for task in model.tasks:
         if task == "embed":
-            assert model.embed(batch).shape == (len(ids), c.hidden)
+            assert model.embed(batch).shape == (len(ids), c.tasks.embed.numbers(c.hidden))
         elif task == "embed_sparse":
             assert model.embed_sparse(batch).shape == (len(ids), c.vocabulary)
+        elif task.startswith("embed"):
+            assert len(getattr(model, task)(batch)) == len(ids)
         else:
             assert len(model.logits(batch, task=task, positions="all")) == len(ids)
     if model.tokenizer is not None:
         assert len(model.hidden_states(TEXTS)) == len(TEXTS)
+        if c.tasks.embed:
+            assert len(model.embed(TEXTS)) == len(TEXTS)
+            assert len(model.rank(TEXTS[0], TEXTS[2:])) == len(TEXTS[2:])
 
 
 def run_convert(files: Files, folder: Path) -> None:
@@ -154,17 +159,21 @@ def run_convert(files: Files, folder: Path) -> None:
         fastinfer.load(out, device="numpy")
 
 
-POSITIONS = ("rotary", "buckets", "alibi", "disentangled")  # seeds with the keys of positions, gates, windows and narrow embeddings
+POSITIONS = ("rotary", "causal", "buckets", "alibi", "disentangled")  # seeds with the keys of attention, norms, gates and widths
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
-    "config": (run_config, ("ours", "int8", "shards", *POSITIONS), 8),
+    "config": (run_config, ("ours", "int8", "shards", "vectors", *POSITIONS), 8),
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
-    "translate": (run_translate, ("bert", "bin", "adapter", *seeds.FAMILIES), 10),
+    "translate": (run_translate, ("bert", "bin", "adapter", "sentences", *seeds.FAMILIES), 10),
     "tokenizer": (run_tokenizer, ("ours",), 8),
     "kind": (run_kind, ("bert", "bin", "merges", "pieces", "spm", "plain"), 8),
     "bin": (run_bin, ("bin",), 4),
-    "folder": (run_folder, ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed", *POSITIONS, *seeds.FAMILIES), 10),
-    "convert": (run_convert, ("bin", "bert", "adapter", "crammed"), 1),
+    "folder": (
+        run_folder,
+        ("ours", "int8", "shards", "bert", "bin", "adapter", "crammed", "sentences", "vectors", *POSITIONS, *seeds.FAMILIES),
+        10,
+    ),
+    "convert": (run_convert, ("bin", "bert", "adapter", "crammed", "sentences"), 1),
 }
 
 

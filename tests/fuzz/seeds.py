@@ -35,9 +35,12 @@ from fastinfer.config import (  # noqa: E402
     HeadLayer,
     Norm,
     Positions,
+    Project,
+    Prompt,
     Stored,
     Tag,
     Tasks,
+    Unit,
 )
 
 HIDDEN = 16
@@ -272,6 +275,22 @@ def make() -> dict[str, dict[str, bytes]]:
         "tokenizer_config.json": as_json({"model_max_length": 512, "do_lower_case": True, "tokenizer_class": "BertTokenizer"}),
     }
     config = {"config.json": as_json(BERT)}
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+    modules = [{"path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+    sentences = {
+        "modules.json": as_json(modules),
+        "1_Pooling/config.json": as_json({"pooling_mode": ["mean", "lasttoken"], "include_prompt": False}),
+        "2_Dense/config.json": as_json(
+            {"in_features": 2 * HIDDEN, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+        ),
+        "2_Dense/model.safetensors": pack({"linear.weight": np.ones((6, 2 * HIDDEN), np.float32), "linear.bias": np.zeros(6, np.float32)}),
+        "config_sentence_transformers.json": as_json(
+            {"prompts": {"query": "is ", "task": "of "}, "default_prompt_name": "task", "similarity_fn_name": "dot", "truncate_dim": 4}
+        ),
+    }
+    head = Embed(
+        ("mean", "cls"), True, (Project(6, True, "tanh"), Unit(), Project(5, False)), 3, "manhattan", (Prompt("a", "b "),), "a", False
+    )
     return {
         "ours": saved(make_config()) | tokenizer,
         "int8": saved(builders.tiny(ffn=(FFF(2, 2, dense=3, children=True, nodes=6),), stored=Stored("int8", "float16", "int8"))),
@@ -290,6 +309,16 @@ def make() -> dict[str, dict[str, bytes]]:
                 tasks=Tasks(Embed("mean", True), tag=Tag(("O", "B-x"), layers=(HeadLayer(3, "gelu_tanh", norm=True),)), answer=Answer()),
             )
         ),
+        "causal": saved(
+            builders.tiny(
+                norm=Norm("pre", 1e-6, kind="rms"),
+                positions=Positions("none", 8),
+                attention=(Attention(theta=1e4, causal=True),),
+                head_size=16,
+                head_norms=True,
+                final_norm=True,
+            )
+        ),
         "buckets": saved(
             builders.tiny(
                 distances=Buckets(4, 6),
@@ -301,6 +330,8 @@ def make() -> dict[str, dict[str, bytes]]:
         "alibi": saved(builders.tiny(positions=Positions("none", 8), distances=Alibi(), attention=(Attention(window=3),))),
         "disentangled": saved(builders.tiny(positions=Positions("none", 8), distances=Disentangled(2, 5), norm=Norm("post", 1e-7))),
         "bert": config | around | tokenizer | {"model.safetensors": pack(arrays)},
+        "sentences": config | around | tokenizer | sentences | {"model.safetensors": pack(arrays)},
+        "vectors": saved(make_config(tasks=Tasks(head))) | tokenizer,
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
         "adapter": config | tokenizer | adapted(arrays),
         **tokenizers(),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastinfer import config as configs
 from fastinfer.config import Alibi, Buckets, Config, Disentangled
 from fastinfer.positions import bucket_of, distance_table, relative_rows, rotary_table
+from training.norm import RMSNorm, make_norm
 
 
 class Rotary(nn.Module):
@@ -19,7 +20,7 @@ class Rotary(nn.Module):
 
     def __init__(self, config: Config, theta: float, scale: float) -> None:
         super().__init__()
-        table = rotary_table(config.positions.max, config.hidden // config.heads, theta, scale)
+        table = rotary_table(config.positions.max, config.width_of_head, theta, scale)
         self.register_buffer("table", torch.from_numpy(table), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,12 +55,14 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.rotary = config.heads, rotary
         normed = layer > 0 or config.norm.order == "post" or config.norm.first
-        self.norm = nn.LayerNorm(config.hidden, config.norm.eps) if normed else None
-        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, config.attention_bias)
-        self.out = nn.Linear(config.hidden, config.hidden, config.attention_bias)
+        self.norm = make_norm(config) if normed else None
+        size, inner = config.width_of_head, config.heads * config.width_of_head
+        self.qkv = nn.Linear(config.hidden, 3 * inner, config.attention_bias)
+        self.out = nn.Linear(inner, config.hidden, config.attention_bias)
+        self.query_norm, self.key_norm = (RMSNorm(size, config.norm.eps) if config.head_norms else None for _ in range(2))
         relative = config.distances if isinstance(config.distances, Disentangled) else None
         self.relative_keys, self.relative_queries = (
-            nn.Parameter(torch.empty(2 * relative.buckets, config.hidden)) if relative else None for _ in range(2)
+            nn.Parameter(torch.empty(2 * relative.buckets, inner)) if relative else None for _ in range(2)
         )
         if relative:
             rows = torch.from_numpy(relative_rows(relative, config.positions.max)).long()
@@ -68,6 +71,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); mask as the module says. The rows of padding hold arbitrary values."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         if self.relative_keys is not None:
@@ -90,14 +95,16 @@ def by_distance(table: Tensor, length: int) -> Tensor:
     return table[..., middle - length + 1 : middle + length].unfold(-1, length, 1).flip(-2)
 
 
-def visible(mask: Tensor | None, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The keys that each query sees, as a bool mask: those of its text, mask (B, L), that are at most `window` away."""
+def visible(mask: Tensor | None, length: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:
+    """The keys that each query sees, as a bool mask: those of its text, mask (B, L), at most `window` away, if `causal` none after it."""
     tokens = None if mask is None else mask[:, None, None]
-    if window is None:
+    if window is None and not causal:
         return tokens
     place = torch.arange(length, device=device)
-    away = (place[:, None] - place).abs()
-    near = away <= window
+    away = place[:, None] - place
+    near = away.abs() <= (length if window is None else window)
+    if causal:
+        near &= away >= 0
     # Padding that is far from every token sees itself: a row without keys would be NaN, which spreads to the tokens of the next layer.
     return near if tokens is None else (near & tokens) | (away == 0)
 
@@ -110,9 +117,9 @@ def merged(mask: Tensor | None, added: Tensor) -> Tensor:
 def masks(
     mask: Tensor | None, length: int, layers: tuple[configs.Attention, ...], distances: Distances | None, device: torch.device
 ) -> list[Tensor | None]:
-    """The mask of each layer, for texts with the tokens `mask` (B, L); layers with equal windows share one."""
-    made = {window: visible(mask, length, window, device) for window in {layer.window for layer in layers}}
+    """The mask of each layer, for texts with the tokens `mask` (B, L); layers that see equal keys share one."""
+    made = {sees: visible(mask, length, *sees, device) for sees in {(layer.window, layer.causal) for layer in layers}}
     if distances is not None:
         added = distances(length)
-        made = {window: merged(seen, added) for window, seen in made.items()}
-    return [made[layer.window] for layer in layers]
+        made = {sees: merged(seen, added) for sees, seen in made.items()}
+    return [made[layer.window, layer.causal] for layer in layers]

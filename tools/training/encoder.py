@@ -13,6 +13,7 @@ feedforward.py and attention.py have the parts of a layer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping
 
@@ -22,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Alibi, Buckets, Config, FillMask, HeadLayer, Pooling, Stored, StoredDtype
+from fastinfer.config import FFF, Alibi, Buckets, Config, FillMask, HeadLayer, Pooling, Project, Stored, StoredDtype
 from fastinfer.errors import ConfigError, InputError, listed
 from fastinfer.positions import sinusoids
 from training.attention import Attention, Distances, Rotary, masks
 from training.feedforward import ACTIVATIONS, Feedforward
+from training.norm import make_norm
 
 INIT = 0.02  # standard deviation of fresh matrices and embeddings, as BERT has it
 
@@ -70,7 +72,7 @@ class Embedding(nn.Module):
         if sinusoidal:
             self.register_buffer("sines", torch.from_numpy(sinusoids(positions.max, columns)), persistent=False)
         self.token_type = nn.Parameter(torch.empty(config.token_types, columns)) if config.token_types else None
-        self.norm = nn.LayerNorm(columns, config.norm.eps) if config.embedding_norm else None
+        self.norm = make_norm(config, columns) if config.embedding_norm else None
         self.project = nn.Linear(columns, config.hidden) if config.embedding_width is not None else None
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
@@ -108,7 +110,7 @@ class Encoder(nn.Module):
         turned = {(a.theta, a.scale) for a in config.attention if a.theta is not None}
         rotary = {(theta, scale): Rotary(config, theta, scale) for theta, scale in turned}
         self.layers = nn.ModuleList(Layer(config, i, rotary.get((a.theta, a.scale))) for i, a in enumerate(config.attention))
-        self.final_norm = nn.LayerNorm(config.hidden, config.norm.eps) if config.final_norm else None
+        self.final_norm = make_norm(config) if config.final_norm else None
         self.tasks = _heads(config)
         unknown = checkpoint.tensors(self.config).keys() - self.state_dict().keys()
         if unknown:
@@ -137,9 +139,17 @@ class Encoder(nn.Module):
         return states
 
     def embed(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Final hidden states (B, L, D) -> embeddings (B, D), float32, as tasks.embed says."""
-        pooled = pool(states, mask, self.config.tasks.embed.pooling)
-        return F.normalize(pooled, dim=-1, eps=1e-12) if self.config.tasks.embed.normalize else pooled
+        """Final hidden states (B, L, D) -> embeddings (B, M), float32, as tasks.embed says. All tokens are pooled."""
+        head = self.config.tasks.embed
+        x = torch.cat([pool(states, mask, kind) for kind in head.poolings], -1)
+        for i, layer in enumerate(head.layers):
+            if isinstance(layer, Project):
+                x = self.tasks.embed.layers[str(i)](x)
+                x = x if layer.activation is None else ACTIVATIONS[layer.activation](x)
+            else:
+                x = F.normalize(x, dim=-1, eps=1e-12)
+        x = F.normalize(x, dim=-1, eps=1e-12) if head.normalize else x
+        return x[:, : head.dim]
 
     def classify(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Final hidden states (B, L, D) -> logits (B, K)."""
@@ -189,6 +199,11 @@ def check_trainable(config: Config) -> None:
 
 def _heads(config: Config) -> nn.Module:
     tasks, heads = config.tasks, nn.ModuleDict()
+    if tasks.embed and tasks.embed.layers:
+        steps = [(str(i), layer) for i, layer in enumerate(tasks.embed.layers) if isinstance(layer, Project)]
+        widths = itertools.pairwise(tasks.embed.widths(config.hidden))
+        linear = {i: nn.Linear(a, b, layer.bias) for (i, layer), (a, b) in zip(steps, widths, strict=True)}
+        heads["embed"] = nn.ModuleDict({"layers": nn.ModuleDict(linear)})
     if tasks.fill_mask:
         heads["fill_mask"] = _FillMask(config, tasks.fill_mask)
     if tasks.classify:
@@ -241,15 +256,19 @@ class _HeadLayer(nn.Linear):
 
 
 def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
-    """A float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding does not count."""
+    """A float32 vector per text: (B, L, D), (B, L) -> (B, D). Padding, which follows a text, does not count."""
     states = states.float()
     if kind == "cls":
         return states[:, 0]
     if mask is None:
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    if kind == "lasttoken":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
     mask = mask[..., None]
-    if kind == "mean":
-        return (states * mask).sum(1) / mask.sum(1)
+    if kind in ("mean", "sqrtmean", "weightedmean"):
+        weights = mask * mask.cumsum(1) if kind == "weightedmean" else mask
+        total = weights.sum(1)
+        return (states * weights).sum(1) / (total.sqrt() if kind == "sqrtmean" else total)
     states = states.masked_fill(~mask, -torch.inf)
     return states.amax(1) if kind == "max" else states.logsumexp(1)
 

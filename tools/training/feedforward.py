@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastinfer.activations import Activation
 from fastinfer.config import FFF, Config, Dense, Gated
+from training.norm import make_norm
 
 GATHERED = 16  # a CPU gathers the rows of a path where a tree has this many times more nodes than the path
 DECIDED = 0.3  # the balance loss takes a logit of this size for a clear decision
@@ -97,7 +98,7 @@ class Feedforward(nn.Module):
     def __init__(self, config: Config, ffn: Dense | Gated | FFF) -> None:
         super().__init__()
         hidden = config.hidden
-        self.norm = nn.LayerNorm(hidden, config.norm.eps)
+        self.norm = make_norm(config)
         trees = isinstance(ffn, FFF)
         width = ffn.dense if trees else ffn.width
         self.nodes = nn.Parameter(torch.empty(ffn.trees, ffn.count, 2, hidden)) if trees else None

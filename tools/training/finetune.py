@@ -83,7 +83,7 @@ def tasks_of(settings: Finetune) -> dict[str, Task]:
 
 def head(config: Config, kind: Kind, labels: tuple[str, ...]) -> Tasks:
     """The head that a task of this kind needs."""
-    pooling = config.tasks.embed.pooling if config.tasks.embed else "mean"
+    pooling = config.tasks.embed.poolings[0] if config.tasks.embed else "mean"
     if kind == "tags":
         return Tasks(tag=Tag(labels))
     if kind == "pairs":

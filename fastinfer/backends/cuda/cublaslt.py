@@ -15,7 +15,8 @@ COMPUTE_32F, R_32F = 68, 0
 TYPES = {"float32": R_32F, "float16": 2, "bfloat16": 14}
 TRANSA, EPILOGUE, BIAS_POINTER = 3, 7, 8
 EPILOGUE_DEFAULT, EPILOGUE_BIAS = 1, 4
-MAX_WORKSPACE_BYTES = 1
+MAX_WORKSPACE_BYTES, MIN_ALIGNMENTS = 1, (5, 6, 7, 8)
+BATCH_COUNT, BATCH_STRIDE = 5, 6
 WORKSPACE = 32 << 20  # bytes: NVIDIA recommends this size for Hopper
 RESULT = 96  # bytes of a cublasLtMatmulHeuristicResult_t, which begins with the algorithm
 CANDIDATES = 8  # algorithms to ask for
@@ -61,28 +62,41 @@ class Product:
     Arrays are CuPy's in C order; inputs and outputs are multiples of 8. Only one thread at a time may use a Product.
     """
 
+    alignment = 256  # bytes: addresses of arrays are multiples of it
+
     def __init__(self, device: int, dtype: str, rows: int, outputs: int, inputs: int, bias: bool, residual: bool) -> None:
         kind = TYPES[dtype]
+        self._describe(device, bias, 1, residual)
+        # cuBLAS stores matrices by columns, so its output is out.T = weight @ x.T.
+        self.weight, self.x, self.out = (self._layout(kind, *shape) for shape in ((inputs, outputs), (inputs, rows), (outputs, rows)))
+        self.algorithm = self.candidates()[0]
+
+    def _describe(self, device: int, bias: bool, factor: float, residual: bool) -> None:
+        """Make the description of the product, whose sums are multiplied by `factor`."""
         self.device = device
         self.description = pointer()
         _call("cublasLtMatmulDescCreate", ctypes.byref(self.description), COMPUTE_32F, R_32F)
         self._set(TRANSA, ctypes.c_int32(1))
         self._set(EPILOGUE, ctypes.c_int32(EPILOGUE_BIAS if bias else EPILOGUE_DEFAULT))
-        # cuBLAS stores matrices by columns, so its output is out.T = weight @ x.T.
-        self.weight, self.x, self.out = (self._layout(kind, *shape) for shape in ((inputs, outputs), (inputs, rows), (outputs, rows)))
-        self.one, self.beta = ctypes.c_float(1), ctypes.c_float(1 if residual else 0)
-        self.algorithm = self.candidates()[0]
+        self.factor, self.beta = ctypes.c_float(factor), ctypes.c_float(1 if residual else 0)
 
     def _set(self, attribute: int, value: Any) -> None:
         """Set an attribute of the product's description."""
         _call("cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value), size_t(ctypes.sizeof(value)))
 
     @staticmethod
-    def _layout(kind: int, rows: int, columns: int) -> ctypes.c_void_p:
-        """The description of a matrix stored by columns."""
+    def _layout(kind: int, rows: int, columns: int, stride: int | None = None, count: int = 1, apart: int = 0) -> ctypes.c_void_p:
+        """The description of a matrix stored by columns, or of `count` such matrices.
+
+        stride  values from a column to the next; None: `rows`
+        apart   values from a matrix to the next
+        """
         layout = pointer()
-        sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
+        sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(stride or rows)
         _call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), kind, *sizes)
+        for attribute, value in ((BATCH_COUNT, ctypes.c_int32(count)), (BATCH_STRIDE, ctypes.c_int64(apart))):
+            if count > 1:
+                _call("cublasLtMatrixLayoutSetAttribute", layout, attribute, ctypes.byref(value), size_t(ctypes.sizeof(value)))
         return layout
 
     def candidates(self) -> list[bytes]:
@@ -91,6 +105,9 @@ class Product:
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         limit = ctypes.c_uint64(WORKSPACE)
         _call("cublasLtMatmulPreferenceSetAttribute", preference, MAX_WORKSPACE_BYTES, ctypes.byref(limit), size_t(8))
+        alignment = ctypes.c_uint32(self.alignment)
+        for attribute in MIN_ALIGNMENTS:
+            _call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.byref(alignment), size_t(4))
         found = ctypes.create_string_buffer(RESULT * CANDIDATES)
         operands = self.description, self.weight, self.x, self.out, self.out
         _call("cublasLtMatmulAlgoGetHeuristic", handle(self.device), *operands, preference, CANDIDATES, found, ctypes.byref(count))
@@ -108,7 +125,7 @@ class Product:
             "cublasLtMatmul",
             handle(self.device),
             self.description,
-            ctypes.byref(self.one),
+            ctypes.byref(self.factor),
             pointer(weight.data.ptr),
             self.weight,
             pointer(x.data.ptr),
@@ -128,3 +145,22 @@ class Product:
         library().cublasLtMatmulDescDestroy(self.description)
         for layout in (self.weight, self.x, self.out):
             library().cublasLtMatrixLayoutDestroy(layout)
+
+
+class HeadProduct(Product):
+    """out (heads, rows, outputs) = factor * x[h] @ weight[h].T for each head h, for several heads at once.
+
+    x (rows, ...) and weight (outputs, ...) have `size` columns per head, side by side; from a row to the next are `strides` values.
+    """
+
+    alignment = 16  # bytes: a head begins anywhere in a row
+
+    def __init__(
+        self, device: int, dtype: str, rows: int, outputs: int, heads: int, size: int, strides: tuple[int, int], factor: float
+    ) -> None:
+        kind = TYPES[dtype]
+        self._describe(device, False, factor, False)
+        self.x = self._layout(kind, size, rows, strides[0], heads, size)
+        self.weight = self._layout(kind, size, outputs, strides[1], heads, size)
+        self.out = self._layout(kind, outputs, rows, outputs, heads, rows * outputs)
+        self.algorithm = self.candidates()[0]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ...checkpoint.spec import tensors
+from ...config import Config
 from ...errors import BackendError
+from .shared import MAX_HIDDEN
 
 
 def why_not() -> str | None:
@@ -74,3 +79,39 @@ def limits(cupy: Any, number: int) -> Limits:
     # Graphs capture early starts from CUDA 12.3 on.
     early = capability >= 90 and cupy.cuda.runtime.driverGetVersion() >= 12030
     return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], early)
+
+
+def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) -> None:
+    """Raise BackendError for sizes that the kernels do not take, and for a dtype in which the GPU does not compute."""
+    if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
+        raise BackendError(
+            f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
+            "up to 128: use device 'cpu'"
+        )
+    if hidden > MAX_HIDDEN:
+        raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
+    if act == "bfloat16" and able.capability < 80:
+        raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {device} has {able.capability}: use float16 or float32")
+
+
+def check_config(config: Config) -> None:
+    """Raise BackendError for a model that has what the kernels do not compute."""
+    lacking = {
+        "norm.kind is 'rms'": config.norm.kind == "rms",
+        "head_norms is true": config.head_norms,
+        f"head_size is {config.head_size}": config.heads * config.width_of_head != config.hidden,
+    }
+    for setting in (name for name, there in lacking.items() if there):
+        raise BackendError(f"{setting}, which the GPU backend does not compute: use device 'cpu'")
+    normed = {name: spec.shape[0] for name, spec in tensors(config).items() if name.endswith("norm.weight")}
+    for name, width in {"embedding.word": config.embedding_width or config.hidden, **normed}.items():
+        if width % 8 or width > MAX_HIDDEN:
+            raise BackendError(
+                f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
+            )
+
+
+def check_places(ids: np.ndarray, skip: int | None) -> None:
+    """Raise BackendError if ids (T,) hold `skip`, the id of a token that takes no position; None: no token is such."""
+    if skip is not None and (ids == skip).any():
+        raise BackendError(f"a GPU does not compute texts that contain the padding token, id {skip}: use device 'cpu'")

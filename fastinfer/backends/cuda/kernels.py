@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,37 +18,66 @@ class Walk(NamedTuple):
     stops: bool
 
 
-class Kernels:
-    """A program per walk of trees, and one (walk None) with all other kernels.
+class Changed(NamedTuple):
+    """Compile-time values of an attention that does more to scores than scale them: the fields of weights.Scores that it has."""
 
-    options    compiler options for every program
+    window: bool
+    causal: bool
+    distances: bool
+    relative: bool
+
+
+class Narrow(NamedTuple):
+    """Compile-time value of the kernels of rows whose width is not the model's: the columns."""
+
+    columns: int
+
+
+Variant: TypeAlias = Walk | Changed | Narrow | None
+
+
+class Kernels:
+    """A program per walk of trees, per other attention and per other width, and one (variant None) with all other kernels.
+
+    act        the macro that selects the dtype of activations
+    hidden     columns of the activations
+    heads      attention heads; 0: no attention
     int8_rows  whether the rows of trees are int8
     """
 
-    def __init__(self, cupy: Any, number: int, limits: Limits, options: tuple[str, ...], int8_rows: bool) -> None:
-        self._cupy, self._number, self._limits, self._options, self._int8_rows = cupy, number, limits, options, int8_rows
-        self._modules: dict[Walk | None, Any] = {}
-        self._functions: dict[tuple[str, Walk | None], Any] = {}
+    def __init__(self, cupy: Any, number: int, limits: Limits, act: str, hidden: int, heads: int, int8_rows: bool) -> None:
+        self._cupy, self._number, self._limits = cupy, number, limits
+        self._act, self._hidden, self._heads, self._int8_rows = act, hidden, heads, int8_rows
+        self._modules: dict[Variant, Any] = {}
+        self._functions: dict[tuple[str, Variant], Any] = {}
 
-    def _module(self, walk: Walk | None) -> Any:
-        """The loaded program for a walk; compiled at first use."""
-        if walk not in self._modules:
-            trees: tuple[str, ...] = ()
-            if walk is not None:
-                trees = (f"-DDEPTH={walk.depth}", *("-DSTOPS",) * walk.stops, *("-DROW_INT8",) * self._int8_rows)
+    def _options(self, variant: Variant) -> tuple[str, ...]:
+        """The compiler options of a program."""
+        if isinstance(variant, Narrow):
+            return f"-D{self._act}", f"-DHIDDEN={variant.columns}", "-DNARROW"
+        options = (f"-D{self._act}", f"-DHIDDEN={self._hidden}", *(f"-DHEADS={self._heads}",) * bool(self._heads))
+        if isinstance(variant, Walk):
+            options += (f"-DDEPTH={variant.depth}", *("-DSTOPS",) * variant.stops, *("-DROW_INT8",) * self._int8_rows)
+        elif isinstance(variant, Changed):
+            options += ("-DSCORES", *(f"-D{name.upper()}" for name, there in variant._asdict().items() if there))
+        return options
+
+    def _module(self, variant: Variant) -> Any:
+        """The loaded program of a variant; compiled at first use."""
+        if variant not in self._modules:
             with self._cupy.cuda.Device(self._number):
-                path = cached_kernels(self._limits.architecture, self._options + trees)
-                self._modules[walk] = self._cupy.RawModule(path=str(path))
-        return self._modules[walk]
+                path = cached_kernels(self._limits.architecture, self._options(variant))
+                self._modules[variant] = self._cupy.RawModule(path=str(path))
+        return self._modules[variant]
 
-    def constants(self, walk: Walk | None, name: str, count: int) -> list[int]:
+    def constants(self, variant: Variant, name: str, count: int) -> list[int]:
         """`count` int32 values of the program's global variable `name`, which say how to launch its kernels."""
         with self._cupy.cuda.Device(self._number):
-            found: list[int] = self._cupy.ndarray(count, np.int32, self._module(walk).get_global(name)).tolist()
+            found: list[int] = self._cupy.ndarray(count, np.int32, self._module(variant).get_global(name)).tolist()
             return found
 
     def launch(
-        self, name: str, blocks: int | tuple[int, int], threads: int, *arguments: Any, shared: int = 0, walk: Walk | None = None
+        self, name: str, blocks: int | tuple[int, int], threads: int, *arguments: Any, shared: int = 0, variant: Variant = None
     ) -> None:
         """Launch a kernel on the current stream.
 
@@ -56,11 +85,11 @@ class Kernels:
         threads    threads per block
         arguments  arrays of the GPU or None, numbers, or a struct
         shared     bytes of dynamic shared memory
-        walk       the walk, for a kernel of trees; None: for other kernels
+        variant    the program; kernels of trees need a Walk
         """
-        function = self._functions.get((name, walk))
+        function = self._functions.get((name, variant))
         if function is None:
-            function = self._functions[name, walk] = self._module(walk).get_function(name)
+            function = self._functions[name, variant] = self._module(variant).get_function(name)
             if shared:
                 function.max_dynamic_shared_size_bytes = self._limits.shared_memory - function.shared_size_bytes
         grid = blocks if isinstance(blocks, tuple) else (blocks,)

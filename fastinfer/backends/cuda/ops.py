@@ -18,16 +18,17 @@ from ... import feedforward
 from ...batch import PackedBatch
 from ...checkpoint.tensor import Tensor
 from ...config import Config
-from ...errors import BackendError, DtypeError, ShapeError
-from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Scores, Weights
-from ..reference import Reference, check_layer_arrays
-from .device import Limits, limits
+from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights
+from ..reference import Reference
+from .arrays import Arrays, is_of_host
+from .attention import Attention
+from .device import check_config, check_places, check_sizes, limits
 from .fff import fff_argument
-from .kernels import Kernels, Walk
+from .kernels import Kernels, Narrow, Walk
 from .memory import Memory
 from .plan import STRATEGIES, bucket, few_rows, many_trees_costs, one_tree_strategy, parts
 from .session import Placed, Session, Sessions
-from .shared import ACTIVATIONS, MACROS, MAX_HIDDEN, POOLINGS, PRODUCT_WARPS, WARPS
+from .shared import ACTIVATIONS, MACROS, POOLINGS, PRODUCT_WARPS, WARPS
 from .weights import Matrix, Packing, Trees
 
 
@@ -73,13 +74,11 @@ class FittedCUDA(CUDA):
         self.packing = Packing(self.memory, self.act, self.int8_rows, hidden)
         self.sessions = Sessions(self.memory, self.act)
         self.storage = self.sessions.storage
-        options: tuple[str, ...] = (f"-D{MACROS[self.act]}", f"-DHIDDEN={self.packing.width}")
-        if heads:
-            options += (f"-DHEADS={heads}",)
-        self.kernels = Kernels(self.cupy, number, self.limits, options, self.int8_rows)
+        self.arrays = Arrays(self.memory, self.act, self.packing.width)
+        self.kernels = Kernels(self.cupy, number, self.limits, MACROS[self.act], self.packing.width, heads, self.int8_rows)
         self._has_few_rows = self.act != "float32" and self.limits.capability >= 80
         if heads:
-            self._attention_launch = self.kernels.constants(None, "attention_launch", 3)
+            self._attention = Attention(self.kernels, self.memory, self.sessions, heads)
         self._trees_few_threads = 0  # trees() sets it from the program
 
     # --- memory ---
@@ -110,8 +109,11 @@ class FittedCUDA(CUDA):
     # --- preparing weights ---
 
     def prepare(self, config: Config, stored: Any, max_depth: int | None = None) -> Weights:
+        check_config(config)
         with self.cupy.cuda.Device(self.number) as device:
             weights = super().prepare(config, stored, max_depth)
+            for layer in weights.layers:
+                self._attention.load(layer.attention.scores)
             device.synchronize()  # the streams of sessions do not wait for copies on this stream
         return weights
 
@@ -123,6 +125,12 @@ class FittedCUDA(CUDA):
 
     def matrix(self, weight: Tensor) -> Matrix:
         return self.packing.matrix(weight.float32())
+
+    def floats(self, values: np.ndarray) -> Any:
+        return self.memory.send("a table of positions", values)
+
+    def relative(self, keys: Tensor, queries: Tensor, rows: np.ndarray, heads: int) -> Relative:
+        return self.packing.relative(keys.float32(), queries.float32(), rows)
 
     def outputs(self, weight: Matrix) -> int:
         return weight.outputs
@@ -137,7 +145,7 @@ class FittedCUDA(CUDA):
     def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
         keys = batch.keys
         if isinstance(batch, PackedBatch):
-            self._check_places(batch, embedding)
+            check_places(batch.ids, embedding.skip)
             batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
         norm = embedding.norm
         self.kernels.launch(
@@ -155,11 +163,16 @@ class FittedCUDA(CUDA):
             batch.cu_seqlens,
             out,
             len(out),
+            variant=self._of_width(out),
         )
         if keys is not None:
             starts = self.sessions.current().starts[0]
             ends = np.repeat(starts[:-1] + keys, np.diff(starts))
             batch.cu_seqlens[: len(ends), 1] = self.memory.send("ends of keys", ends)
+
+    def _of_width(self, rows: Any) -> Narrow | None:
+        """The program whose kernels take such rows."""
+        return None if rows.shape[1] == self.packing.width else Narrow(rows.shape[1])
 
     def linear(
         self,
@@ -172,77 +185,56 @@ class FittedCUDA(CUDA):
         residual: Any = None,
         out: Any,
     ) -> None:
-        if gate is not None:
-            raise self._lacks("gated feedforwards")
         outputs, inputs = weight.data.shape
         if x.dtype != self.storage:  # pooled vectors are float32
-            x = self.as_act(x)
-        x = self._widened(x, inputs)
+            x = self.arrays.as_act(x)
+        x = self.arrays.widened(x, inputs)
         few = None
         if self._has_few_rows and out.shape[1] == outputs:
             few = few_rows(len(x), outputs, inputs, self.limits.processors, self.limits.shared_memory)
         if few is None:
-            self._linear_by_cublas(x, weight, bias, activation, residual, out)
+            self._linear_by_cublas(x, weight, bias, activation, gate, residual, out)
             return
         name, blocks, shared = few
-        sizes = len(x), outputs, inputs, ACTIVATIONS.index(activation)
-        self.kernels.launch(name, blocks, PRODUCT_WARPS * 32, x, weight.data, bias, residual, out, *sizes, shared=shared)
+        beside, sizes = residual if gate is None else gate, (len(x), outputs, inputs, ACTIVATIONS.index(activation))
+        arguments = x, weight.data, bias, beside, int(gate is not None), out, *sizes
+        self.kernels.launch(name, blocks, PRODUCT_WARPS * 32, *arguments, shared=shared)
 
-    def _linear_by_cublas(self, x: Any, weight: Matrix, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
-        """linear() by cuBLASLt. The kernel `activate` then applies what the product cannot: activation and a late residual."""
+    def _linear_by_cublas(self, x: Any, weight: Matrix, bias: Any, activation: str | None, gate: Any, residual: Any, out: Any) -> None:
+        """linear() by cuBLASLt. The kernel `activate` then applies what the product cannot: activation, a gate and a late residual."""
         session, outputs = self.sessions.current(), len(weight.data)
-        aside = out.shape[1] != outputs or (activation is not None and residual is not None)
-        y = self.empty(len(x), outputs) if aside else out
-        before = residual if activation is None and y is out else None  # the residual that the product itself adds
+        whole = out.shape[1] == outputs
+        before = residual if activation is None and whole else None  # the residual that the product itself adds
+        beside = gate if gate is not None else residual if before is None else None
+        y = out
+        if whole and beside is not None:  # the session's memory, because a graph may hold its address
+            y = session.take("product", len(x), outputs)
+        elif not whole:
+            y = self.empty(len(x), outputs)
         product = session.product(len(x), weight, bias is not None, before is not None)
         product(x, weight.data, bias, before, y, session.workspace(), session.stream.ptr)
-        after = None if before is not None else residual
-        if after is not None and y is not out:
-            after = self._widened(after, outputs)
-        if activation is not None or after is not None:
-            kind = ACTIVATIONS.index(activation)
-            self.kernels.launch("activate", min(4096, -(-y.size // 2048)), 256, y, after, kind, ctypes.c_int64(y.size))
-        if y is not out:
+        to = out if whole else y
+        if activation is not None or beside is not None:
+            beside = None if beside is None else self.arrays.widened(beside, outputs)
+            arguments = y, beside, int(gate is not None), ACTIVATIONS.index(activation), to, ctypes.c_int64(y.size)
+            self.kernels.launch("activate", min(4096, -(-y.size // 2048)), 256, *arguments)
+        if not whole:
             out[...] = y[:, : out.shape[1]]
 
-    def _widened(self, x: Any, width: int) -> Any:
-        """x padded with columns of zeros to `width`; x itself, contiguous, if it is as wide."""
-        if x.shape[1] == width:
-            return self.cupy.ascontiguousarray(x)
-        wide = self.empty(len(x), width)
-        wide[:, x.shape[1] :] = 0
-        wide[:, : x.shape[1]] = x
-        return wide
-
     def norm(self, x: Any, norm: Norm, eps: float, *, out: Any) -> None:
-        self.kernels.launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, x, norm.weight, norm.bias, float(eps), out, len(x))
+        arguments = x, norm.weight, norm.bias, float(eps), out, len(x)
+        self.kernels.launch("layer_norm", -(-len(x) // WARPS), WARPS * 32, *arguments, variant=self._of_width(x))
 
     def qkv_dtype(self, head_size: int) -> Any:
         return self.storage
 
-    def _check_places(self, batch: PackedBatch, embedding: Embedding) -> None:
-        """Raise BackendError for a batch with tokens that take no position."""
-        if embedding.skip is not None and (batch.ids == embedding.skip).any():
-            raise self._lacks(f"texts that contain the padding token, id {embedding.skip}")
-
-    def _lacks(self, what: str) -> BackendError:
-        return BackendError(f"{self.device} does not compute {what}: use device 'cpu'")
-
     def rotate(self, qkv: Any, cu_seqlens: Any, heads: int, table: Any) -> None:
-        raise self._lacks("rotary positions")
+        """As the reference, with the cu_seqlens of attention()."""
+        self._attention.rotate(qkv, cu_seqlens, table)
 
     def attention(self, qkv: Any, cu_seqlens: Any, heads: int, *, scores: Scores = PLAIN, keys: Any = None, out: Any) -> None:
         """As the reference. cu_seqlens may also be the (T, 2) array that `embed` fills with the keys of each token, its text's bounds."""
-        if scores != PLAIN:
-            raise self._lacks("attention with a window or relative positions")
-        if cu_seqlens.ndim == 1:
-            lengths, ends = np.diff(cu_seqlens), cu_seqlens[1:] if keys is None else cu_seqlens[:-1] + keys
-            bounds = np.stack([np.repeat(c, lengths) for c in (cu_seqlens[:-1], ends)], 1)
-            cu_seqlens = self.memory.send("bounds of texts", bounds)
-        size = out.shape[1] // heads
-        queries, threads, shared = self._attention_launch
-        arguments = qkv, cu_seqlens, len(out), out, size**-0.5
-        self.kernels.launch("attention", (-(-len(out) // queries), heads), threads, *arguments, shared=shared)
+        self._attention.attend(qkv, cu_seqlens, scores, keys, out)
 
     def fff(self, x: Any, trees: Trees, *, bias: Any = None, residual: Any = None, out: Any, nodes: Any = None, z: Any = None) -> None:
         self.fff_between_norms(x, trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
@@ -277,7 +269,7 @@ class FittedCUDA(CUDA):
         if strategy != "products":
             tokens, threads = STRATEGIES[strategy]
             arguments = fff_argument(x, trees, bias, residual, out, nodes, z, norm, add_input, out_norm, eps)
-            self.kernels.launch(strategy, -(-len(x) // tokens), threads or self._trees_few_threads, arguments, walk=trees.walk)
+            self.kernels.launch(strategy, -(-len(x) // tokens), threads or self._trees_few_threads, arguments, variant=trees.walk)
             return
         if norm is not None:
             h = self.sessions.current().take("normed", *x.shape)
@@ -301,7 +293,7 @@ class FittedCUDA(CUDA):
         logits = self.sessions.current().take("logits", len(x), width)
         if trees.depth:
             self.linear(x, products.first, out=logits)
-            self.kernels.launch("fff_mask", len(x), 256, logits, products.bias, width, nodes, z, walk=trees.walk)
+            self.kernels.launch("fff_mask", len(x), 256, logits, products.bias, width, nodes, z, variant=trees.walk)
         else:
             self.linear(x, products.first, bias=products.bias, activation="gelu", out=logits)
         self.linear(logits, products.second, bias=bias, residual=residual, out=out)
@@ -320,7 +312,7 @@ class FittedCUDA(CUDA):
         costs = many_trees_costs(tokens, count * (trees.depth + 1), slots, rows, self.limits.processors)
         return min(costs, key=lambda strategy: costs[strategy])
 
-    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, out: Any) -> None:
+    def pool(self, x: Any, cu_seqlens: np.ndarray, kind: str, *, skip: int = 0, out: Any) -> None:
         """As the reference; out is float32."""
         placed = self.sessions.current().starts
         if placed is not None and placed[0] is cu_seqlens:
@@ -328,7 +320,11 @@ class FittedCUDA(CUDA):
             starts = array[begin : begin + len(cu_seqlens)]
         else:
             starts = self.memory.send("bounds of texts", cu_seqlens)
-        self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), out)
+        self.kernels.launch("pool", len(out), 128, x, starts, POOLINGS.index(kind), skip, out, out.strides[0] // out.itemsize)
+
+    def unit(self, x: Any, *, out: Any) -> None:
+        x = x if x.dtype == self.storage else self.arrays.as_act(x)  # pooled vectors are float32
+        self.kernels.launch("unit", len(x), 32, x, x.shape[1], out)
 
     def largest(self, x: Any, cu_seqlens: np.ndarray, *, out: Any) -> None:
         x = self._as_float32(self.cupy.ascontiguousarray(x))
@@ -342,7 +338,7 @@ class FittedCUDA(CUDA):
     ) -> Any:
         """The forward pass of model.py as one graph, or op by op if taps or routes are given, or if the batch has keys."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
-        self._check_places(batch, weights.embedding)
+        check_places(batch.ids, weights.embedding.skip)
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
         if taps or routes or batch.keys is not None:
@@ -400,10 +396,13 @@ class FittedCUDA(CUDA):
             return
         h = work.take("h", *x.shape)
         self.norm(x, norm, weights.eps, out=h)
-        last = ffn.b_out if ffn.trees is None else None
+        last, up = ffn.b_out if ffn.trees is None else None, ffn.others.get("dense_up.weight")
         for part in self.parts(len(x), ffn.dense_in.weight):
             middle = work.take("middle", part.stop - part.start, len(ffn.dense_in.weight.data))
-            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, out=middle)
+            if up is not None:
+                self.linear(h[part], up, bias=ffn.others.get("dense_up.bias"), out=middle)
+            gate = None if up is None else middle
+            self.linear(h[part], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, gate=gate, out=middle)
             residual = x if weights.pre_norm else h
             self.linear(middle, ffn.dense_out.weight, bias=last, residual=residual[part], out=x[part])
         if ffn.trees is not None:
@@ -421,12 +420,12 @@ class FittedCUDA(CUDA):
         """
         at_host = is_of_host(x)
         with self.cupy.cuda.Device(self.number), self.sessions.current():
-            given, inner = self._taken(x, out, hidden)
+            given, inner = self.arrays.taken(x, out, hidden)
             y = self.empty(*inner.shape)
             if len(inner):
                 feedforward.forward(self, inner, layer, residual=None, out=y, work=self.sessions.current())
             y = y[:, :hidden]
-            y = self.bring(y)() if at_host else self._as_floats(y, given.dtype)
+            y = self.bring(y)() if at_host else self.arrays.as_floats(y, given.dtype)
             if out is None:
                 return y
             out[...] = y
@@ -436,55 +435,9 @@ class FittedCUDA(CUDA):
         assert layer.trees is not None
         at_host = is_of_host(x)
         with self.cupy.cuda.Device(self.number), self.sessions.current():
-            _, inner = self._taken(x, None, hidden)
+            _, inner = self.arrays.taken(x, None, hidden)
             y = self.empty(*inner.shape)
             shape = len(inner), trees, layer.trees.depth + 1
             nodes, z = self.empty(*shape, dtype=np.int32), self.empty(*shape, dtype=np.float32)
             self.fff(inner, layer.trees, out=y, nodes=nodes, z=z)
             return (self.bring(nodes)(), self.bring(z)()) if at_host else (nodes, z)
-
-    def _taken(self, x: Any, out: Any, hidden: int) -> tuple[Any, Any]:
-        """(x on this GPU, x in the compute dtype padded to the width of rows). Raises ShapeError, DtypeError or InputError."""
-        cupy = self.cupy
-        if is_of_host(x):
-            check_layer_arrays(x, out, hidden)
-            given = self.memory.send("x", x)
-        else:
-            given = cupy.asarray(x) if hasattr(x, "__cuda_array_interface__") else cupy.from_dlpack(x)
-            if given.ndim != 2 or given.shape[1] != hidden:
-                raise ShapeError(f"x is {given.shape}, expected (T, {hidden})\n  hidden={hidden} comes from w_in")
-            if given.dtype not in (np.float32, np.float16, self.storage):
-                raise DtypeError(f"x has dtype {given.dtype}, expected float32, float16 or the bits of {self.act}")
-        return given, self._widened(self.as_act(given), self.packing.width)
-
-    def as_act(self, x: Any) -> Any:
-        """float32 or float16 values as the bits of the compute dtype."""
-        if x.dtype == self.storage or self.act != "bfloat16":
-            return x.astype(self.storage, copy=False)
-        bits = self.cupy.ascontiguousarray(x, np.float32).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # this would make -0 of a GPU's NaN, 0x7fffffff
-        return self.cupy.where(self.cupy.isnan(x), 0x7FC0, rounded).astype(np.uint16)
-
-    def _as_floats(self, y: Any, dtype: Any) -> Any:
-        """Values of the compute dtype as an array of `dtype`, the dtype of the caller's x."""
-        if self.act != "bfloat16" or dtype == self.storage:
-            return self.cupy.ascontiguousarray(y, dtype)
-        return (y.astype(np.uint32) << 16).view(np.float32).astype(dtype)
-
-
-def check_sizes(hidden: int, heads: int, act: str, able: Limits, device: str) -> None:
-    """Raise BackendError for sizes that the kernels do not take, and for a dtype in which the GPU does not compute."""
-    if heads and (hidden % 8 or hidden // heads % 8 or hidden // heads > 128):
-        raise BackendError(
-            f"hidden is {hidden} and heads {heads}, but the GPU backend needs a head size that is a multiple of 8 "
-            "up to 128: use device 'cpu'"
-        )
-    if hidden > MAX_HIDDEN:
-        raise BackendError(f"hidden is {hidden}, but the GPU backend takes at most {MAX_HIDDEN}: use device 'cpu'")
-    if act == "bfloat16" and able.capability < 80:
-        raise BackendError(f"bfloat16 needs a GPU of compute capability 8.0, {device} has {able.capability}: use float16 or float32")
-
-
-def is_of_host(x: Any) -> bool:
-    """Whether x is neither an array on a GPU nor one that CuPy can share."""
-    return isinstance(x, np.ndarray) or not any(hasattr(x, a) for a in ("__cuda_array_interface__", "__dlpack__"))

@@ -13,7 +13,7 @@ import numpy as np
 from ...batch import PackedBatch
 from ...errors import BackendError
 from ...workspace import Workspace
-from .cublaslt import WORKSPACE, Product
+from .cublaslt import WORKSPACE, HeadProduct, Product
 from .memory import Memory
 from .shared import STORAGE
 from .tuning import fastest
@@ -46,6 +46,7 @@ class Session(Workspace):
         self.graphs: dict[Any, tuple[Any, Any]] = {}  # by batch size: the graph of the forward pass, and the array of its result
         self._placed: dict[Any, Placed] = {}
         self._products: dict[Any, Product] = {}
+        self._head_products: dict[Any, HeadProduct] = {}
         self._blocks: list[Any] = []  # two blocks of pinned memory that batches are sent from in turn
         self._outer: list[Any] = []
         self.starts: Any = None  # of the last batch: cu_seqlens on the host, the device array that has a copy, and its first index there
@@ -97,6 +98,13 @@ class Session(Workspace):
                     pool.algorithms[key] = fastest(product, weight.data, rows, bias, residual, pool.memory, aside)
             product.algorithm = pool.algorithms[key]
         return self._products[key]
+
+    def head_product(self, rows: int, outputs: int, heads: int, size: int, strides: tuple[int, int], factor: float) -> HeadProduct:
+        """The planned HeadProduct of this shape, with the algorithm that cuBLASLt suggests first."""
+        key = rows, outputs, heads, size, strides, factor
+        if key not in self._head_products:
+            self._head_products[key] = HeadProduct(self._pool.memory.number, self._pool.act, *key)
+        return self._head_products[key]
 
     def workspace(self) -> Any:
         """Scratch memory for cuBLASLt."""

@@ -21,7 +21,7 @@ PRODUCTS = ((1, 1), (1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (2, 9), (2, 12))  # 
 
 # A kernel gets an activation or a pooling as its index here.
 ACTIVATIONS = tuple(NUMBERS)
-POOLINGS = ("cls", "mean", "max", "lse")
+POOLINGS = ("cls", "mean", "max", "lse", "lasttoken", "weightedmean", "sqrtmean")
 
 
 def defines() -> tuple[str, ...]:

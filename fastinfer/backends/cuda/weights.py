@@ -8,6 +8,7 @@ import numpy as np
 
 from ...checkpoint.tensor import Tensor
 from ...config import tree_nodes
+from ...weights import Relative
 from .kernels import Walk
 from .memory import Memory
 
@@ -76,6 +77,12 @@ class Packing:
         padded = np.zeros((up(outputs), up(inputs)), np.float32)
         padded[:outputs, :inputs] = weight
         return Matrix(self._memory.send("a dense weight", as_bits(padded, self._act)), outputs)
+
+    def relative(self, keys: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> Relative:
+        """The Relative of tables (2 * buckets, D) float32, with rows of zeros behind them up to a multiple of 8."""
+        both = np.zeros((2, up(len(keys)), keys.shape[1]), np.float32)
+        both[:, : len(keys)] = keys, queries
+        return Relative(self.vector(both[0]), self.vector(both[1]), self._memory.send("a table of positions", rows))
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
         """The Trees of a layer. Parameters are those of Reference.trees."""

@@ -25,10 +25,10 @@ from ...config import (
 )
 from ...errors import ConfigError, short
 from ..tensor import Tensor
-from .huggingface import attention, fill_mask, finish, heads
+from .huggingface import attention, fill_mask, finish, heads, rows
 from .source import Source, activation, classify, halves, linear, norm, refuse, require, tag, zeros
 
-__all__ = ["alibi", "gte", "modernbert", "nomic"]
+__all__ = ["alibi", "flash_roberta", "gte", "modernbert", "nomic"]
 
 # The keys of nomic_bert's published configs, which are those of GPT-2, and those of BERT, which transformers writes.
 NOMIC_KEYS = {
@@ -46,24 +46,41 @@ NOMIC_KEYS = {
 def nomic(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a nomic_bert: post-norm, rotary positions, gated or dense feedforwards."""
     require(s, prenorm=False, parallel_block=False, use_rms_norm=False, causal=False, rotary_emb_interleaved=False, rotary_emb_fraction=1.0)
-    require(s, scale_attn_weights=True, rotary_emb_scale_base=0)
-    c = s.data | {ours: s.data[theirs] for ours, theirs in NOMIC_KEYS.items() if theirs in s.data}
+    require(s, scale_attn_weights=True, rotary_emb_scale_base=0, num_experts=0, moe_every_n_layers=0)
+    return _flash(s, s.data | {ours: s.data[theirs] for ours, theirs in NOMIC_KEYS.items() if theirs in s.data}, "attn", 1000.0)
+
+
+def flash_roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
+    """The Config and the renamed tensors of an XLM-R with packed attention (jina-embeddings-v3, jina-reranker-v2).
+
+    The weights are those without the adapters that a jina-embeddings-v3 has beside them, as in a call that names no task.
+    """
+    s.stored = {name.replace(".parametrizations.weight.original", ".weight"): tensor for name, tensor in s.stored.items()}
+    s.drop(*(name for name in s.stored if ".parametrizations.weight." in name))
+    return _flash(s, s.data, "mixer", 20000.0)
+
+
+def _flash(s: Source, c: Mapping[str, Any], mixer: str, theta: float) -> tuple[Config, dict[str, Tensor]]:
+    """nomic and flash_roberta in one. c: the config by BERT's keys; mixer: the name of attention in tensors; theta: the default base."""
     layers = s.number(c, "num_hidden_layers", 1, MAX_LAYERS)
     body = s.prefix("embeddings.word_embeddings.weight")
     made = {"embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"), **norm(s, "embedding.norm", f"{body}emb_ln")}
     types = s.number(c, "type_vocab_size", 0, default=2)
     if types:
         made["embedding.token_type"] = s.get(f"{body}embeddings.token_type_embeddings.weight")
+    learned = f"{body}embeddings.position_embeddings.weight" in s
+    if learned:
+        first = s.number(c, "pad_token_id", 0, default=1) + 1
+        made["embedding.position"] = rows(s.get(f"{body}embeddings.position_embeddings.weight"), first)
     gated = f"{body}encoder.layers.0.mlp.fc11.weight" in s
-    first = "fc12" if gated else "fc1"  # the map that has the activation
-    qkv, out, fed_in, fed_out = (
-        f"{body}encoder.layers.0.{name}.bias" in s for name in ("attn.Wqkv", "attn.out_proj", f"mlp.{first}", "mlp.fc2")
-    )
+    act = "fc12" if gated else "fc1"  # the map that has the activation
+    maps = f"{mixer}.Wqkv", f"{mixer}.out_proj", f"mlp.{act}", "mlp.fc2"
+    qkv, out, fed_in, fed_out = (f"{body}encoder.layers.0.{name}.bias" in s for name in maps)
     for i in range(layers):
         theirs, ours = f"{body}encoder.layers.{i}", f"layers.{i}"
-        made |= _attention(s, ours, f"{theirs}.attn.Wqkv", f"{theirs}.attn.out_proj", qkv, out)
+        made |= _attention(s, ours, f"{theirs}.{mixer}.Wqkv", f"{theirs}.{mixer}.out_proj", qkv, out)
         made |= norm(s, f"{ours}.attention.norm", f"{theirs}.norm1")
-        made |= _map(s, f"{ours}.ffn.dense_in", f"{theirs}.mlp.{first}", fed_in)
+        made |= _map(s, f"{ours}.ffn.dense_in", f"{theirs}.mlp.{act}", fed_in)
         if gated:
             made |= _map(s, f"{ours}.ffn.dense_up", f"{theirs}.mlp.fc11", fed_in)
         made |= _out(s, ours, f"{theirs}.mlp.fc2", fed_out)
@@ -72,6 +89,7 @@ def nomic(s: Source) -> tuple[Config, dict[str, Tensor]]:
     if c.get("rotary_scaling_factor"):  # beyond the trained length, the base would change with the length of a text
         places = min(places, s.number(c, "max_trained_positions", 1, MAX_POSITIONS, default=2048))
     _plain_rotation(s, c.get("rope_parameters"))
+    base = _theta(s, c, "rope_theta" if c.get("rope_theta") is not None else "rotary_emb_base", theta)
     return finish(
         s,
         made,
@@ -82,9 +100,9 @@ def nomic(s: Source) -> tuple[Config, dict[str, Tensor]]:
         eps=s.number(c, "layer_norm_eps", 0, 1, kind=float, default=1e-12),
         ffn=(Gated if gated else Dense)(s.number(c, "intermediate_size", 1), fed_in, fed_out),
         activation=_gate_activation(s, c.get("hidden_act", "silu")),
-        positions=Positions("none", places),
+        positions=None if learned else Positions("none", places),
         token_types=types,
-        attention=(Attention(_theta(s, c, "rope_theta", 1000.0)),) * layers,
+        attention=() if learned else (Attention(base),) * layers,
         attention_bias=qkv or out,
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...activations import Activation
-from ...config import MAX_LAYERS, Answer, Config, Dense, Embed, FillMask, Gated, Norm, Pooling, Positions, Tasks
+from ...config import MAX_LAYERS, Answer, Config, Dense, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
-from .settings import sentence_transformers
+from .sentence_transformers import add_tasks
 from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
 from .tokenizer import token_limit
 
@@ -221,7 +221,7 @@ def finish(
     pooling: Pooling = "mean",
     **others: Any,
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and the tensors, with the pooling and the text limit of a sentence-transformers folder.
+    """The Config and the tensors, with the heads and the text limit of a sentence-transformers folder.
 
     ffn        of all layers
     positions  None: a learned table, which `made` has
@@ -230,9 +230,8 @@ def finish(
     others     further fields of the Config
     """
     places = positions or Positions("learned", len(made["embedding.position"].data) - (skip is not None), skip)
-    pooled, normalize = sentence_transformers(s.folder)
-    if pooled or not tasks:
-        tasks["embed"] = Embed(pooled or pooling, normalize)
+    most = token_limit(s.folder, places.max)
+    add_tasks(s, made, tasks, hidden, most, pooling)
     return (
         s.config(
             hidden=hidden,
@@ -240,7 +239,7 @@ def finish(
             vocabulary=len(made["embedding.word"].data),
             positions=places,
             ffn=(ffn,) * layers,
-            max_tokens=token_limit(s.folder, places.max),
+            max_tokens=most,
             tasks=Tasks(**tasks),
             token_types=token_types,
             ids=special_ids(s, len(made["embedding.word"].data)),

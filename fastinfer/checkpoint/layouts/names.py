@@ -25,7 +25,7 @@ BODIES = (
     "roberta_prelayernorm.",
     "nomic_bert.",
 )
-PREFIXES = (*WRAPPERS, *BODIES, "new.", "gte.", "encoder.")
+PREFIXES = (*WRAPPERS, *BODIES, "new.", "gte.", "question_encoder.bert_model.", "ctx_encoder.bert_model.", "encoder.")
 BODY = ("embeddings.", "encoder.", "transformer.", "layers.", "embedding.", "emb_ln.", "final_norm.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ...activations import Activation
 from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
 from ...errors import CheckpointError, CheckpointWarning, ConfigError, listed, short, warn
+from ..read import map_folder
 from ..tensor import Tensor
 from .names import in_body
 from .tokenizer import Found, find_tokenizer
@@ -33,17 +34,33 @@ __all__ = [
 ]
 
 # Heads that fastinfer does not have, by a part of their tensors' names. Other tensors that readers drop are buffers or copies.
-NOT_HERE = {"seq_relationship.": "the head for the next sentence", "pooler.": "the pooler"}
+NOT_HERE = {
+    "seq_relationship.": "the head for the next sentence",
+    "discriminator_predictions.": "the head for replaced tokens",
+    "mask_predictions.": "the head of the mask's training",
+    "pooler.": "the pooler",
+}
 
 
 class Source:
     """A foreign checkpoint being read. It records which tensors were taken, so that config() can report missing and unknown ones.
 
+    data    the object in its config.json
     stored  its tensors by the names of names.bare()
+    folder  holds config.json and the tensors
+    root    the folder that was opened: `folder`, or one around it
+    read    a function from another folder to its tensors
     """
 
-    def __init__(self, data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> None:
-        self.data, self.folder = data, folder
+    def __init__(
+        self,
+        data: dict[str, Any],
+        stored: Mapping[str, Tensor],
+        folder: Path,
+        root: Path | None = None,
+        read: Callable[[Path], dict[str, Tensor]] = map_folder,
+    ) -> None:
+        self.data, self.folder, self.root, self.read = data, folder, root or folder, read
         self.stored = stored
         self.taken: set[str] = set()
         self.left: set[str] = set()
@@ -105,9 +122,7 @@ class Source:
         unknown = sorted(set(self.stored) - self.taken - self.left)
         refused = unknown if self.data.get("auto_map") else [name for name in unknown if in_body(name, fields["layers"])]
         if self.problems or refused:
-            lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
-            count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
-            raise CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
+            raise self._other_tensors(unknown)
         try:
             made = Config(**fields)
         except ConfigError as error:
@@ -115,10 +130,21 @@ class Source:
         self._tell(unknown)
         return made
 
+    def check(self) -> None:
+        """Raise CheckpointError that lists every missing, misshapen or unknown tensor, unless all were taken."""
+        unknown = sorted(set(self.stored) - self.taken)
+        if self.problems or unknown:
+            raise self._other_tensors(unknown)
+
+    def _other_tensors(self, unknown: list[str]) -> CheckpointError:
+        lines = self.problems + [f"unknown  {name} {self.stored[name].data.shape}" for name in unknown]
+        count = f"{len(lines)} tensor{'s' * (len(lines) > 1)}"
+        return CheckpointError(f"{self.folder}: {count} not as its config.json says:\n  " + listed(lines, "\n  "))
+
     def _tell(self, unknown: list[str]) -> None:
         """Name what is left out of the model, once."""
         parts = [said for part, said in NOT_HERE.items() if any(part in name for name in self.left)]
-        if (self.folder / "modules.json").exists() and NOT_HERE["pooler."] in parts:
+        if (self.root / "modules.json").exists() and NOT_HERE["pooler."] in parts:
             parts.remove(NOT_HERE["pooler."])  # the modules say how to pool
         if unknown:
             parts.append(f"{len(unknown)} tensor{'s' * (len(unknown) > 1)} that its layout does not have ({listed(map(short, unknown))})")
@@ -228,7 +254,10 @@ def tied(s: Source, made: dict[str, Tensor], decoder: str) -> bool:
 
 
 def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], last: str) -> Classify:
-    """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`."""
+    """A classifier of the given (name, activation) layers and the linear map `last`; its tensors are added to `made`.
+
+    Its scores are those of transformers' pipeline.
+    """
     widths = []
     for i, (theirs, function) in enumerate(layers):
         made |= linear(s, f"tasks.classify.layers.{i}", theirs)
@@ -236,9 +265,11 @@ def classify(s: Source, made: dict[str, Tensor], layers: list[tuple[str, Any]], 
     made |= linear(s, "tasks.classify.out", last)
     labels = s.labels(max(1, len(made["tasks.classify.out.weight"].data)))
     kind = s.data.get("problem_type")
-    output: Any = (
-        "sigmoid" if kind == "multi_label_classification" else "identity" if len(labels) == 1 or kind == "regression" else "softmax"
-    )
+    output: Any = "softmax"
+    if kind == "regression":
+        output = "identity"
+    elif kind == "multi_label_classification" or len(labels) == 1:
+        output = "sigmoid"
     return Classify(labels, output, "cls", tuple(widths))
 
 
