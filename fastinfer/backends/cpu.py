@@ -99,14 +99,15 @@ class CPU(Reference):
 
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         word, norm = embedding.word, embedding.norm
+        table, places = embedding.placed(batch)
         self.kernels.embed(
             batch.ids,
-            batch.positions,
+            places,
             batch.token_types,
             word.data,
             word.dtype,
             word.scale,
-            embedding.position,
+            table,
             embedding.token_type,
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
