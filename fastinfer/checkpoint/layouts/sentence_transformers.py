@@ -22,6 +22,7 @@ __all__ = ["Module", "add_tasks", "body_of", "read_modules"]
 
 AROUND = "config_sentence_transformers.json"
 PACKAGE = "sentence_transformers."
+MAX_PATH = 200  # bytes of a module's path: less than file systems take
 # The settings of a Transformer module, in the first of these files that exists in its folder.
 TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -84,7 +85,8 @@ def body_of(root: Path) -> Path:
 
 def _inside(root: Path, path: Any) -> Path:
     """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
-    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+    fits = isinstance(path, str) and path.isprintable() and len(path.encode()) <= MAX_PATH
+    if not isinstance(path, str) or not fits or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(f"{root / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'")
     return root / path
 
