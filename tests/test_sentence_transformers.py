@@ -434,7 +434,7 @@ AROUND, POOLING, DENSE, BERT = (
     "sentence_bert_config.json",
 )
 REFUSED = [
-    (AROUND, {"model_type": "SparseEncoder"}, "model_type 'SparseEncoder' is not supported"),
+    (AROUND, {"model_type": "OtherEncoder"}, "model_type 'OtherEncoder' is not supported"),
     (AROUND, {"model_type": ["SentenceTransformer"]}, "model_type"),
     (AROUND, {"similarity_fn_name": "maxsim"}, "similarity_fn_name 'maxsim' is not supported, only cosine, dot"),
     (AROUND, {"similarity_fn_name": 1}, "similarity_fn_name 1"),
