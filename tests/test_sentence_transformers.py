@@ -524,6 +524,9 @@ def test_modules_that_are_refused(kinds, said, embedder):
         (1, {"type": 3}, "a module's type is 3"),
         (1, {"path": "../1_Pooling"}, r"a module's path is '\.\./1_Pooling'"),
         (0, {"path": "/etc"}, "a module's path is '/etc'"),
+        (1, {"path": "1_" + "a" * 300}, "a module's path is '1_aaa"),
+        (1, {"path": "1_\0"}, "a module's path is"),
+        (1, {"path": "1_\ud800"}, "a module's path is"),
     ],
 )
 def test_entries_that_are_refused(place, entry, said, embedder):

@@ -82,7 +82,8 @@ def body_of(root: Path) -> Path:
 
 def _inside(root: Path, path: Any) -> Path:
     """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
-    if not isinstance(path, str) or len(path) > LONGEST_PATH or Path(path).is_absolute() or ".." in Path(path).parts:
+    fits = isinstance(path, str) and path.isprintable() and len(path) <= LONGEST_PATH
+    if not isinstance(path, str) or not fits or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(f"{root / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'")
     return root / path
 
