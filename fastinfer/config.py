@@ -419,7 +419,7 @@ def _problems_of_attention(c: Config) -> typing.Iterator[str]:
     if c.head_size is not None:
         yield from _sizes(head_size=c.head_size)
     if c.heads > 0 and c.heads * c.width_of_head > MAX_WIDTH:
-        yield f"heads is {short(c.heads)} of {c.width_of_head} columns, expected at most {MAX_WIDTH} columns"
+        yield f"heads is {short(c.heads)} of {short(c.width_of_head)} columns, expected at most {MAX_WIDTH} columns"
     if c.embedding_width is not None:
         yield from _sizes(embedding_width=c.embedding_width)
         if c.tasks.fill_mask and not c.tasks.fill_mask.transform:
