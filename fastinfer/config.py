@@ -59,10 +59,12 @@ class Positions:
     """What is added to the embedding of a token at each position, and the most positions of a text.
 
     kind  a learned table; sines in even and cosines in odd columns times one learned scale; or nothing
+    skip  id of a token that takes no position, as padding in RoBERTa: a row before the table's others is added to it; None: no token
     """
 
     kind: Literal["learned", "scaled-sinusoidal", "none"]
     max: int
+    skip: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,6 @@ class Config:
 
 def _problems(c: Config) -> typing.Iterator[str]:
     """Yield a message for each rule that a Config breaks, beyond the types of its fields."""
-
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
     yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
@@ -379,11 +380,13 @@ def _problems(c: Config) -> typing.Iterator[str]:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
     if not 1 <= c.positions.max <= MAX_POSITIONS:
         yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
+    if c.positions.skip is not None and c.positions.kind != "learned":
+        yield f"positions.skip is {short(c.positions.skip)}, expected none where positions.kind is {c.positions.kind}"
     if not 1 <= c.max_tokens <= c.positions.max:
         yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={short(c.positions.max)}"
-    for name, value in vars(c.ids).items():
+    for name, value in {**{f"ids.{key}": id_ for key, id_ in vars(c.ids).items()}, "positions.skip": c.positions.skip}.items():
         if value is not None and not 0 <= value < c.vocabulary:
-            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
+            yield f"{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
     yield from _problems_of_attention(c)
@@ -452,8 +455,7 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
 
 
 def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
-    for name in ("classify", "tag"):
-        head = getattr(tasks, name)
+    for name, head in (("classify", tasks.classify), ("tag", tasks.tag)):
         if head is None:
             continue
         if not 1 <= len(head.labels) <= MAX_WIDTH:
@@ -461,7 +463,6 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
     for name in ("embed", "classify", "tag", "answer"):
-        head = getattr(tasks, name)
-        for i, layer in enumerate(head.layers if head else ()):
+        for i, layer in enumerate(getattr(getattr(tasks, name), "layers", ())):
             if not isinstance(layer, Unit):
                 yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})

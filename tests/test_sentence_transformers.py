@@ -10,6 +10,7 @@ from models import load_tool
 from numpy.testing import assert_allclose
 
 import fastinfer
+from fastinfer import checkpoint
 from fastinfer.config import Embed, Project, Prompt, Unit
 
 convert = load_tool("convert")
@@ -575,3 +576,10 @@ def test_a_dense_module_as_a_pickle(embedder, dense, torch, tmp_path):
     given = texts()
     for ours in opened(folder, tmp_path / "out"):
         assert_allclose(ours.embed(given), theirs.encode(given), **CLOSE)
+
+
+@pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"])
+def test_a_module_that_changes_while_it_is_read(file, embedder, dense):
+    _, folder = embedder(dense(HIDDEN, 8))
+    with pytest.raises(fastinfer.CheckpointError, match=f"{file} changed while it was read"), checkpoint.unchanged(folder):
+        (folder / file).write_bytes((folder / file).read_bytes() + b" ")
