@@ -116,6 +116,57 @@ def test_minilm_tokenizer_from_its_vocabulary(model_folder, prose, tmp_path):
     assert_array_equal(built.token_types, published.token_types)
 
 
+# --- sre-embedding-model: the same architecture, other weights, saved by a newer release ------------
+
+
+@pytest.fixture(scope="module")
+def sre(model_folder, prose, torch_bert):
+    """(folder, texts, PyTorch's vectors of them)."""
+    folder = model_folder("sre-embedding-model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    weights = torch_bert.read(folder / "model.safetensors")
+    texts = [*prose[::20], max(prose, key=len)]
+    means = [torch_bert.hidden_states(weights, tokenizer.encode(text).ids, heads=12)[-1].mean(0).numpy() for text in texts]
+    return folder, texts, np.stack([mean / np.linalg.norm(mean) for mean in means])
+
+
+@pytest.mark.filterwarnings("ignore:.*texts had more than 256 tokens")
+@pytest.mark.parametrize("device", DEVICES)
+def test_sre_vectors(device, sre):
+    folder, texts, want = sre
+    assert_allclose(fastinfer.load(folder, device=device).embed(texts), want, **TOLERANCE)
+
+
+# --- all-mpnet-base-v2 -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mpnet(model_folder):
+    """(folder, sentence-transformers' model of it)."""
+    oracle = pytest.importorskip("sentence_transformers", reason="the oracle of MPNet is sentence-transformers", exc_type=ImportError)
+    folder = model_folder("all-mpnet-base-v2")
+    return folder, oracle.SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*texts had more than 384 tokens")
+def test_mpnet_vectors(mpnet, prose, tmp_path):
+    """The published folder and the converted one give sentence-transformers' vectors; long texts are cut at 384 tokens."""
+    folder, theirs = mpnet
+    texts = [*prose[::20], " ".join(prose)[:3000]]
+    want = theirs.encode(texts)
+    convert(folder, tmp_path / "out")
+    for path in (folder, tmp_path / "out"):
+        assert_allclose(fastinfer.load(path, device="cpu").embed(texts), want, **TOLERANCE)
+
+
+def test_mpnet_vectors_of_the_reference(mpnet, prose):
+    folder, theirs = mpnet
+    texts = sorted(prose, key=len)[:60:10]
+    assert_allclose(fastinfer.load(folder, device="numpy").embed(texts), theirs.encode(texts), **TOLERANCE)
+
+
 def convert(source, out):
     """Run tools/convert.py as a command."""
     subprocess.run([sys.executable, ROOT / "tools" / "convert.py", source, out], check=True, capture_output=True)
