@@ -93,7 +93,7 @@ class Kernels:
         qkv: NDArray[Any],
         cu_seqlens: NDArray[np.int32],
         heads: int,
-        window: int | None,
+        window: int,
         causal: bool,
         distances: NDArray[np.float32] | None,
         relative: Relative | None,

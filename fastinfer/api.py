@@ -62,15 +62,14 @@ def load(
     check_flag("copy", copy)
     devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
     with checkpoint.unchanged(folder):
-        config, stored = checkpoint.load(folder, validate=validate, copy=copy)
-        path = checkpoint.layouts.body_of(folder) / "tokenizer.json"
-        tokenizer = Tokenizer(path, config) if path.exists() else None
+        config, stored, found = checkpoint.load_all(folder, validate=validate, copy=copy)
+        tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
             replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
-    return Model(config, replicas, tokenizer, str(folder), nbytes)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
 
 
 class Model(Inside):

@@ -12,7 +12,13 @@ __all__ = ["boundaries"]
 
 # Components whose result on one side of a boundary does not depend on the text on the other side.
 NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Replace", "StripAccents", "Strip"}
-REPLACEMENTS = ({"String": "``"}, '"'), ({"String": "''"}, '"'), ({"Regex": " {2,}"}, " "), ({"Regex": " {2,}"}, "▁")
+REPLACEMENTS = (
+    ({"String": "``"}, '"'),
+    ({"String": "''"}, '"'),
+    ({"Regex": " {2,}"}, " "),
+    ({"Regex": " {2,}"}, "▁"),
+    ({"Regex": r"\s{2,}|[\n\r\t]"}, " "),
+)
 PRE_TOKENIZERS = {"BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
 MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
 # Normalizers that neither change nor move ASCII punctuation and Chinese characters.

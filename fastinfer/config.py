@@ -21,15 +21,21 @@ from .embedding import Unit as Unit
 from .embedding import embed_problems
 from .errors import ConfigError, listed, short
 from .retrieval import EmbedSparse, EmbedTokens, retrieval_problems
-from .schema import LATER, check_keys, hints, plain, read
+from .schema import LATER, check_keys, hints, plain, read, sizes
+from .schema import MAX_SIZE as MAX_SIZE
+from .schemes import MAX_POSITIONS as MAX_POSITIONS
+from .schemes import MAX_THETA as MAX_THETA
+from .schemes import Alibi as Alibi
+from .schemes import Attention as Attention
+from .schemes import Buckets as Buckets
+from .schemes import Disentangled as Disentangled
+from .schemes import Positions as Positions
+from .schemes import attention_problems
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 15
 MAX_LAYERS = 1024
 # Sizes that a file may name are bounded before anything is computed from them.
-MAX_POSITIONS = 1 << 16
-MAX_SIZE = 1 << 24
-MAX_THETA = 1e9
 MAX_WIDTH = 1 << 16  # neurons of a feedforward or a head: their float32 values for a batch of 2,048 tokens take at most 0.5 GB
 
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
@@ -52,61 +58,6 @@ class Norm:
     eps: float
     first: bool = field(default=True, metadata=LATER)
     kind: Literal["layer", "rms"] = field(default="layer", metadata=LATER)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """What is added to the embedding of a token at each position, and the most positions of a text.
-
-    kind  a learned table; sines in even and cosines in odd columns times one learned scale; or nothing
-    """
-
-    kind: Literal["learned", "scaled-sinusoidal", "none"]
-    max: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What the attention of one layer does with positions.
-
-    theta   the base of rotary positions, by which q and k are turned (positions.rotary_table); None: they are not
-    scale   rotary frequencies are multiplied by it
-    window  a token attends to tokens that are at most so far away; None: to all
-    causal  a token attends to itself and to tokens before it alone
-    """
-
-    theta: float | None = None
-    scale: float = 1.0
-    window: int | None = None
-    causal: bool = field(default=False, metadata=LATER)
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """A learned value per head and bucket of distances is added to scores. All layers share it (T5, MPNet: positions.bucket_of)."""
-
-    buckets: int = 32
-    reach: int = 128
-    kind: Literal["buckets"] = "buckets"
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """A slope per head times the distance is subtracted from scores (positions.alibi_slopes)."""
-
-    kind: Literal["alibi"] = "alibi"
-
-
-@dataclass(frozen=True)
-class Disentangled:
-    """Scores gain q_i . keys[d] + k_j . queries[d], where d is the bucket of i - j (DeBERTa: positions.log_bucket).
-
-    A layer has 2 * buckets rows of keys and of queries.
-    """
-
-    buckets: int = 256
-    reach: int = 512
-    kind: Literal["disentangled"] = "disentangled"
 
 
 @dataclass(frozen=True)
@@ -367,10 +318,9 @@ class Config:
 
 def _problems(c: Config) -> typing.Iterator[str]:
     """Yield a message for each rule that a Config breaks, beyond the types of its fields."""
-
     if c.format_version != FORMAT_VERSION:
         yield f"format_version is {short(c.format_version)}, expected {FORMAT_VERSION}"
-    yield from _sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
+    yield from sizes(hidden=c.hidden, heads=c.heads, vocabulary=c.vocabulary, token_types=c.token_types)
     if not 1 <= c.layers <= MAX_LAYERS:
         yield f"layers is {short(c.layers)}, expected 1 to {MAX_LAYERS}"
     if c.heads > 0 and c.hidden % c.heads and c.head_size is None:
@@ -379,14 +329,16 @@ def _problems(c: Config) -> typing.Iterator[str]:
         yield f"norm.eps is {c.norm.eps}, expected 0 <= eps < 1"
     if not 1 <= c.positions.max <= MAX_POSITIONS:
         yield f"positions.max is {short(c.positions.max)}, expected 1 to {MAX_POSITIONS}"
+    if c.positions.skip is not None and c.positions.kind != "learned":
+        yield f"positions.skip is {short(c.positions.skip)}, expected none where positions.kind is {c.positions.kind}"
     if not 1 <= c.max_tokens <= c.positions.max:
         yield f"max_tokens is {short(c.max_tokens)}, expected 1 to positions.max={short(c.positions.max)}"
-    for name, value in vars(c.ids).items():
+    for name, value in {**{f"ids.{key}": id_ for key, id_ in vars(c.ids).items()}, "positions.skip": c.positions.skip}.items():
         if value is not None and not 0 <= value < c.vocabulary:
-            yield f"ids.{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
+            yield f"{name} is {short(value)}, expected 0 to vocabulary-1={short(c.vocabulary - 1)}"
     if len(c.ffn) != c.layers:
         yield f"ffn lists {len(c.ffn)} feedforwards, expected one for all, or layers={short(c.layers)}"
-    yield from _problems_of_attention(c)
+    yield from attention_problems(c)
     yield from _problems_of_feedforwards(c)
     yield from _problems_of_heads(c.tasks)
     if c.tasks.embed:
@@ -394,53 +346,14 @@ def _problems(c: Config) -> typing.Iterator[str]:
     yield from retrieval_problems(c.tasks, c.vocabulary, c.max_tokens, any(layer.window for layer in c.attention))
 
 
-def _problems_of_attention(c: Config) -> typing.Iterator[str]:
-    if len(c.attention) != c.layers:
-        yield f"attention lists {len(c.attention)} layers, expected one for all, or layers={short(c.layers)}"
-    first = {layer: i for i, layer in reversed(list(enumerate(c.attention)))}
-    for layer, i in first.items():
-        at = f"attention[{i}]."
-        if layer.theta is not None and not 1 < layer.theta <= MAX_THETA:
-            yield f"{at}theta is {layer.theta}, expected more than 1, up to {MAX_THETA:g}"
-        if layer.theta is not None and c.heads > 0 and c.width_of_head % 2:
-            yield f"{at}theta turns pairs of columns, but a head has {c.width_of_head}, expected an even number"
-        if not 0 < layer.scale <= 1:
-            yield f"{at}scale is {layer.scale}, expected more than 0, up to 1"
-        if layer.window is not None:
-            yield from _sizes(MAX_POSITIONS, **{at + "window": layer.window})
-    if isinstance(c.distances, (Buckets, Disentangled)):
-        low, high = (4, 512) if isinstance(c.distances, Buckets) else (2, 4096)
-        if not low <= c.distances.buckets <= high or c.distances.buckets % low:
-            yield f"distances.buckets is {short(c.distances.buckets)}, expected a multiple of {low} up to {high}"
-        elif not c.distances.buckets < c.distances.reach <= MAX_POSITIONS:
-            yield f"distances.reach is {short(c.distances.reach)}, expected more than buckets={c.distances.buckets}, up to {MAX_POSITIONS}"
-    if c.activation == "tanh":
-        yield "activation is 'tanh', which feedforwards do not have"
-    if c.head_size is not None:
-        yield from _sizes(head_size=c.head_size)
-    if c.heads > 0 and c.heads * c.width_of_head > MAX_WIDTH:
-        yield f"heads is {short(c.heads)} of {c.width_of_head} columns, expected at most {MAX_WIDTH} columns"
-    if c.embedding_width is not None:
-        yield from _sizes(embedding_width=c.embedding_width)
-        if c.tasks.fill_mask and not c.tasks.fill_mask.transform:
-            yield "tasks.fill_mask.transform is false, but only a transform gives embedding_width columns to the decoder"
-
-
-def _sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
-    for name, value in named.items():
-        low = 0 if name.endswith(("token_types", "dense")) else 1
-        if not low <= value <= high:
-            yield f"{name} is {short(value)}, expected an integer from {low} to {high}"
-
-
 def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
     first = {ffn: i for i, ffn in reversed(list(enumerate(c.ffn)))}
     for ffn, i in first.items():
         at = f"ffn[{i}]."
         if isinstance(ffn, (Dense, Gated)):
-            yield from _sizes(MAX_WIDTH, **{at + "width": ffn.width})
+            yield from sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
-        yield from _sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
         if not 0 <= ffn.depth <= MAX_DEPTH:
             yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
         elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
@@ -452,8 +365,7 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
 
 
 def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
-    for name in ("classify", "tag"):
-        head = getattr(tasks, name)
+    for name, head in (("classify", tasks.classify), ("tag", tasks.tag)):
         if head is None:
             continue
         if not 1 <= len(head.labels) <= MAX_WIDTH:
@@ -461,7 +373,6 @@ def _problems_of_heads(tasks: Tasks) -> typing.Iterator[str]:
         if len(set(head.labels)) != len(head.labels):
             yield f"tasks.{name}.labels names a label twice"
     for name in ("embed", "classify", "tag", "answer"):
-        head = getattr(tasks, name)
-        for i, layer in enumerate(head.layers if head else ()):
+        for i, layer in enumerate(getattr(getattr(tasks, name), "layers", ())):
             if not isinstance(layer, Unit):
-                yield from _sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})
+                yield from sizes(MAX_WIDTH, **{f"tasks.{name}.layers[{i}].width": layer.width})

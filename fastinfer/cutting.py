@@ -14,14 +14,21 @@ if TYPE_CHECKING:
 __all__ = ["settled", "shortened", "sides_of"]
 
 
-def shortened(tokens: Tokens, limit: int, only_first: bool) -> Tokens:
-    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as shares() says."""
+def shortened(tokens: Tokens, limit: int, only_first: bool, end: bool = False) -> Tokens:
+    """The first `limit` tokens of a text, its special tokens kept; the sides of a pair are cut as shares() says.
+
+    end  keep the last tokens of each side and not the first
+    """
     first, second = counts(tokens)
     left = shares(first, second, limit - tokens.sequence_ids.count(None), only_first)
+    skip = [first - left[0], second - left[1]] if end else [0, 0]
     if left[0] < 1 and only_first:
         raise InputError(f"a second text of {second} tokens leaves no room for the first: the model's limit is {limit}")
     rows = []
     for row, side in enumerate(tokens.sequence_ids):
+        if side is not None and skip[side] > 0:
+            skip[side] -= 1
+            continue
         if side is not None:
             left[side] -= 1
             if left[side] < 0:

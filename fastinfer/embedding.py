@@ -91,7 +91,7 @@ def embed_problems(head: Embed, hidden: int) -> typing.Iterator[str]:
         yield f"tasks.embed.layers lists {len(head.layers)} layers, expected at most {MAX_STEPS}"
     width = head.widths(hidden)[-1]
     if head.dim is not None and not 1 <= head.dim <= width:
-        yield f"tasks.embed.dim is {short(head.dim)}, expected 1 to {width}, the numbers of a vector"
+        yield f"tasks.embed.dim is {short(head.dim)}, expected 1 to {short(width)}, the numbers of a vector"
     names = [prompt.name for prompt in head.prompts]
     if len(set(names)) != len(names):
         yield "tasks.embed.prompts has a name twice"

@@ -18,14 +18,16 @@ __all__ = ["Inside"]
 class Inside:
     """The base of api.Model, which says what its attributes are."""
 
-    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int) -> None:
+    def __init__(
+        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
+    ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
         self.device = ", ".join(ops.device for ops, _ in replicas)
         self._name = name
-        self._runner = Runner(config, replicas, tokenizer, name)
+        self._runner = Runner(config, replicas, tokenizer, name, lacks)
 
     def __repr__(self) -> str:
         c = self.config

@@ -111,11 +111,11 @@ def _token_problems(head: EmbedTokens, vocabulary: int, max_tokens: int, windows
     limits["expansion.tokens"] = None if filler is None else filler.tokens
     for name, value in limits.items():
         if value is not None and not 2 <= value <= max_tokens:
-            yield f"{at}{name} is {short(value)}, expected 2 to max_tokens={max_tokens}"
+            yield f"{at}{name} is {short(value)}, expected 2 to max_tokens={short(max_tokens)}"
     ids = {f"{name}.marker": side.marker for name, side in (("query", head.query), ("document", head.document))}
     ids |= {"expansion.token": None if filler is None else filler.token} | {f"skip[{i}]": id_ for i, id_ in enumerate(head.skip)}
     for name, value in ids.items():
         if value is not None and not 0 <= value < vocabulary:
-            yield f"{at}{name} is {short(value)}, expected 0 to vocabulary-1={vocabulary - 1}"
+            yield f"{at}{name} is {short(value)}, expected 0 to vocabulary-1={short(vocabulary - 1)}"
     if filler is not None and not filler.attend and windows:
         yield f"{at}expansion.attend is false, expected true where attention has windows: a filled-up token might see no other"

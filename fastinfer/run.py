@@ -54,9 +54,9 @@ class Options(NamedTuple):
 class Runner:
     """Runs a model's encoder and a head over texts or ids. Devices take batches in turn."""
 
-    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str) -> None:
+    def __init__(self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, lacks: str = "") -> None:
         self.config, self.replicas, self.name = config, replicas, name
-        self._tokenizer = tokenizer
+        self._tokenizer, self._lacks = tokenizer, lacks
 
     # --- batches ---
 
@@ -178,8 +178,8 @@ class Runner:
         """The tokenizer. Raises InputError if the model has none; `what` names the user of it."""
         if self._tokenizer is None:
             raise InputError(
-                f"{what} needs a tokenizer, but {self.name} has no tokenizer.json: "
-                "put it into the folder, or pass ids with PackedBatch.from_ids"
+                f"{what} needs a tokenizer, but {self.name} has no tokenizer that fastinfer can use: "
+                f"{self._lacks or 'pass ids'} (fastinfer.PackedBatch.from_ids)"
             )
         return self._tokenizer
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from .errors import ConfigError, check_int, listed, short
 
-__all__ = ["LATER", "check_keys", "hints", "plain", "read"]
+__all__ = ["LATER", "MAX_SIZE", "check_keys", "hints", "plain", "read", "sizes"]
 
 LATER = {"later": True}  # config.json leaves out such a field where it has its default, so that earlier versions of fastinfer read it
+MAX_SIZE = 1 << 24  # the largest size that a file may name; sizes are bounded before anything is computed from them
 MOST_WHOLE = 1 << 24  # an integer below this may stand for a float
 
 
@@ -96,3 +97,11 @@ def chosen(options: list[Any], value: Any, at: str) -> Any:
 
 def wrong(at: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(f"{at} is {short(value)}, expected {expected}")
+
+
+def sizes(high: int = MAX_SIZE, /, **named: int) -> typing.Iterator[str]:
+    """Yield a message for each named size that is not from 1 (token_types and dense: 0) to `high`."""
+    for name, value in named.items():
+        low = 0 if name.endswith(("token_types", "dense")) else 1
+        if not low <= value <= high:
+            yield f"{name} is {short(value)}, expected an integer from {low} to {high}"

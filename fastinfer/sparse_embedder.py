@@ -39,6 +39,7 @@ class SparseEmbedder:
         warn_of(cuts)
         ids, values = ([np.empty(0, dtype), *(row[i] for row in found)] for i, dtype in enumerate((np.int32, np.float32)))
         starts = np.cumsum([0, *(len(row) for row, _ in found)])
+        starts = starts.astype(np.int32 if starts[-1] <= np.iinfo(np.int32).max else np.int64)  # scipy gives the ids this dtype, too
         return csr_array((np.concatenate(values), np.concatenate(ids), starts), shape=(total, self._runner.config.vocabulary))
 
     def scores(self, query: str, documents: list[str], options: Options) -> np.ndarray:

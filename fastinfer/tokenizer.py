@@ -1,7 +1,7 @@
 """Text to ids: single texts and pairs, one truncation policy, character offsets.
 
 The tokenizer.json of a checkpoint decides how text is cut into tokens. Its padding and truncation are
-switched off, since batches are packed and the model sets the limit.
+switched off, since batches are packed and the model sets the limit. Only the side on which texts are cut is taken from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .boundaries import boundaries
 from .config import Config
 from .cutting import settled, shortened, sides_of
 from .errors import CheckpointError, InputError, warn
-from .tokenizer_file import is_free, open_tokenizer
+from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
 
@@ -184,21 +184,25 @@ def as_text(text: Any, name: str) -> str | tuple[str, str]:
 class Tokenizer:
     """A checkpoint's tokenizer.json, with the model's limit of tokens per text.
 
-    raw  the tokenizers.Tokenizer inside; its errors are CheckpointErrors (tokenizer_file.py)
+    source  the file, or its content
+    raw     the tokenizers.Tokenizer inside; its errors are CheckpointErrors (tokenizer_file.py)
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.raw = open_tokenizer(path, config.vocabulary)
+    def __init__(self, source: Path | TokenizerFile, config: Config) -> None:
+        file = read_tokenizer(source, config.vocabulary) if isinstance(source, Path) else source
+        self.raw = open_tokenizer(file, config.vocabulary)
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(
-                f"{path} has {size} tokens, but the model's vocabulary is {config.vocabulary}: it belongs to another model"
+                f"{file.path} has {size} tokens, but the model's vocabulary is {config.vocabulary}: it belongs to another model"
             )
         self._config = config
+        self._left = file.keeps_end
         for count in (1, 2):
             if self.raw.num_special_tokens_to_add(count == 2) >= config.max_tokens:
                 raise CheckpointError(
-                    f"{path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, but max_tokens is {config.max_tokens}"
+                    f"{file.path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, "
+                    f"but max_tokens is {config.max_tokens}"
                 )
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
@@ -211,7 +215,7 @@ class Tokenizer:
         """
         encodings: list[Any] = []
         said: list[TruncationWarning] = []
-        for portion in self.portions(texts):
+        for portion in self.portions(texts, whole=self._left):
             encodings += self._encode(portion, words, said)
         if cuts is None:
             warn_of(said)
@@ -228,12 +232,12 @@ class Tokenizer:
         limit       the most tokens of a text; None: the model's limit
         """
         done = 0
-        for portion in self.portions(texts):
+        for portion in self.portions(texts, whole=self._left):
             yield self.batch(self._encode(portion, False, cuts, only_first, limit), done)
             done += len(portion)
 
     def portions(self, texts: Iterable[Any], *, whole: bool = False) -> Iterator[list[Any]]:
-        """The texts in lists, each small enough for one call of the library. whole: long texts will not be cut."""
+        """The texts in lists, each small enough for one call of the library. whole: all of a long text is tokenised."""
         most = sys.maxsize if whole else CHARACTERS_PER_TOKEN * self._config.max_tokens
         portion: list[Any] = []
         characters = 0
@@ -259,7 +263,7 @@ class Tokenizer:
         """encode() of one portion."""
         limit = limit or self._config.max_tokens
         size = CHARACTERS_PER_TOKEN * limit
-        begun = texts if words else [self._beginning(text, size) for text in texts]
+        begun = texts if words or self._left else [self._beginning(text, size) for text in texts]
         encodings = self._call(begun, words)
         longest, cut = 0, []
         for i, text in enumerate(texts):
@@ -271,7 +275,7 @@ class Tokenizer:
             if len(encodings[i]) > limit:
                 cut.append(i)
                 longest = max(longest, len(encodings[i]))
-                encodings[i] = shortened(Tokens.of(encodings[i]), limit, only_first)
+                encodings[i] = shortened(Tokens.of(encodings[i]), limit, only_first, self._left)
         cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
         return encodings
 
@@ -286,8 +290,8 @@ class Tokenizer:
     def _beginning(self, text: Any, size: int) -> Any:
         """A text up to its first boundary after `size` characters, or the text itself; a pair with both sides treated so."""
         if not isinstance(text, str):
-            sides = tuple(self._beginning(side, size) for side in text)
-            return text if all(map(operator.is_, sides, text)) else sides
+            begun = tuple(self._beginning(side, size) for side in text)
+            return text if all(map(operator.is_, begun, text)) else begun
         found = self._boundary.search(text, size) if len(text) > size and self._boundary else None
         return text[: found.start()] if found else text
 
@@ -295,9 +299,9 @@ class Tokenizer:
     def _boundary(self) -> re.Pattern[str] | None:
         return boundaries(self.raw)
 
-    def _whole(self, sides: tuple[str, ...]) -> Tokens:
+    def _whole(self, text: tuple[str, ...]) -> Tokens:
         """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries."""
-        *first, long = sides
+        *first, long = text
         parts: list[Tokens] = []
         before = after = Tokens([], [], [], [], [])
         at = words = 0

@@ -14,12 +14,14 @@ import base64
 import binascii
 import codecs
 import contextlib
+import dataclasses
 import functools
 import json
 import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from .errors import CheckpointError, about, short
 from .files import read_file
 from .strict_json import parse_json, vocabulary_bytes
 
-__all__ = ["Library", "is_free", "open_tokenizer"]
+__all__ = ["Library", "TokenizerFile", "check_ids", "is_free", "made_tokenizer", "open_tokenizer", "read_tokenizer"]
 
 MOST_CHARACTERS = 4096  # of a word of the vocabulary or of another string
 MOST_PREFIX = 64  # characters of a string that is put before or after pieces: each piece copies it
@@ -46,6 +48,7 @@ PATTERNS = frozenset(
         r"\s+",
         r"\s{2,}",
         r"\s",
+        r"\s{2,}|[\n\r\t]",
         r"\p{N}",
         r"\p{N}{1,3}",
         r"\d",
@@ -105,15 +108,41 @@ def is_free(size: int) -> bool:
     return True
 
 
-def open_tokenizer(path: Path, vocabulary: int) -> Library:
-    """The tokenizer of the file at `path`, its padding and truncation switched off.
+@dataclass(frozen=True)
+class TokenizerFile:
+    """The content of a tokenizer.json, as read or as made of other files, that may be opened.
+
+    path      the file that errors name
+    data      the object in it
+    patterns  its regular expressions that are not PATTERNS
+    exact     whether the scores of a Unigram model are those of `data`; the library's reader of JSON rounds them again
+    stored    the content of the file, if it was read
+    """
+
+    path: Path
+    data: dict[str, Any]
+    patterns: set[str]
+    exact: bool = True
+    stored: bytes | None = None
+
+    @functools.cached_property
+    def text(self) -> bytes:
+        """The content as JSON."""
+        # Half of a surrogate pair, which JSON may hold, makes a text that the library refuses.
+        return json.dumps(self.data, ensure_ascii=False).encode(errors="surrogatepass") if self.stored is None else self.stored
+
+    @property
+    def keeps_end(self) -> bool:
+        """Whether a text that is too long loses its beginning and not its end."""
+        truncation = self.data.get("truncation")
+        return isinstance(truncation, dict) and truncation.get("direction") == "Left"
+
+
+def read_tokenizer(path: Path, vocabulary: int) -> TokenizerFile:
+    """The content of the tokenizer.json at `path`, checked. Raises CheckpointError naming the file and the fault.
 
     vocabulary  number of tokens in the model's vocabulary
-
-    Raises CheckpointError naming the file and the fault, or MemoryError.
     """
-    import tokenizers
-
     text = read_file(path, vocabulary_bytes(vocabulary)).removeprefix(codecs.BOM_UTF8)  # the library refuses the mark
     unreadable = f"{path} is no tokenizer that the tokenizers library can read"
     try:
@@ -122,23 +151,52 @@ def open_tokenizer(path: Path, vocabulary: int) -> Library:
         raise CheckpointError(f"{unreadable}: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CheckpointError(f"{unreadable}: it has no model")
+    return dataclasses.replace(made_tokenizer(path, data, vocabulary), stored=text)
+
+
+def made_tokenizer(path: Path, data: dict[str, Any], vocabulary: int, exact: bool = True) -> TokenizerFile:
+    """The object of a tokenizer.json that was made of the file at `path`, checked like one that was read. Raises CheckpointError."""
     with about(str(path)):
-        patterns = set(check(data, vocabulary)) - PATTERNS
-        if patterns:
-            try_apart(text, vocabulary, patterns)
-    needed = (16 << 20) + 64 * len(text)
+        return TokenizerFile(path, data, set(check(data, vocabulary)) - PATTERNS, exact)
+
+
+def open_tokenizer(file: TokenizerFile, vocabulary: int) -> Library:
+    """The tokenizer of a file, its padding and truncation switched off.
+
+    vocabulary  number of tokens in the model's vocabulary
+
+    Raises CheckpointError naming the file and the fault, or MemoryError.
+    """
+    if file.patterns:
+        with about(str(file.path)):
+            try_apart(file.text, vocabulary, file.patterns)
+    needed = (16 << 20) + 64 * len(file.text)
     if not is_free(needed):
-        raise MemoryError(f"{needed >> 20} MB to open {path} cannot be had")
-    with as_errors(unreadable):
-        raw = tokenizers.Tokenizer.from_buffer(text)
+        raise MemoryError(f"{needed >> 20} MB to open {file.path} cannot be had")
+    with as_errors(f"{file.path} is no tokenizer that the tokenizers library can read"):
+        raw = _opened(file)
         raw.no_padding()
         raw.no_truncation()
         prefix = getattr(raw.model, "continuing_subword_prefix", None)
         if prefix and raw.decoder is None:
+            import tokenizers
+
             raw.decoder = tokenizers.decoders.WordPiece(prefix)
-        if not patterns:
+        if not file.patterns:
             trial.trial(raw, vocabulary)
-    return Library(raw, path)
+    return Library(raw, file.path)
+
+
+def _opened(file: TokenizerFile) -> Any:
+    """The library's tokenizer of a file."""
+    import tokenizers
+
+    raw = tokenizers.Tokenizer.from_buffer(file.text)
+    model = file.data["model"]
+    if file.exact and isinstance(model.get("vocab"), list):
+        pieces = [(piece, score) for piece, score in model["vocab"]]
+        raw.model = tokenizers.models.Unigram(pieces, unk_id=model.get("unk_id"), byte_fallback=model.get("byte_fallback", False))
+    return raw
 
 
 def check(data: dict[str, Any], vocabulary: int) -> list[str]:
@@ -148,10 +206,10 @@ def check(data: dict[str, Any], vocabulary: int) -> list[str]:
     if isinstance(words, list):  # a Unigram model has pairs (piece, score); the id is the place
         words = {entry[0]: i for i, entry in enumerate(words) if isinstance(entry, list) and entry and isinstance(entry[0], str)}
     if isinstance(words, dict):
-        _check_ids("the vocabulary", words, vocabulary)
+        check_ids("the vocabulary", words, vocabulary)
     added = data.get("added_tokens")
     if isinstance(added, list):
-        _check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
+        check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
     for key, value in model.items():
         if key not in ("vocab", "merges"):
             most = MOST_WORD if key == "max_input_chars_per_word" else MOST_NUMBER
@@ -181,7 +239,8 @@ def _patterns(data: dict[str, Any], vocabulary: int) -> list[str]:
     return patterns
 
 
-def _check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
+def check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
+    """Raise CheckpointError unless {token: id} has ids from 0 to vocabulary - 1, and tokens of bounded length."""
     if len(ids) > vocabulary:
         raise CheckpointError(f"it has {len(ids)} tokens, but the model's vocabulary is {vocabulary}: it belongs to another model")
     if set(map(type, ids.values())) - {int} or not 0 <= min(ids.values(), default=0) <= max(ids.values(), default=0) < vocabulary:

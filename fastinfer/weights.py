@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from .batch import PackedBatch
 from .config import Config
 
 __all__ = ["Attention", "Embedding", "FeedForward", "Layer", "Linear", "Norm", "PLAIN", "Relative", "Scores", "Weights", "assemble"]
@@ -42,6 +45,8 @@ class Embedding:
 
     project  the linear map from E columns to the model's D; None where E is D
     width    E, where there is a map
+    skip     id of a token that takes no position; None: no token
+    places   (1 + positions, E): the row of such tokens, then `position`
     """
 
     word: Table
@@ -51,6 +56,17 @@ class Embedding:
     eps: float
     project: Linear | None = None
     width: int = 0
+    skip: int | None = None
+    places: Array | None = None
+
+    def placed(self, batch: PackedBatch) -> tuple[Array | None, np.ndarray]:
+        """(the table of positions, each token's row in it (T,) int32)."""
+        skipped = batch.ids == self.skip
+        if self.skip is None or not skipped.any():
+            return self.position, batch.positions
+        counted = np.cumsum(~skipped, dtype=np.int32)
+        before = np.concatenate([np.zeros(1, np.int32), counted])[batch.cu_seqlens[:-1]]
+        return self.places, np.where(skipped, np.int32(0), counted - np.repeat(before, batch.lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +200,17 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
             Scores(kind.window, kind.causal, prepared.get("distances"), prepared.get(f"{name}.relative")),
         )
 
-    eps = config.norm.eps
+    eps, places, skip = config.norm.eps, prepared.get("embedding.position"), config.positions.skip
     embedding = Embedding(
         prepared["embedding.word"],
-        prepared.get("embedding.position"),
+        places if skip is None or places is None else places[1:],
         prepared.get("embedding.token_type"),
         norm("embedding.norm") if config.embedding_norm else None,
         eps,
         linear("embedding.project") if config.embedding_width is not None else None,
         config.embedding_width or 0,
+        skip,
+        None if skip is None else places,
     )
     return Weights(
         config.hidden,

@@ -764,7 +764,7 @@ def test_the_compiled_module_checks_shapes_itself():
             *(ints(1, 2, 0, 1), ints(0, 1, 2, 3), ints(0, 0, 1, 1), floats(3, 6), "float32", None),
             *(floats(4, 6), floats(2, 6), floats(6), floats(6), 0.0, floats(4, 6), 1),
         ),
-        kernels.attention: (floats(4, 48), ints(0, 1, 4), 2, None, None, None, ints(1, 2), floats(4, 16), "float32", 1),
+        kernels.attention: (floats(4, 48), ints(0, 1, 4), 2, 0, False, None, None, ints(1, 2), floats(4, 16), "float32", 1),
         kernels.array: ("gelu", floats(4), floats(4)),
     }
     for call, arguments in right.items():
@@ -788,10 +788,10 @@ def test_the_compiled_module_checks_shapes_itself():
         (ints(0, 4), 1 << 30),
     ):
         with pytest.raises(SHAPE):
-            kernels.attention(floats(4, 48), cu, heads, None, None, None, None, floats(4, 16), "float32", 1)
-    for keys, window in ((ints(1), None), (ints(0, 1), None), (ints(1, 3), None), (ints(3, -1), None), (ints(1, 1), 2)):
+            kernels.attention(floats(4, 48), cu, heads, 0, False, None, None, None, floats(4, 16), "float32", 1)
+    for keys, window in ((ints(1), 0), (ints(0, 1), 0), (ints(1, 3), 0), (ints(3, -1), 0), (ints(1, 1), 2)):
         with pytest.raises(SHAPE):
-            kernels.attention(floats(4, 48), ints(0, 2, 4), 2, window, None, None, keys, floats(4, 16), "float32", 1)
+            kernels.attention(floats(4, 48), ints(0, 2, 4), 2, window, False, None, None, keys, floats(4, 16), "float32", 1)
 
 
 def test_routes_check_their_array():

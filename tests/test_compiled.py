@@ -27,12 +27,15 @@ ANNOTATIONS = {
     "": {"NDArray[Any]", "str"},  # any Python object
     "str": {"str"},
     "int": {"int"},
+    "bint": {"bool"},
+    "bool": {"bool"},
     "size_t": {"int"},
     "float": {"float"},
     "float[]": {"NDArray[np.float32]"},
     "int32_t[]": {"NDArray[np.int32]"},
     "Trees": {"Trees"},
     "Matrix": {"Matrix"},
+    "Relative": {"Relative"},
     "Kernels": {"Kernels"},
 }
 

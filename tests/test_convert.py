@@ -771,6 +771,7 @@ def test_sizes_in_a_bin_that_are_not_those_of_its_records(tmp_path):
 
 # --- tokenizers ------------------------------------------------------------------------------------
 
+BERT_NAMES = ["[PAD]", "[UNK]", "[CLS]"]
 WORDPIECE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##able", "##do", "cafe", "Café", "!", "中", "-", "x"]
 
 
@@ -816,7 +817,7 @@ def test_special_tokens_by_other_names(bert, tmp_path):
     [
         (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "c", "C", "(", ")"], {}, "does not look like WordPiece"),
         (WORDPIECE, {"tokenizer_class": "SmilesTokenizer"}, "SmilesTokenizer"),
-        (WORDPIECE[2:] + ["[UNK]"], {}, "no pad token"),
+        ([*WORDPIECE[4:], *BERT_NAMES, *(f"##{i}" for i in range(VOCABULARY))][:VOCABULARY], {}, "no sep token"),
     ],
 )
 def test_other_vocabularies_give_no_tokenizer(tokens, settings, reason, bert, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.checkpoint import Tensor, layouts
+from fastinfer.checkpoint import Tensor
+from fastinfer.checkpoint.layouts.vocabularies import read_vocabulary
 from fastinfer.config import Classify, Tasks
 from fastinfer.errors import LISTED, LONGEST, FastinferError, about, listed, printable, short
 
@@ -179,4 +180,4 @@ def test_a_mark_of_byte_order_is_not_part_of_a_file(tmp_path, random_model):
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text("utf-8-sig"), "utf-16")
     np.testing.assert_array_equal(fastinfer.load(tmp_path, device="numpy").embed("ada lived"), want)
     (tmp_path / "vocab.txt").write_bytes(codecs.BOM_UTF8 + b"[PAD]\r\n[UNK]\r\n")
-    assert layouts.read_vocabulary(tmp_path / "vocab.txt", 2) == ["[PAD]", "[UNK]"]
+    assert read_vocabulary(tmp_path / "vocab.txt", 2) == ["[PAD]", "[UNK]"]

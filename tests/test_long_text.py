@@ -74,6 +74,12 @@ KINDS = {
     "unigram": lambda: unigram(metaspace(), normalizers.Nmt(), normalizers.NFKC(), normalizers.Strip(left=False), spaces),
     "unigram, first": lambda: unigram(metaspace(prepend_scheme="first"), normalizers.NFKC()),
     "unigram, white space": lambda: unigram(pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace()]), normalizers.NFKD()),
+    "unigram, DeBERTa": lambda: unigram(
+        pre_tokenizers.Sequence([pre_tokenizers.Punctuation("isolated"), metaspace()]),
+        normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "),
+        normalizers.NFC(),
+        normalizers.Strip(left=False),
+    ),
     "words": lambda: words(pre_tokenizers.Whitespace(), normalizers.Lowercase()),
     "words, punctuation": lambda: words(
         pre_tokenizers.Sequence(

@@ -10,6 +10,7 @@ from models import load_tool
 from numpy.testing import assert_allclose
 
 import fastinfer
+from fastinfer import checkpoint
 from fastinfer.config import Embed, Project, Prompt, Unit
 
 convert = load_tool("convert")
@@ -433,7 +434,7 @@ AROUND, POOLING, DENSE, BERT = (
     "sentence_bert_config.json",
 )
 REFUSED = [
-    (AROUND, {"model_type": "SparseEncoder"}, "model_type 'SparseEncoder' is not supported"),
+    (AROUND, {"model_type": "OtherEncoder"}, "model_type 'OtherEncoder' is not supported"),
     (AROUND, {"model_type": ["SentenceTransformer"]}, "model_type"),
     (AROUND, {"similarity_fn_name": "maxsim"}, "similarity_fn_name 'maxsim' is not supported, only cosine, dot"),
     (AROUND, {"similarity_fn_name": 1}, "similarity_fn_name 1"),
@@ -523,6 +524,9 @@ def test_modules_that_are_refused(kinds, said, embedder):
         (1, {"type": 3}, "a module's type is 3"),
         (1, {"path": "../1_Pooling"}, r"a module's path is '\.\./1_Pooling'"),
         (0, {"path": "/etc"}, "a module's path is '/etc'"),
+        (1, {"path": "1_" + "a" * 300}, "a module's path is '1_aaa"),
+        (1, {"path": "1_\0"}, "a module's path is"),
+        (1, {"path": "1_\ud800"}, "a module's path is"),
     ],
 )
 def test_entries_that_are_refused(place, entry, said, embedder):
@@ -575,3 +579,10 @@ def test_a_dense_module_as_a_pickle(embedder, dense, torch, tmp_path):
     given = texts()
     for ours in opened(folder, tmp_path / "out"):
         assert_allclose(ours.embed(given), theirs.encode(given), **CLOSE)
+
+
+@pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"])
+def test_a_module_that_changes_while_it_is_read(file, embedder, dense):
+    _, folder = embedder(dense(HIDDEN, 8))
+    with pytest.raises(fastinfer.CheckpointError, match=f"{file} changed while it was read"), checkpoint.unchanged(folder):
+        (folder / file).write_bytes((folder / file).read_bytes() + b" ")

@@ -118,7 +118,7 @@ def test_a_file_that_has_more_than_it_said():
 # --- links ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/etc", "../other", "1_Pooling/../../other", "..", 5, None, ["1_Pooling"]], ids=repr)
+@pytest.mark.parametrize("path", ["/etc", "a" * 300, "../other", "1_Pooling/../../other", "..", 5, None, ["1_Pooling"]], ids=repr)
 def test_modules_outside_the_folder(tmp_path, made, path):
     folder = write(tmp_path / "model", made["bert"])
     write(tmp_path / "other", {"config.json": made["bert"]["1_Pooling/config.json"]})

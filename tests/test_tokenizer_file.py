@@ -14,9 +14,13 @@ from conftest import WORDS, make_tokenizer
 
 from fastinfer import trial
 from fastinfer.errors import CheckpointError
-from fastinfer.tokenizer_file import MOST_GROWTH, PATTERNS, Library, as_errors, open_tokenizer
+from fastinfer.tokenizer_file import MOST_GROWTH, PATTERNS, Library, as_errors, open_tokenizer, read_tokenizer
 
 PLAIN = json.loads(make_tokenizer().to_str())
+
+
+def opened(path, vocabulary):
+    return open_tokenizer(read_tokenizer(path, vocabulary), vocabulary)
 
 
 def template(**changes):
@@ -130,7 +134,7 @@ def test_a_file_that_the_library_must_not_use(tmp_path, case, capfd):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | changes))
     with pytest.raises(CheckpointError, match=said) as caught:
-        open_tokenizer(path, len(WORDS))
+        opened(path, len(WORDS))
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value)) < 1000
 
@@ -159,7 +163,7 @@ def test_a_file_like_published_ones_is_used_as_the_library_does(tmp_path, change
     expected.no_truncation()
     if expected.decoder is None:  # pieces then join like BERT's
         expected.decoder = tokenizers.decoders.WordPiece()
-    raw = open_tokenizer(path, len(WORDS))
+    raw = opened(path, len(WORDS))
     for text in ("", "Ada Lovelace  lived in London, 1842.", "``friendly'' aaaa   bb"):
         assert raw.encode(text).ids == expected.encode(text).ids
         assert raw.decode(raw.encode(text).ids) == expected.decode(expected.encode(text).ids)
@@ -169,32 +173,32 @@ def test_a_map_of_characters_is_used(tmp_path):
     """The map changes no character: its double array has one unit without a child."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"normalizer": charsmap(4 * 256, bytes(4 * 256) + "ﷺ".encode() + b"\0")}))
-    assert open_tokenizer(path, len(WORDS)).encode("ada").ids == [2, WORDS.index("ada"), 3]
+    assert opened(path, len(WORDS)).encode("ada").ids == [2, WORDS.index("ada"), 3]
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="is no regular file"):
-            open_tokenizer(path, 30)
+            opened(path, 30)
     with pytest.raises(CheckpointError, match="does not exist"):
-        open_tokenizer(tmp_path / "none", 30)
+        opened(tmp_path / "none", 30)
 
 
 def test_a_vocabulary_far_beyond_the_model_is_not_read(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"model": model(vocab={f"{i:07}": i for i in range(300_000)})}))
     with pytest.raises(CheckpointError, match=r"has \d+ bytes, expected at most 1059840$"):
-        open_tokenizer(path, len(WORDS))
+        opened(path, len(WORDS))
     with pytest.raises(CheckpointError, match="it has 300000 tokens, but the model's vocabulary is 200000: it belongs to another model"):
-        open_tokenizer(path, 200_000)
+        opened(path, 200_000)
 
 
 def test_errors_and_panics_in_use_are_checkpoint_errors(tmp_path):
     """One tokenizer fails on a word outside its vocabulary without [UNK]. The other has a decoder that panics on one token."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"model": {"type": "WordLevel", "vocab": {"ada": 0}, "unk_token": "none"}, "post_processor": None}))
-    raw = open_tokenizer(path, len(WORDS))
+    raw = opened(path, len(WORDS))
     assert raw.encode("ada").ids == [0]
     for call in (lambda: raw.encode("zzz"), lambda: raw.encode_batch(["ada", "zzz"])):
         with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizers library failed: WordLevel error: Missing"):
@@ -216,15 +220,15 @@ def test_other_base_exceptions_pass():
 def test_a_process_that_cannot_be_started(tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(PLAIN | {"pre_tokenizer": split("[^a]+")}))
-    open_tokenizer(path, len(WORDS))
+    opened(path, len(WORDS))
     for name, said in ((str(tmp_path / "none"), "cannot be started: .*No such file"), (None, "there is no Python to start here")):
         monkeypatch.setattr("fastinfer.tokenizer_file.spawn.get_executable", lambda name=name: name)
         with pytest.raises(CheckpointError, match=said):
-            open_tokenizer(path, len(WORDS))
+            opened(path, len(WORDS))
     monkeypatch.setattr("fastinfer.tokenizer_file.spawn.get_executable", lambda: sys.executable)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with pytest.raises(CheckpointError, match="there is no Python to start here"):
-        open_tokenizer(path, len(WORDS))
+        opened(path, len(WORDS))
 
 
 def test_the_trial_stops_what_grows_and_what_is_outside():

@@ -8,15 +8,12 @@ from pathlib import Path
 
 from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
-from fastinfer.checkpoint import layouts
 from fastinfer.config import Config, Dense, Embed, Stored
-from fastinfer.errors import CheckpointError, ConfigError
+from fastinfer.errors import CheckpointError
 from fastinfer.strict_json import read_json
 from fastinfer.tokenizer import Tokenizer
 
 STORED = ("float32", "float16", "bfloat16", "int8")
-WORDPIECE_CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
-CONTINUATIONS = 0.01  # share of pieces that begin with ##: BERT's vocabularies have a fifth or more, other kinds next to none
 
 
 def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
@@ -31,7 +28,7 @@ def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shar
     source = folder_of(source)
     check_out(source, out)
     with checkpoint.unchanged(source), tempfile.TemporaryDirectory() as scratch:
-        config, weights = checkpoint.load(source, validate=True)
+        config, weights, tokenizer = checkpoint.load_all(source, validate=True)
         if dtype is not None:
             config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
         spec = checkpoint.tensors(config)
@@ -40,9 +37,13 @@ def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shar
                 weights[name] = weights[name].to(spec[name].dtype)
             except CheckpointError as error:
                 raise CheckpointError(f"{source}: {name}: {error}") from None
-        tokenizer, about = find_tokenizer(layouts.body_of(source), config, Path(scratch))
-        checkpoint.save(out, config, weights, tokenizer=tokenizer, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
-    if tokenizer is None:
+        path, about = None, f"none: {tokenizer.about}"
+        if tokenizer.file:
+            opened = Tokenizer(tokenizer.file, config)  # raises where it does not fit the model
+            path, about = Path(scratch, "tokenizer.json"), tokenizer.about
+            path.write_bytes(tokenizer.file.text if tokenizer.file.exact else opened.raw.to_str().encode())
+        checkpoint.save(out, config, weights, tokenizer=path, max_shard_bytes=max_shard_mb and max_shard_mb * 10**6)
+    if path is None:
         (out / "tokenizer.json").unlink(missing_ok=True)  # the replaced checkpoint may have had one
     return summary(out, config, sum(t.nbytes for t in weights.values()), about)
 
@@ -60,59 +61,6 @@ def check_out(source: Path, out: Path) -> None:
     data = read_json(out / "config.json") if (out / "config.json").exists() else None
     if not isinstance(data, dict) or "format_version" not in data:
         raise CheckpointError(f"{out} holds files that are no fastinfer checkpoint: name a new or an empty folder")
-
-
-# --- tokenizers ------------------------------------------------------------------------------------
-
-
-def find_tokenizer(source: Path, config: Config, scratch: Path) -> tuple[Path | None, str]:
-    """(tokenizer.json to copy or None, a remark on it). It is built in folder `scratch` where the source has a WordPiece vocab.txt."""
-    path, about = source / "tokenizer.json", "tokenizer.json of the source"
-    if not path.exists():
-        if not (source / "vocab.txt").exists():
-            return None, "none: the source has neither tokenizer.json nor vocab.txt; feed ids"
-        tokens = layouts.read_vocabulary(source / "vocab.txt", config.vocabulary)
-        settings = layouts.read_options(source / "tokenizer_config.json")
-        why_not = not_wordpiece(source, tokens, settings)
-        if why_not:
-            return None, f"none: {why_not}; feed ids"
-        path, about = scratch / "tokenizer.json", "WordPiece, built from vocab.txt"
-        path.write_text(build_wordpiece(source, tokens, settings), "utf-8")
-    Tokenizer(path, config)  # raises where it does not fit the model
-    return path, about
-
-
-def not_wordpiece(source: Path, tokens: list[str], settings: dict) -> str | None:
-    """The reason why vocab.txt may not be read as BERT's WordPiece; None where it may."""
-    kind = settings.get("tokenizer_class")
-    if kind is not None and kind not in WORDPIECE_CLASSES:
-        return f"vocab.txt belongs to a {kind}, which this cannot build"
-    if sum(token.startswith("##") for token in tokens) < CONTINUATIONS * len(tokens) or "[UNK]" not in tokens:
-        return "vocab.txt does not look like WordPiece (pieces that begin with ##, and [UNK])"
-    if (source / "added_tokens.json").exists():
-        return "added_tokens.json adds to vocab.txt, which this cannot build; save the tokenizer with a newer transformers"
-    missing = [key for key, names in layouts.special_tokens(source).items() if not set(names) & set(tokens)]
-    return f"vocab.txt has no {' and no '.join(missing)} token" if missing else None
-
-
-def build_wordpiece(source: Path, tokens: list[str], settings: dict) -> str:
-    """The text of a tokenizer.json with BERT's cleaning, splitting and [CLS] text [SEP] frame, as tokenizer_config.json sets them."""
-    from tokenizers import BertWordPieceTokenizer
-
-    names = {f"{key}_token": next(n for n in candidates if n in tokens) for key, candidates in layouts.special_tokens(source).items()}
-    chosen = {}
-    for key, default in (("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True)):
-        chosen[key] = settings.get(key, default)
-        if not isinstance(chosen[key], bool) and chosen[key] is not default:
-            raise ConfigError(f"{source / 'tokenizer_config.json'}: {key} is {chosen[key]!r}, expected true or false")
-    made = BertWordPieceTokenizer(
-        {token: i for i, token in enumerate(tokens)},
-        lowercase=chosen["do_lower_case"],
-        strip_accents=chosen["strip_accents"],
-        handle_chinese_chars=chosen["tokenize_chinese_chars"],
-        **names,
-    )
-    return made.to_str()
 
 
 # --- what was made ---------------------------------------------------------------------------------

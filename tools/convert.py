@@ -2,8 +2,7 @@
 
     python tools/convert.py SRC OUT [--dtype float32|float16|bfloat16|int8] [--max-shard-mb N]
 
-SRC is what fastinfer.load opens: a folder, or a name on the hub. Its tokenizer may be a WordPiece vocab.txt. Its layout is recognised by
-its files.
+SRC is what fastinfer.load opens: a folder, or a name on the hub. Its layout is recognised by its files.
 """
 
 from __future__ import annotations

@@ -99,14 +99,15 @@ class CPU(Reference):
 
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         word, norm = embedding.word, embedding.norm
+        table, places = embedding.placed(batch)
         self.kernels.embed(
             batch.ids,
-            batch.positions,
+            places,
             batch.token_types,
             word.data,
             word.dtype,
             word.scale,
-            embedding.position,
+            table,
             embedding.token_type,
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
@@ -151,7 +152,7 @@ class CPU(Reference):
         if out.shape[1] // heads % 8:
             super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
-            added = scores.window, scores.causal, scores.distances, scores.relative
+            added = scores.window or 0, scores.causal, scores.distances, scores.relative
             self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:

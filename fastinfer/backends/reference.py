@@ -218,8 +218,9 @@ class Reference:
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         """out (T, E) = word[ids] + position[positions] + token_type[token_types], then the norm if there is one."""
         np.take(embedding.word, batch.ids, axis=0, out=out)
-        if embedding.position is not None:
-            out += embedding.position[batch.positions]
+        table, places = embedding.placed(batch)
+        if table is not None:
+            out += table[places]
         if embedding.token_type is not None:
             out += embedding.token_type[0 if batch.token_types is None else batch.token_types]
         if embedding.norm is not None:

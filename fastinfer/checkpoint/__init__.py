@@ -6,11 +6,11 @@ aligned, so that kernels read trees directly from the mapped file.
 """
 
 from .check import check, check_children, check_finite
-from .open import load
+from .open import load, load_all
 from .read import INDEX, SINGLE, map_file, map_folder, unchanged
 from .spec import Spec, parameters, tensors
 from .tensor import DTYPES, Tensor
 from .write import save
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "Spec", "Tensor", "check", "check_children", "check_finite", "load", "map_file", "map_folder"]
-__all__ += ["parameters", "save", "tensors", "unchanged"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "Spec", "Tensor", "check", "check_children", "check_finite", "load", "load_all", "map_file"]
+__all__ += ["map_folder", "parameters", "save", "tensors", "unchanged"]

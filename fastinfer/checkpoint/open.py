@@ -1,4 +1,4 @@
-"""load() gives the Config and the checked tensors of a checkpoint folder, in this format or another tool's."""
+"""load() gives the Config and the checked tensors of a checkpoint folder, in any known layout; load_all() gives its tokenizer, too."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from pathlib import Path
 from ..config import Config
 from ..errors import CheckpointError, InputError, short
 from ..strict_json import read_json
+from ..tokenizer_file import read_tokenizer
 from . import layouts
 from .check import check, check_finite
 from .read import map_folder
 from .refusals import formats, refuse_folder, refuse_without_weights
 from .tensor import Tensor
 
-__all__ = ["load"]
+__all__ = ["load", "load_all"]
 
 CONVERT = "\n  Where the file came from another tool, convert the original with tools/convert.py."
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 
 
 def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and {name: Tensor} of the checkpoint in folder `path`, in this format or one that layouts/ can translate.
+    """The first two values of load_all()."""
+    return _load(path, validate, copy)[:2]
+
+
+def load_all(
+    path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False
+) -> tuple[Config, dict[str, Tensor], layouts.Found]:
+    """The Config, {name: Tensor} and tokenizer of the checkpoint in folder `path`, in this format or one that layouts/ can translate.
 
     validate  scan all weights for NaN and infinity; None: only when they take less than VALIDATE_BELOW bytes
     copy      True: read the weights into memory; False: map them, except small tensors and tables of children
@@ -31,6 +39,15 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
     CheckpointError; a message about tensors lists every missing, surplus or misshapen one. Every size is checked against the files'
     sizes before memory is allocated for it.
     """
+    config, tensors, tokenizer = _load(path, validate, copy)
+    file = Path(path) / "tokenizer.json"
+    if tokenizer is None and file.exists():
+        tokenizer = layouts.Found(read_tokenizer(file, config.vocabulary), "tokenizer.json of the source", config.ids)
+    return config, tensors, tokenizer or layouts.Found(None, "it has no tokenizer.json: put it into the folder, or pass ids", config.ids)
+
+
+def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tuple[Config, dict[str, Tensor], layouts.Found | None]:
+    """The values of load_all(); None for the tokenizer of a folder in this format."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
     folder = Path(path)
@@ -49,13 +66,14 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
     stored = read(body)
     if ours:
         config = Config.from_json(data, str(folder / "config.json"))
+        tokenizer = None
         if (folder / "adapter_config.json").exists():
             raise CheckpointError(
                 f"{folder} holds adapter_config.json beside weights of this format: put it beside the original's, and convert"
             )
     else:
-        config, stored = layouts.translate(data, stored, body, folder, read)
+        config, stored, tokenizer = layouts.translate(data, stored, body, folder, read)
     found = check(config, stored, str(folder), CONVERT if ours else "")
     if validate or (validate is None and sum(t.nbytes for t in found.values()) < VALIDATE_BELOW):
         check_finite(found, str(folder))
-    return config, found
+    return config, found, tokenizer

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ __all__ = ["INDEX", "SINGLE", "WEIGHTS", "map_file", "map_folder", "unchanged", 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, "pytorch_model.bin")  # files of weights, the preferred one first; each may be in shards, with an index
-FILES = ("config.json", "tokenizer.json", "vocab.txt", ".safetensors", ".bin", ".index.json")  # name endings that unchanged() watches
+# Name endings of the files that unchanged() watches, and the names of the folders in which it does, such as 2_Dense.
+FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
+MODULE = re.compile(r"\d+_\w+")
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 
@@ -131,11 +134,12 @@ def unchanged(folder: Path) -> Iterator[None]:
     """Raise CheckpointError when a file of the checkpoint changed during the block, because the tensors may then mix two versions."""
 
     def stamps() -> dict[str, Any]:
-        try:
-            names = sorted(name for name in os.listdir(folder) if name.endswith(FILES))
-        except (OSError, ValueError):
-            names = []
-        return {name: stamp(folder / name) for name in names}
+        names: list[str] = []
+        with contextlib.suppress(OSError, ValueError):
+            for name in sorted(os.listdir(folder)):
+                inside = os.listdir(folder / name) if MODULE.fullmatch(name) and os.path.isdir(folder / name) else []
+                names += [name, *(f"{name}/{file}" for file in sorted(inside))]
+        return {name: stamp(folder / name) for name in names if name.endswith(FILES)}
 
     before = stamps()
     yield

@@ -34,7 +34,7 @@ def tensors(config: Config) -> dict[str, Spec]:
             raw[f"{name}.bias"] = ((columns,), "vector")
 
     if config.positions.kind == "learned":
-        raw["embedding.position"] = ((config.positions.max, width), "embeddings")
+        raw["embedding.position"] = ((config.positions.max + (config.positions.skip is not None), width), "embeddings")
     elif config.positions.kind == "scaled-sinusoidal":
         raw["embedding.position_scale"] = ((1,), "vector")
     if config.token_types:

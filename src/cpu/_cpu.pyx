@@ -714,12 +714,12 @@ cdef class Kernels:
         self._submit(&step, (qkv, cu_seqlens, table))
 
     def attention(
-        self, qkv, const int32_t[::1] cu_seqlens, int heads, window, bint causal, const float[:, ::1] distances, Relative relative,
+        self, qkv, const int32_t[::1] cu_seqlens, int heads, int window, bint causal, const float[:, ::1] distances, Relative relative,
         const int32_t[::1] keys, float[:, ::1] out, str dtype, int threads,
     ):
         """out (T, D) = multi-head attention of qkv (T, 3 D), inside each text; D / heads must be a multiple of 8.
 
-        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (None: all), causal, distances (heads, 2 R - 1) and
+        qkv is float32, or bfloat16 as uint16 where `half` and dtype is bfloat16. window (0: all), causal, distances (heads, 2 R - 1) and
         relative are those of weights.Scores. keys (texts,): how many tokens at the beginning of each text are attended to, None: all.
         """
         cdef Step step
@@ -748,7 +748,7 @@ cdef class Kernels:
         call.cu_seqlens = &cu_seqlens[0]
         call.scale, call.dtype = <float>(1.0 / sqrt(<double>call.head_size)), DTYPES[dtype]
         call.causal = causal
-        call.window = 0 if window is None else _size("the window", window, 1, MOST_TOKENS)
+        call.window = _size("the window", window, 0, MOST_TOKENS)
         call.keys = NULL
         if keys is not None:
             _long("keys", keys.shape[0], call.texts)

@@ -57,6 +57,7 @@ with atheris.instrument_imports(include=["fastinfer", "conversion"]) if atheris 
     import fastinfer
     from fastinfer import checkpoint
     from fastinfer.checkpoint import Tensor, layouts, torch_file
+    from fastinfer.checkpoint.layouts.tokenizer import find_tokenizer
     from fastinfer.config import Config
     from fastinfer.strict_json import parse_json
     from fastinfer.tokenizer import Tokenizer
@@ -92,7 +93,7 @@ def run_translate(files: Files, folder: Path) -> None:
             stored.pop(name, None)
         else:
             stored[name] = Tensor(np.zeros(shape, np.float32), "float32")
-    config, made = layouts.translate(parse_or_skip(files["config.json"]), stored, folder, folder, checkpoint.map_folder)
+    config, made, _ = layouts.translate(parse_or_skip(files["config.json"]), stored, folder, folder, checkpoint.map_folder)
     checkpoint.check(config, made, str(folder))
 
 
@@ -112,6 +113,16 @@ def run_tokenizer(files: Files, folder: Path) -> None:
     assert max(map(len, batch.split(batch.ids))) <= max(CONFIG.max_tokens, 1)
     tokenizer.windows("who?", "ada lived in london. " * 20)
     tokenizer.raw.decode([0, 5], skip_special_tokens=False)
+
+
+def run_kind(files: Files, folder: Path) -> None:
+    """The tokenizer of a Hugging Face folder, from whichever files it is made."""
+    config = parse_or_skip(files["config.json"])
+    found = find_tokenizer(folder, config if isinstance(config, dict) else {}, CONFIG.vocabulary)
+    if found.file:
+        tokenizer = Tokenizer(found.file, CONFIG)
+        assert tokenizer.batch(tokenizer.encode(TEXTS)).ids.max() < CONFIG.vocabulary
+    assert all(id_ is None or 0 <= id_ < CONFIG.vocabulary for id_ in vars(found.ids).values())
 
 
 def run_bin(files: Files, folder: Path) -> None:
@@ -155,6 +166,7 @@ TARGETS = {
     "weights": (run_weights, ("ours", "int8", "shards"), 4),
     "translate": (run_translate, ("bert", "bin", "adapter", "sentences", *seeds.FAMILIES), 10),
     "tokenizer": (run_tokenizer, ("ours",), 8),
+    "kind": (run_kind, ("bert", "bin", "merges", "pieces", "spm", "plain"), 8),
     "bin": (run_bin, ("bin",), 4),
     "folder": (
         run_folder,

@@ -206,6 +206,50 @@ def adapted(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     }
 
 
+def tokenizers() -> dict[str, dict[str, bytes]]:
+    """{name: files} of folders whose tokenizers are made of other files than vocab.txt."""
+    tokens = {"mask_token": {"__type": "AddedToken", "content": "<mask>", "lstrip": True}, "extra_special_tokens": ["<x>"]}
+    pairs = {"a": 4, "b": 5, "ab": 6, "Ġ": 7, "Ġab": 8} | {name: i for i, name in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
+    entry = {"content": "[MASK]", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+
+    def field(number: int, value: bytes | int) -> bytes:
+        return bytes([number << 3, value]) if isinstance(value, int) else bytes([number << 3 | 2, len(value)]) + value
+
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3, "▁a": 1, "b": 1, "ada": 4, "▁": 1, "[UNK]": 2, "[CLS]": 3, "[SEP]": 3}
+    pieces = [
+        field(1, text.encode()) + b"\x15" + struct.pack("<f", -i / 7) + field(3, kind) for i, (text, kind) in enumerate(kinds.items())
+    ]
+    model = b"".join(field(1, piece) for piece in pieces) + field(2, field(3, 1)) + field(3, field(1, b"nfkc"))
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids"], "truncation_side": "left"}
+    return {
+        "merges": {
+            "config.json": as_json({"model_type": "roberta"}),
+            "vocab.json": as_json(pairs),
+            "merges.txt": "#version: 0.2\na b\nĠ ab\n".encode(),
+            "tokenizer_config.json": as_json(
+                {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True, "trim_offsets": True} | tokens
+            ),
+        },
+        "pieces": {
+            "config.json": as_json({"model_type": "xlm-roberta", "tokenizer_class": "XLMRobertaTokenizer"}),
+            "sentencepiece.bpe.model": model,
+            "special_tokens_map.json": as_json({"mask_token": "<mask>", "cls_token": {"content": "<s>", "lstrip": False}}),
+            "added_tokens.json": as_json({"<new>": 11, "ada": 5}),
+        },
+        "spm": {
+            "config.json": as_json({"model_type": "deberta-v2"}),
+            "spm.model": model,
+            "tokenizer_config.json": as_json({"do_lower_case": True, "split_by_punct": True, "added_tokens_decoder": {"10": entry}}),
+        },
+        "plain": {
+            "config.json": as_json({"model_type": "modernbert"}),
+            "tokenizer.json": make_tokenizer().to_str().encode(),
+            "tokenizer_config.json": as_json(plain | {"added_tokens_decoder": {"4": entry, "21": entry | {"content": "<y>"}}}),
+            "sentence_roberta_config.json": as_json({"do_lower_case": True}),
+        },
+    }
+
+
 def as_json(value) -> bytes:
     return json.dumps(value).encode()
 
@@ -290,6 +334,7 @@ def make() -> dict[str, dict[str, bytes]]:
         "vectors": saved(make_config(tasks=Tasks(head))) | tokenizer,
         "bin": config | {"pytorch_model.bin": pickled(arrays), "vocab.txt": "\n".join(WORDS).encode(), **around},
         "adapter": config | tokenizer | adapted(arrays),
+        **tokenizers(),
         **{model_type: of_family(model_type) for model_type in FAMILIES},
         "crammed": {path.name: path.read_bytes() for path in golden.iterdir() if path.name in ("config.json", "model.safetensors")},
     }

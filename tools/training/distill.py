@@ -108,7 +108,7 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     config = teacher.config
     tasks = Tasks(embed=config.tasks.embed or Embed("mean", True))
     student = Encoder(dataclasses.replace(config, ffn=(runs.parse_shape(settings.shape),) * config.layers, tasks=tasks))
-    known = {n: w for n, w in teacher.state_dict().items() if (".ffn." not in n or ".ffn.norm." in n) and not n.startswith("tasks.")}
+    known = {n: w for n, w in encoders.kept(teacher.state_dict(), student.config).items() if ".ffn." not in n or ".ffn.norm." in n}
     source = teacher if settings.start is None else earlier_student(student.config, settings)
     if source is not teacher:
         always_on = (".dense_in.", ".dense_out.")
@@ -169,7 +169,7 @@ def sts_scorer(settings: Distill, tokenizer: Any, config: Config) -> Callable[[E
 
     def score(encoder: Encoder) -> dict[str, float]:
         device = next(encoder.parameters()).device
-        vectors = torch.empty(len(rows), config.hidden)
+        vectors = torch.empty(len(rows), encoder.config.tasks.embed.numbers(config.hidden))
         for part in (order[i : i + 256] for i in range(0, len(order), 256)):
             longest = len(rows[part[-1]])
             ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in part], device=device)

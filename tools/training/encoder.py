@@ -64,7 +64,9 @@ class Embedding(nn.Module):
         super().__init__()
         columns, positions = config.embedding_width or config.hidden, config.positions
         self.word = nn.Parameter(torch.empty(config.vocabulary, columns))
-        self.position = nn.Parameter(torch.empty(positions.max, columns)) if positions.kind == "learned" else None
+        rows = positions.max + (positions.skip is not None)
+        self.position = nn.Parameter(torch.empty(rows, columns)) if positions.kind == "learned" else None
+        self.skip = positions.skip
         sinusoidal = positions.kind == "scaled-sinusoidal"
         self.position_scale = nn.Parameter(torch.empty(1)) if sinusoidal else None
         if sinusoidal:
@@ -77,7 +79,10 @@ class Embedding(nn.Module):
         """(B, L) -> (B, L, D)."""
         length = ids.shape[1]
         x = F.embedding(ids, self.word)
-        if self.position is not None:
+        if self.skip is not None:
+            counted = ids != self.skip
+            x = x + F.embedding(counted.cumsum(1) * counted, self.position)
+        elif self.position is not None:
             x = x + self.position[:length]
         if self.position_scale is not None:
             x = x + self.position_scale * self.sines[:length]
@@ -266,6 +271,11 @@ def pool(states: Tensor, mask: Tensor | None, kind: Pooling) -> Tensor:
         return (states * weights).sum(1) / (total.sqrt() if kind == "sqrtmean" else total)
     states = states.masked_fill(~mask, -torch.inf)
     return states.amax(1) if kind == "max" else states.logsumexp(1)
+
+
+def kept(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """What a model with the heads of `config` keeps of another model's state: all but its heads, and the layers of an embed head."""
+    return {n: w for n, w in state.items() if not n.startswith("tasks.") or (config.tasks.embed and n.startswith("tasks.embed."))}
 
 
 # --- checkpoints -----------------------------------------------------------------------------------

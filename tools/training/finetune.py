@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fastinfer.config import Classify, Config, Embed, HeadLayer, Tag, Tasks
 from fastinfer.errors import InputError
-from training.encoder import Encoder
+from training.encoder import Encoder, kept
 from training.labelled import Epochs, Split, padded_length
 from training.loop import Descent, fit
 from training.objectives import Labelled, embed
@@ -118,7 +118,7 @@ def finetune(start: Encoder, train: Split, kind: Kind, settings: Finetune, *, se
     torch.manual_seed(seed)
     config = dataclasses.replace(start.config, tasks=head(start.config, kind, train.examples.labels))
     encoder = Encoder(config, settings.dropout)
-    encoder.load_state_dict(encoder.state_dict() | {n: w for n, w in start.state_dict().items() if not n.startswith("tasks.")})
+    encoder.load_state_dict(encoder.state_dict() | kept(start.state_dict(), config))
     targets, mean, spread = train.targets, 0.0, 1.0
     if kind == "score":  # the head learns standardised scores; their scale is put into its weights at the end
         mean, spread = float(targets.mean()), float(targets.std(correction=0)) or 1.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...checkpoint.spec import tensors
 from ...config import Config
 from ...errors import BackendError
@@ -107,3 +109,9 @@ def check_config(config: Config) -> None:
             raise BackendError(
                 f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
             )
+
+
+def check_places(ids: np.ndarray, skip: int | None) -> None:
+    """Raise BackendError if ids (T,) hold `skip`, the id of a token that takes no position; None: no token is such."""
+    if skip is not None and (ids == skip).any():
+        raise BackendError(f"a GPU does not compute texts that contain the padding token, id {skip}: use device 'cpu'")

@@ -22,7 +22,7 @@ from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Sco
 from ..reference import Reference
 from .arrays import Arrays, is_of_host
 from .attention import Attention
-from .device import check_config, check_sizes, limits
+from .device import check_config, check_places, check_sizes, limits
 from .fff import fff_argument
 from .kernels import Kernels, Narrow, Walk
 from .memory import Memory
@@ -145,6 +145,7 @@ class FittedCUDA(CUDA):
     def embed(self, batch: PackedBatch | Placed, embedding: Embedding, *, out: Any) -> None:
         keys = batch.keys
         if isinstance(batch, PackedBatch):
+            check_places(batch.ids, embedding.skip)
             batch = self.sessions.current().place(batch, len(batch.ids), batch.token_types is not None)
         norm = embedding.norm
         self.kernels.launch(
@@ -337,6 +338,7 @@ class FittedCUDA(CUDA):
     ) -> Any:
         """The forward pass of model.py as one graph, or op by op if taps or routes are given, or if the batch has keys."""
         with_types = weights.embedding.token_type is not None and batch.token_types is not None
+        check_places(batch.ids, weights.embedding.skip)
         size = bucket(len(batch.ids))
         placed: Any = work.place(batch, size, with_types)
         if taps or routes or batch.keys is not None:

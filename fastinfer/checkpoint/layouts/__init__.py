@@ -21,21 +21,12 @@ from .gated import alibi, flash_roberta, gte, modernbert, nomic
 from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, roberta
 from .names import bare
 from .sentence_transformers import body_of, read_modules
-from .settings import SPECIAL_TOKENS, read_options, read_vocabulary, special_tokens
+from .settings import SPECIAL_TOKENS
 from .source import Source
+from .tokenizer import Found, find_tokenizer
 from .variants import deberta, mpnet, prenorm_roberta
 
-__all__ = [
-    "RECOGNISED",
-    "SPECIAL_TOKENS",
-    "body_of",
-    "look",
-    "read_modules",
-    "read_options",
-    "read_vocabulary",
-    "special_tokens",
-    "translate",
-]
+__all__ = ["RECOGNISED", "SPECIAL_TOKENS", "Found", "body_of", "look", "read_modules", "translate"]
 
 RECOGNISED = """\
   fastinfer: config.json with format_version
@@ -97,8 +88,8 @@ def look(data: Any, folder: Path, root: Path) -> None:
 
 def translate(
     data: Any, stored: Mapping[str, Tensor], folder: Path, root: Path, read: Callable[[Path], dict[str, Tensor]]
-) -> tuple[Config, dict[str, Tensor]]:
-    """(Config, {name in this format: Tensor}) of a foreign checkpoint, with the adapter that lies beside its weights merged in.
+) -> tuple[Config, dict[str, Tensor], Found]:
+    """(Config, {name in this format: Tensor}, tokenizer) of a foreign checkpoint, with the adapter beside its weights merged in.
 
     data    the object in its config.json, which look() has let pass
     stored  its tensors by their own names
@@ -123,10 +114,12 @@ def translate(
         reader = alibi
     if kind == "xlm-roberta" and any(".mixer.Wqkv." in name for name in stored):
         reader = flash_roberta
+    source = Source({**data, "model_type": kind}, stored, folder, root, read)
     try:
-        return reader(Source(data, stored, folder, root, read))
+        config, made = reader(source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None
+    return config, made, source.tokenizer or find_tokenizer(folder, source.data, config.vocabulary)
 
 
 def _not_recognised(data: Any, folder: Path) -> CheckpointError:

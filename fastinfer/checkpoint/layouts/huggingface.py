@@ -8,8 +8,8 @@ from ...activations import Activation
 from ...config import MAX_LAYERS, Answer, Config, Dense, FillMask, Gated, Norm, Pooling, Positions, Tasks
 from ..tensor import Tensor
 from .sentence_transformers import add_tasks
-from .settings import token_limit
 from .source import Source, activation, classify, linear, norm, refuse, require, special_ids, stack, stored_dtypes, tag, tied
+from .tokenizer import token_limit
 
 __all__ = [
     "attention",
@@ -30,7 +30,7 @@ __all__ = [
 
 def bert(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a BERT checkpoint."""
-    return _hugging_face(s, "bert.", first_position=0)
+    return _hugging_face(s, "bert.")
 
 
 def dpr(s: Source) -> tuple[Config, dict[str, Tensor]]:
@@ -40,33 +40,32 @@ def dpr(s: Source) -> tuple[Config, dict[str, Tensor]]:
     require(s, projection_dim=0)
     question = any(name.startswith("question_encoder.") for name in s.stored)
     prefix = "question_encoder.bert_model." if question else "ctx_encoder.bert_model."
-    return _hugging_face(s, prefix, first_position=0, pooling="cls")
+    return _hugging_face(s, prefix, pooling="cls")
 
 
 def roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a checkpoint of the RoBERTa family."""
-    # RoBERTa numbers positions from padding_idx + 1, so it never uses the rows before that.
-    return _hugging_face(s, "roberta.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
+    return _hugging_face(s, "roberta.", pad=s.number(s.data, "pad_token_id", 0, default=1))
 
 
 def data2vec(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a data2vec text model, which is a RoBERTa with another prefix."""
-    return _hugging_face(s, "data2vec_text.", first_position=s.number(s.data, "pad_token_id", 0, default=1) + 1)
+    return _hugging_face(s, "data2vec_text.", pad=s.number(s.data, "pad_token_id", 0, default=1))
 
 
 def electra(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of an ELECTRA: a BERT whose embeddings may be narrower. The discriminator's head is dropped."""
     s.drop(*(f"discriminator_predictions.{name}.{part}" for name in ("dense", "dense_prediction") for part in ("weight", "bias")))
-    return _hugging_face(s, "electra.", first_position=0)
+    return _hugging_face(s, "electra.")
 
 
 def ernie(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of an ERNIE: a BERT that may have task types."""
-    return _hugging_face(s, "ernie.", first_position=0)
+    return _hugging_face(s, "ernie.")
 
 
-def _hugging_face(s: Source, prefix: str, first_position: int, pooling: Pooling = "mean") -> tuple[Config, dict[str, Tensor]]:
-    """bert and roberta in one. prefix: begins the names of the body; first_position: the first row of positions that is used."""
+def _hugging_face(s: Source, prefix: str, pad: int | None = None, pooling: Pooling = "mean") -> tuple[Config, dict[str, Tensor]]:
+    """bert and roberta in one. prefix: begins the names of the body; pad: id of a token that takes no position."""
     c = s.data
     if (c.get("position_embedding_type") or "absolute") != "absolute":
         raise refuse(s, "position_embedding_type", c["position_embedding_type"], "absolute")
@@ -76,7 +75,7 @@ def _hugging_face(s: Source, prefix: str, first_position: int, pooling: Pooling 
     body = prefix if f"{prefix}embeddings.word_embeddings.weight" in s else ""
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
-        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), first_position),
+        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), pad),
         "embedding.token_type": s.get(f"{body}embeddings.token_type_embeddings.weight"),
         **norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
     }
@@ -108,6 +107,7 @@ def _hugging_face(s: Source, prefix: str, first_position: int, pooling: Pooling 
         activation=activation(s, "hidden_act"),
         embedding_width=width if "embedding.project.weight" in made else None,
         pooling=pooling,
+        skip=pad,
     )
 
 
@@ -216,6 +216,7 @@ def finish(
     token_types: int = 0,
     ffn: Dense | Gated,
     positions: Positions | None = None,
+    skip: int | None = None,
     order: Literal["pre", "post"] = "post",
     pooling: Pooling = "mean",
     **others: Any,
@@ -224,12 +225,12 @@ def finish(
 
     ffn        of all layers
     positions  None: a learned table, which `made` has
+    skip       id of a token that takes no position there
     pooling    of a folder that says nothing about it
     others     further fields of the Config
     """
-    places = positions or Positions("learned", len(made["embedding.position"].data))
-    limit = token_limit(s.folder) if (s.root / "modules.json").exists() else None
-    most = min(limit or places.max, places.max)
+    places = positions or Positions("learned", len(made["embedding.position"].data) - (skip is not None), skip)
+    most = token_limit(s.folder, places.max)
     add_tasks(s, made, tasks, hidden, most, pooling)
     return (
         s.config(
@@ -267,9 +268,9 @@ def dense(s: Source, ours: str, first: str, second: str) -> dict[str, Tensor]:
     }
 
 
-def rows(table: Tensor, first: int) -> Tensor:
-    """`table` without the rows before `first`."""
-    return Tensor(table.data[first:], table.dtype) if first else table
+def rows(table: Tensor, pad: int | None) -> Tensor:
+    """A table of positions from the row of padding on: RoBERTa numbers positions from there, so it never uses the rows before that."""
+    return Tensor(table.data[pad:], table.dtype) if pad else table
 
 
 def fill_mask(

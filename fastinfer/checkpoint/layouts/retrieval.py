@@ -15,8 +15,9 @@ from ...errors import ConfigError, listed, short
 from ...retrieval import EmbedSparse, EmbedTokens, Expansion, Side, TokenLayer
 from ...strict_json import vocabulary_bytes
 from ..tensor import Tensor
-from .settings import read_object, read_options, read_vocabulary, special_tokens
+from .settings import read_object, read_options, special_tokens
 from .source import Source
+from .vocabularies import read_vocabulary
 
 __all__ = ["sparse_head", "stanford_head", "token_head"]
 

@@ -17,15 +17,12 @@ from ..tensor import Tensor
 from .retrieval import sparse_head, stanford_head, token_head
 from .settings import read_object, read_options
 from .source import Source
+from .tokenizer import sentence_options
 
 __all__ = ["Module", "add_tasks", "body_of", "read_modules"]
 
 AROUND = "config_sentence_transformers.json"
 PACKAGE = "sentence_transformers."
-# The settings of a Transformer module, in the first of these files that exists in its folder.
-TRANSFORMER_FILES = tuple(
-    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 # Keys of model_kwargs and config_kwargs that do not change what a model computes.
 HARMLESS = {"add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "trust_remote_code"}
 HARMLESS |= {"unpad_inputs", "use_memory_efficient_attention", "use_safetensors"}
@@ -49,6 +46,7 @@ POOLINGS: dict[str, Pooling] = {
     "weightedmean": "weightedmean",
     "lasttoken": "lasttoken",
 }
+LONGEST_PATH = 60  # characters, of at most 4 bytes: file systems take names of 255 bytes
 SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 # Activations by the last part of the names that PyTorch has for them.
 ACTIVATIONS: dict[str, Activation | None] = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
@@ -84,7 +82,8 @@ def body_of(root: Path) -> Path:
 
 def _inside(root: Path, path: Any) -> Path:
     """The folder of a module, from its path in modules.json. Links are followed, because hub caches consist of them."""
-    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+    fits = isinstance(path, str) and path.isprintable() and len(path) <= LONGEST_PATH
+    if not isinstance(path, str) or not fits or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(f"{root / 'modules.json'}: a module's path is {short(path)}, expected one inside the folder, such as '1_Pooling'")
     return root / path
 
@@ -129,16 +128,14 @@ def _check_transformer(s: Source, modules: list[Module], late: bool, task: str, 
     kinds = [module.kind.replace("MLMTransformer", "Transformer") if task == "fill-mask" else module.kind for module in modules]
     if kinds[0] != "Transformer" or "Transformer" in kinds[1:]:
         raise ConfigError(f"{s.root / 'modules.json'} lists {', '.join(map(short, kinds))}, expected a Transformer first, and only one")
-    paths = [s.folder / name for name in TRANSFORMER_FILES]
-    path = next((path for path in paths if path.exists()), paths[0])
-    options = read_options(path)
+    options, path = sentence_options(s.folder)
     for key, value in (("transformer_task", task), ("module_output_name", name)):
         if options.get(key) not in (None, value):
             raise _refuse(path, key, options[key], value)
     for key in EMPTY if late else EMPTY + LENGTHS:
         if options.get(key):
             raise _refuse(path, key, options[key], "an empty one")
-    for key in ("model_kwargs", "model_args", "config_kwargs", "config_args", "processor_kwargs", "tokenizer_args"):
+    for key in ("model_kwargs", "model_args", "config_kwargs", "config_args"):  # tokenizer.py reads those of the tokenizer
         given = options.get(key) or {}
         if not isinstance(given, dict) or not given.keys() <= HARMLESS:
             odd = next(k for k in given if k not in HARMLESS) if isinstance(given, dict) else given

@@ -1,25 +1,16 @@
-"""Readers of the settings files in a foreign checkpoint: limits, special tokens, vocabulary, options."""
+"""Readers of the settings files in a foreign checkpoint: special tokens, options."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError, ConfigError
-from ...files import read_file
-from ...strict_json import MAX_JSON_BYTES, read_json, vocabulary_bytes
+from ...errors import ConfigError
+from ...strict_json import MAX_JSON_BYTES, read_json
 
-__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "read_vocabulary", "special_tokens", "token_limit"]
+__all__ = ["SPECIAL_TOKENS", "read_object", "read_options", "special_tokens"]
 
 SPECIAL_TOKENS = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
-# (file, key) of the largest number of tokens per text in a sentence-transformers folder. The first one found counts.
-TOKEN_LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-
-
-def token_limit(folder: Path) -> int | None:
-    """The most tokens per text that the settings files of a sentence-transformers folder name, or None."""
-    limits = [read_options(folder / file).get(key) for file, key in TOKEN_LIMITS]
-    return next((limit for limit in limits if limit is not None), None)
 
 
 def special_tokens(folder: Path) -> dict[str, list[str]]:
@@ -31,15 +22,6 @@ def special_tokens(folder: Path) -> dict[str, list[str]]:
         name = name.get("content") if isinstance(name, dict) else name
         found[key] = [n for n in (name, *habits) if isinstance(n, str)]
     return found
-
-
-def read_vocabulary(path: Path, most: int) -> list[str]:
-    """The tokens of a vocab.txt, one per line. most: the model's vocabulary size, which bounds the file. Raises CheckpointError."""
-    try:
-        text = read_file(path, vocabulary_bytes(most)).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} cannot be read as a vocabulary, one token a line: {error}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def read_options(path: Path) -> dict[str, Any]:

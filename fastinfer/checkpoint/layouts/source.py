@@ -11,11 +11,10 @@ import numpy as np
 from ...activations import Activation
 from ...config import MAX_SIZE, Classify, Config, HeadLayer, Ids, Stored, Tag
 from ...errors import CheckpointError, CheckpointWarning, ConfigError, listed, short, warn
-from ...strict_json import vocabulary_bytes
 from ..read import map_folder
 from ..tensor import Tensor
 from .names import in_body
-from .settings import read_object, read_vocabulary, special_tokens
+from .tokenizer import Found, find_tokenizer
 
 __all__ = [
     "Source",
@@ -66,6 +65,7 @@ class Source:
         self.taken: set[str] = set()
         self.left: set[str] = set()
         self.problems: list[str] = []
+        self.tokenizer: Found | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.stored
@@ -280,13 +280,6 @@ def tag(s: Source, made: dict[str, Tensor]) -> Tag:
 
 
 def special_ids(s: Source, vocabulary: int) -> Ids:
-    """Ids of the special tokens, found in tokenizer.json or else vocab.txt by the names of special_tokens()."""
-    if (s.folder / "tokenizer.json").exists():
-        tokens = read_object(s.folder / "tokenizer.json", dict, vocabulary_bytes(vocabulary)).get("added_tokens") or ()
-        known = {t.get("content"): t.get("id") for t in tokens}
-    elif (s.folder / "vocab.txt").exists():
-        known = {token: i for i, token in enumerate(read_vocabulary(s.folder / "vocab.txt", vocabulary))}
-    else:
-        known = {}
-    named = special_tokens(s.folder)
-    return Ids(**{key: next((known[n] for n in names if n in known), None) for key, names in named.items()})
+    """Ids of the special tokens. The folder's tokenizer, which knows them, is kept as s.tokenizer."""
+    s.tokenizer = find_tokenizer(s.folder, s.data, vocabulary)
+    return s.tokenizer.ids

@@ -21,7 +21,7 @@ def mpnet(s: Source) -> tuple[Config, dict[str, Tensor]]:
     bias = s.get(f"{body}encoder.relative_attention_bias.weight")
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
-        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), 2),  # MPNet's padding index is always 1
+        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), 1),  # MPNet's padding index is always 1
         "distances.bias": Tensor(np.ascontiguousarray(bias.float32().T), "float32"),
         **norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
     }
@@ -32,16 +32,16 @@ def mpnet(s: Source) -> tuple[Config, dict[str, Tensor]]:
         made |= norm(s, f"{ours}.attention.norm", f"{theirs}.attention.LayerNorm")
         made |= dense(s, ours, f"{theirs}.intermediate.dense", f"{theirs}.output.dense")
         made |= norm(s, f"{ours}.ffn.norm", f"{theirs}.output.LayerNorm")
-    return finish(s, made, heads(s, made, body), **_sizes(s), distances=Buckets(len(bias.data), 128))
+    return finish(s, made, heads(s, made, body), **_sizes(s), skip=1, distances=Buckets(len(bias.data), 128))
 
 
 def prenorm_roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a RoBERTa with its norms before the blocks, and one at the end."""
-    layers, first = s.number(s.data, "num_hidden_layers", 1, MAX_LAYERS), s.number(s.data, "pad_token_id", 0, default=1) + 1
+    layers, pad = s.number(s.data, "num_hidden_layers", 1, MAX_LAYERS), s.number(s.data, "pad_token_id", 0, default=1)
     body = s.prefix("embeddings.word_embeddings.weight")
     made = {
         "embedding.word": s.get(f"{body}embeddings.word_embeddings.weight"),
-        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), first),
+        "embedding.position": rows(s.get(f"{body}embeddings.position_embeddings.weight"), pad),
         "embedding.token_type": s.get(f"{body}embeddings.token_type_embeddings.weight"),
         **norm(s, "embedding.norm", f"{body}embeddings.LayerNorm"),
         **norm(s, "final_norm", f"{body}LayerNorm"),
@@ -54,7 +54,7 @@ def prenorm_roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
         made |= norm(s, f"{ours}.ffn.norm", f"{theirs}.intermediate.LayerNorm")
         made |= dense(s, ours, f"{theirs}.intermediate.dense", f"{theirs}.output.dense")
     types = len(made["embedding.token_type"].data)
-    return finish(s, made, heads(s, made, body), **_sizes(s), order="pre", final_norm=True, token_types=types)
+    return finish(s, made, heads(s, made, body), **_sizes(s), order="pre", final_norm=True, token_types=types, skip=pad)
 
 
 def deberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
