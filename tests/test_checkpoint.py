@@ -88,7 +88,7 @@ def test_every_config_runs(config, seed):
             for task in model.tasks:
                 if task == "embed":
                     vectors = model.embed(batch)
-                    assert vectors.shape == (len(ids), config.hidden)
+                    assert vectors.shape == (len(ids), config.tasks.embed.numbers(config.hidden))
                     assert np.isfinite(vectors).all()
                     continue
                 if task == "embed_sparse":

@@ -10,9 +10,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
 from fastinfer import positions
+from fastinfer.batch import PackedBatch
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import Alibi, Buckets, Disentangled
-from fastinfer.weights import Norm, Scores
+from fastinfer.weights import Embedding, Norm, Scores
 
 TEXTS = ([1], [2, 5], [12, 13, 1, 31], [33, 64, 7], [100, 3], [250])
 REACH = 256
@@ -203,3 +204,14 @@ def test_a_table_of_learned_distances_has_the_value_of_each_bucket():
     for distance in (-199, -128, -9, -1, 0, 1, 7, 8, 130, 199):
         bucket = positions.bucket_of(np.array([distance]), 32, 128)[0]
         assert_array_equal(table[:, 199 + distance], bias[:, bucket])
+
+
+@each_device
+def test_an_embedding_may_end_in_an_rms_norm(device):
+    ops, rng = get(device), np.random.default_rng(4)
+    words, weight = rng.standard_normal((9, 24)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
+    embedding = Embedding(ops.table(Tensor(words, "float32")), None, None, Norm(weight, None), 1e-5)
+    batch, out = PackedBatch.from_ids([[3, 1, 8], [5]]), np.empty((4, 24), np.float32)
+    ops.embed(batch, embedding, out=out)
+    rows = words[batch.ids].astype(np.float64)
+    assert_allclose(out, rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5) * weight, rtol=3e-6, atol=1e-6)

@@ -99,6 +99,7 @@ class CPU(Reference):
 
     def embed(self, batch: PackedBatch, embedding: Embedding, *, out: np.ndarray) -> None:
         word, norm = embedding.word, embedding.norm
+        fused = norm if norm is not None and norm.bias is not None else None  # the kernel has no RMSNorm
         table, places = embedding.placed(batch)
         self.kernels.embed(
             batch.ids,
@@ -109,12 +110,14 @@ class CPU(Reference):
             word.scale,
             table,
             embedding.token_type,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
+            None if fused is None else fused.weight,
+            None if fused is None else fused.bias,
             embedding.eps,
             out,
             self.threads,
         )
+        if norm is not fused and norm is not None:
+            self.norm(out, norm, embedding.eps, out=out)
 
     def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         self.kernels.norm(x, norm.weight, norm.bias, eps, out, self.threads)
