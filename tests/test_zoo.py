@@ -24,6 +24,11 @@ CHOSEN = [
     "deepset/roberta-base-squad2",
     "almanach/camembert-base",
     "sentence-transformers/LaBSE",
+    "intfloat/multilingual-e5-large",
+    "sentence-transformers/stsb-roberta-base-v2",
+    "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+    "naver/splade-cocondenser-ensembledistil",
+    "colbert-ir/colbertv2.0",
     "Snowflake/snowflake-arctic-embed-m",
     "an embedder saved by sentence-transformers 6",
     "cross-encoder/ms-marco-electra-base",
@@ -82,8 +87,12 @@ def test_the_page_has_every_family():
     made = page.read_text().split(zoo.MARKS[0])[1].split(zoo.MARKS[1])[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines() if line.startswith("|") and line.count("|") == 7]
     assert [row[:3] for row in rows[2:]] == [[f.name, f.needs, ", ".join(f.tasks)] for f in zoo.FAMILIES]
+    found = {row[0] for row in rows if row[3] == row[4] == "right"}
+    for name, models in lists.LISTS.items():
+        assert f"| {name} | {sum(family in found for family in models.values())} of {len(models)} |" in made
     counted = re.search(r"(\d+) families: (\d+) right, (\d+) refused by name", made)
     right = sum(row[3] == row[4] == "right" for row in rows)
+    assert "WRONG" not in made
     assert [int(n) for n in counted.groups()] == [len(zoo.FAMILIES), right, sum(row[3].startswith("refused by name") for row in rows)]
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the imports that read it
 
+import sentence_transformers
 import torch
 import transformers
 from conversion import convert
@@ -114,8 +115,8 @@ def compared(oracle: Oracle, family: Family, model: Model) -> tuple[str, float]:
 
 def brief(message: str, most: int = 110) -> str:
     """The first line of a message, cut, without the folder it is about and without what would end a cell of a table."""
-    lines = message.strip().split("\n")
-    words = [word for word in lines[0].replace("|", "/").split() if not word.startswith(tempfile.gettempdir())]
+    first = message.strip().split("\n")[0].partition(" Recognised are")[0]
+    words = [word for word in first.replace("|", "/").split() if not word.startswith(tempfile.gettempdir())]
     line = " ".join(words).strip(" :/")
     return line if len(line) <= most else line[:most].rsplit(" ", 1)[0] + " ..."
 
@@ -140,7 +141,8 @@ def table(rows: list[Row]) -> str:
     kinds = [row.kind for row in rows]
     totals = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("right", "refused by name", "refused", "in part", "wrong"))
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|", *(row.line() for row in rows)]
-    return "\n".join([*lines, "", f"{len(rows)} families: {totals}."])
+    versions = f"transformers {transformers.__version__}, sentence-transformers {sentence_transformers.__version__}"
+    return "\n".join([*lines, "", f"{len(rows)} families: {totals}. Compared with {versions}."])
 
 
 def coverage(rows: list[Row]) -> str:
