@@ -160,3 +160,25 @@ def test_a_family_is_saved_and_loaded_in_the_own_format(family, tmp_path):
     batch = PackedBatch.from_ids([[5, 9, 3], [7] * 30])
     for first, second in zip(ours(loaded, batch, head), ours(again, batch, head), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("modernbert", "sliding_window", 5),
+        ("nomic", "n_embd", 64),
+        ("mpnet", "is_causal", True),
+        ("pre-norm roberta", "is_decoder", True),
+        ("t5", "dense_act_fn", "gelu_new"),
+        ("t5 v1.1", "is_gated_act", False),
+        ("qwen3", "use_sliding_window", True),
+        ("gte", "logn_attention_scale", True),
+        ("deberta-v3", "conv_kernel_size", 3),
+    ],
+)
+def test_settings_that_contradict_or_need_more_are_refused_by_name(family, key, value, tmp_path):
+    made(family, FAMILIES[family][2][0], tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(fastinfer.ConfigError, match=f"{key}|{'hidden_size' if key == 'n_embd' else key}"):
+        fastinfer.load(tmp_path, device="numpy")

@@ -22,7 +22,7 @@ from .huggingface import bert, data2vec, distilbert, dpr, electra, ernie, robert
 from .names import bare
 from .sentence_transformers import body_of, read_modules
 from .settings import SPECIAL_TOKENS
-from .source import Source
+from .source import Source, require
 from .tokenizer import Found, find_tokenizer
 from .variants import deberta, mpnet, prenorm_roberta
 
@@ -116,6 +116,8 @@ def translate(
         reader = flash_roberta
     source = Source({**data, "model_type": kind}, stored, folder, root, read)
     try:
+        if reader is not decoder:
+            require(source, is_decoder=False, add_cross_attention=False, is_causal=False)
         config, made = reader(source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: a {kind} config lacks {error}, or has it as another type") from None

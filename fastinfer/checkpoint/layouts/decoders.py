@@ -105,6 +105,7 @@ def t5(s: Source) -> tuple[Config, dict[str, Tensor]]:
     projection = c.get("feed_forward_proj", "relu")
     gated, act = str(projection).startswith("gated-"), str(projection).removeprefix("gated-")
     act = "gelu_new" if projection == "gated-gelu" else act  # as transformers reads it
+    require(s, dense_act_fn=act, is_gated_act=gated)
     word = "shared.weight" if "shared.weight" in s else "encoder.embed_tokens.weight"
     bias = s.get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     made = {

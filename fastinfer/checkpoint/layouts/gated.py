@@ -47,7 +47,13 @@ def nomic(s: Source) -> tuple[Config, dict[str, Tensor]]:
     """The Config and the renamed tensors of a nomic_bert: post-norm, rotary positions, gated or dense feedforwards."""
     require(s, prenorm=False, parallel_block=False, use_rms_norm=False, causal=False, rotary_emb_interleaved=False, rotary_emb_fraction=1.0)
     require(s, scale_attn_weights=True, rotary_emb_scale_base=0, num_experts=0, moe_every_n_layers=0)
-    return _flash(s, s.data | {ours: s.data[theirs] for ours, theirs in NOMIC_KEYS.items() if theirs in s.data}, "attn", 1000.0)
+    c = dict(s.data)
+    for ours, theirs in NOMIC_KEYS.items():
+        if theirs in c and ours in c and ours != "hidden_act" and c[ours] != c[theirs]:
+            raise refuse(s, ours, c[ours], f"{short(c[theirs])}, as {theirs} says")
+        if theirs in c:
+            c[ours] = c[theirs]
+    return _flash(s, c, "attn", 1000.0)
 
 
 def flash_roberta(s: Source) -> tuple[Config, dict[str, Tensor]]:
@@ -303,6 +309,7 @@ def _alternating(s: Source, layers: int) -> tuple[Attention, ...]:
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in thetas for kind in kinds):
         raise ConfigError(f"{s.folder / 'config.json'}: layer_types is {short(kinds)}, expected {layers} of {', '.join(thetas)}")
     window = s.number(c, "local_attention", 2, 2 * MAX_POSITIONS, default=128) // 2
+    require(s, sliding_window=window)  # transformers' name for half of local_attention
     return tuple(Attention(thetas[kind], window=window if kind == "sliding_attention" else None) for kind in kinds)
 
 

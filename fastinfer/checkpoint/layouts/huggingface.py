@@ -69,8 +69,6 @@ def _hugging_face(s: Source, prefix: str, pad: int | None = None, pooling: Pooli
     c = s.data
     if (c.get("position_embedding_type") or "absolute") != "absolute":
         raise refuse(s, "position_embedding_type", c["position_embedding_type"], "absolute")
-    if c.get("is_decoder") or c.get("add_cross_attention"):
-        raise refuse(s, "is_decoder or add_cross_attention", True, "encoders")
     layers = s.number(c, "num_hidden_layers", 1, MAX_LAYERS)
     body = prefix if f"{prefix}embeddings.word_embeddings.weight" in s else ""
     made = {
