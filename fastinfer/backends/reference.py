@@ -104,7 +104,10 @@ class Reference:
         return np.empty(shape, np.float32 if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        """A function that gives an op's result on the host; the copy starts now, the function waits for it. Floats become float32."""
+        """A function that gives an op's result on the host; the copy starts now, the function waits for it. Floats become float32.
+
+        An array that a head made on the host is given as it is.
+        """
         return lambda: array
 
     def to_host(self, array: Any) -> Any:
