@@ -1,7 +1,5 @@
 """Arrays at any address that their type allows: kernels give the same bits as for aligned arrays, and write only into `out`."""
 
-from types import SimpleNamespace
-
 import backends
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from numpy.testing import assert_array_equal
 import fastinfer
 from fastinfer import PackedBatch
 from fastinfer.checkpoint import Tensor
+from fastinfer.weights import Embedding, Norm
 
 each_device = pytest.mark.parametrize("device", backends.COMPILED)
 each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
@@ -103,15 +102,13 @@ def test_embeddings_norms_and_attention(device, dtype):
 
     def embed(arrays, out):
         ids, types, cu, rows, scale, positions, kinds, weight, bias = arrays
-        embedding = SimpleNamespace(
-            word=Tensor(rows, dtype, scale), position=positions, token_type=kinds, norm=SimpleNamespace(weight=weight, bias=bias), eps=1e-6
-        )
+        embedding = Embedding(Tensor(rows, dtype, scale), positions, kinds, Norm(weight, bias), 1e-6)
         ops.embed(PackedBatch(ids, cu, types), embedding, out=out)
 
     everywhere(embed, [batch.ids, batch.token_types, batch.cu_seqlens, words.data, words.scale, *tables], (33, hidden))
 
     def norm(arrays, out):
-        ops.norm(arrays[0], SimpleNamespace(weight=arrays[1], bias=arrays[2]), 1e-6, out=out)
+        ops.norm(arrays[0], Norm(arrays[1], arrays[2]), 1e-6, out=out)
 
     everywhere(norm, [rng.standard_normal((33, hidden), np.float32), *tables[2:]], (33, hidden))
 

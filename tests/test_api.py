@@ -216,7 +216,9 @@ def test_a_task_without_a_head_names_the_heads(readable_model):
     for call in (model.embed, model.classify, model.tag, lambda t: model.answer(t, t), lambda t: next(model.embed_iter(t))):
         with pytest.raises(TaskError, match=r"has no (embed|classify|tag|answer) head; it has fill_mask"):
             call("ada")
-    with pytest.raises(TaskError, match=r"cannot rank: it has no embed or embed_sparse head, .* of one label, only fill_mask"):
+    with pytest.raises(
+        TaskError, match=r"cannot rank: it has no embed, embed_tokens or embed_sparse head, .* of one label, only fill_mask"
+    ):
         model.rank("ada", ["paris"])
 
 

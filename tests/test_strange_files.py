@@ -148,7 +148,7 @@ def test_a_folder_of_links_as_a_cache_of_models_has_them(tmp_path, made):
 def test_a_table_of_sines_is_bounded_by_the_weights(tmp_path):
     config = builders.tiny(hidden=512, heads=8, positions=Positions("scaled-sinusoidal", 1 << 16), tasks=Tasks())
     with pytest.raises(
-        CheckpointError, match=r"positions.max is 65536, whose table of sines would take 134217728 bytes, expected at most 67108864"
+        CheckpointError, match=r"positions.max is 65536, whose tables would take 134217728 bytes, expected at most 67108864"
     ):
         checkpoint.save(tmp_path, config, builders.weights(config))
     config = builders.tiny(hidden=512, heads=8, positions=Positions("scaled-sinusoidal", 1 << 15), tasks=Tasks())

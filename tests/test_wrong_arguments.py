@@ -384,14 +384,17 @@ def calls(model, layer, folder):
 
     add("Config.from_json", fastinfer.Config.from_json, {})
     whole = json.loads(model.config.to_json())
-    for key in whole:
-        right = dict(INTEGERS) if key in ("hidden", "layers", "heads", "max_tokens", "token_types") else {}
-        right |= {"uint8 255": 255} if key in ("layers", "vocabulary", "token_types") else {}
+    for key in inspect.signature(fastinfer.Config).parameters:
+        right = dict(INTEGERS) if key in ("hidden", "layers", "heads", "max_tokens", "token_types", "head_size") else {}
+        right |= NONE if key in ("distances", "embedding_width", "head_size") else {}
+        right |= {"uint8 255": 255} if key in ("layers", "vocabulary", "token_types", "head_size") else {}
         right |= {"0": 0} if key == "token_types" else {}
-        right |= {"True": True} if key in ("embedding_norm", "final_norm", "attention_bias") else {}
-        right |= {"{}": {}} if key in ("tasks", "ids", "stored") else {}
+        right |= {"True": True} if key in ("embedding_norm", "final_norm", "attention_bias", "head_norms") else {}
+        right |= {"{}": {}} if key in ("tasks", "ids", "stored", "attention") else {}
+        right |= {"()": (), "[]": []} if key == "attention" else {}
         add(f"Config.from_json {key}", lambda value, key=key: fastinfer.Config.from_json(whole | {key: value}), right)
-        right = {name: value for name, value in right.items() if key != "layers"}  # `ffn` lists them
+        # `ffn` lists the layers; only JSON says the attention of all layers by one object
+        right = {name: value for name, value in right.items() if key != "layers" and (key, name) != ("attention", "{}")}
         add(f"Config {key}", lambda value, key=key: fastinfer.Config(**(vars(model.config) | {key: value})), right)
     return found
 

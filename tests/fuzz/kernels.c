@@ -329,10 +329,10 @@ static int32_t *bounds(int texts, int longest) {
     return cu;
 }
 
-/* What stands from byte `at` of each row to the next row, v and what lies between the rows, is as it was. */
-static void same_v(const char *what, const fi_isa *isa, const char *a, const char *b, int rows, size_t stride, size_t at, size_t bytes) {
+/* What stands from byte `begin` of each row to the next row, v and what lies between the rows, is as it was. */
+static void same_v(const char *what, const fi_isa *isa, const char *a, const char *b, int rows, size_t stride, size_t begin, size_t bytes) {
     for (int t = 0; t < rows; t++) {
-        const size_t from = t * stride + at, next = (t + 1) * stride;
+        const size_t from = t * stride + begin, next = (t + 1) * stride;
         same_bytes(what, isa, a + from, b + from, (next < bytes ? next : bytes) - from);
     }
 }
