@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import backends, checkpoint
-from ..config import Config, Dense
+from ..config import Config, Dense, Gated
 from ..errors import InputError
 from . import gpu_layers, gpu_models, layers, models, report
 from .engines import Engine, FindEngines, bert_base, own_engines, stored_as
@@ -172,7 +172,7 @@ class Source(NamedTuple):
         """The model that options name, or else BERT-base with random weights, created in the cache."""
         folder = Path(options.model) if options.model else bert_base(cache / "bert-base")
         config, _ = checkpoint.load(folder, validate=False)
-        base = "dense" if all(isinstance(f, Dense) for f in config.ffn) else str(config.ffn[0])
+        base = "dense" if all(isinstance(f, (Dense, Gated)) for f in config.ffn) else str(config.ffn[0])
         if options.model:
             cache = cache / re.sub(r"\W+", "-", str(folder.resolve())).strip("-")
         if options.tokenizer:
