@@ -24,8 +24,10 @@ __all__ = ["INDEX", "SINGLE", "WEIGHTS", "map_file", "map_folder", "unchanged", 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, "pytorch_model.bin")  # files of weights, the preferred one first; each may be in shards, with an index
 # Name endings of the files that unchanged() watches, and the names of the folders in which it does, such as 2_Dense.
-FILES = ("config.json", "modules.json", "tokenizer.json", "tokens.json", "map.json", "vocab.txt", "vocab.json", "merges.txt")
-FILES += (".model", ".safetensors", ".bin", ".index.json")
+FILES = (
+    *("config.json", "modules.json", "tokenizer.json", "tokens.json", "map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *(".model", ".safetensors", ".bin", ".index.json"),
+)
 MODULE = re.compile(r"\d+_\w+")
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
