@@ -341,7 +341,7 @@ cdef class Relative:
         """Write the tables into a call. Raises ShapeError where they do not fit it. half: whether the kernels have bfloat16 products."""
         cdef int reach = <int>(self._rows.shape[0] // 2 + 1)
         if call.distances != NULL or reach < longest or self._keys.c.dtype != (call.dtype if half else <int>FI_F32):
-            raise ShapeError(f"relative tables reach {reach} tokens, expected at least {longest}, attention's dtype, and no distances beside")
+            raise ShapeError(f"relative tables reach {reach} tokens, expected {longest} or more, attention's dtype, no distances beside")
         _rows("relative keys", self._keys.c.outputs, self._keys.c.inputs, call.heads * self._width, call.head_size)
         _rows("relative queries", self._queries.c.outputs, self._queries.c.inputs, call.heads * self._width, call.head_size)
         call.relative_keys, call.relative_queries = &self._keys.c, &self._queries.c
@@ -755,7 +755,7 @@ cdef class Kernels:
             for i in range(call.texts):
                 _size("the number of keys", keys[i], 1, cu_seqlens[i + 1] - cu_seqlens[i])
             if call.window or causal:
-                raise ShapeError(f"the window is {call.window}, causal {causal} where keys are given, expected none: a query might see no key")
+                raise ShapeError(f"the window is {call.window}, causal {causal} beside keys, expected none: a query might see no key")
             call.keys = &keys[0]
         call.reach, call.distance_stride, call.distances = 0, 0, NULL
         if distances is not None:
