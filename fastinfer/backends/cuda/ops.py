@@ -94,7 +94,7 @@ class FittedCUDA(CUDA):
         return self.memory.allocate("a result", shape, self.storage if dtype is None else dtype)
 
     def bring(self, array: Any) -> Callable[[], np.ndarray]:
-        if isinstance(array, np.ndarray):
+        if type(array) is np.ndarray:
             return lambda: array
         return self.memory.bring(self._as_float32(self.cupy.ascontiguousarray(array)))
 
