@@ -267,7 +267,7 @@ class Config:
         for name, kind in hints(Config).items():
             object.__setattr__(self, name, read(kind, getattr(self, name), name))
         if not self.attention:
-            object.__setattr__(self, "attention", (Attention(),) * min(self.layers, MAX_LAYERS))
+            object.__setattr__(self, "attention", (Attention(),) * max(0, min(self.layers, MAX_LAYERS)))
         problems = list(_problems(self))
         if problems:
             raise ConfigError(listed(problems, "\n  "))
