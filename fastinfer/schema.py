@@ -14,7 +14,6 @@ __all__ = ["LATER", "MAX_SIZE", "check_keys", "hints", "plain", "read", "sizes"]
 
 LATER = {"later": True}  # config.json leaves out such a field where it has its default, so that earlier versions of fastinfer read it
 MAX_SIZE = 1 << 24  # the largest size that a file may name; sizes are bounded before anything is computed from them
-MOST_WHOLE = 1 << 24  # an integer below this may stand for a float
 
 
 def plain(value: Any) -> Any:
@@ -61,7 +60,7 @@ def read(kind: Any, value: Any, at: str) -> Any:
         return tuple(read(args[0], v, f"{at}[{i}]") for i, v in enumerate(value))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return read_object(kind, value, at)
-    if kind is float and type(value) is int and abs(value) < MOST_WHOLE:
+    if kind is float and type(value) is int and abs(value) < MAX_SIZE:
         return float(value)
     if kind is int:
         return check_int(at, value, error=ConfigError)
