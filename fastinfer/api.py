@@ -13,7 +13,7 @@ import numpy as np
 from . import backends, checkpoint, heads
 from .catalog import folder_of
 from .embedder import Embedder
-from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
+from .errors import InputError, TaskError, about, check_flag, check_int, listed, near, short
 from .inside import Inside
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
@@ -274,7 +274,8 @@ class Model(Inside):
         head = self._head("tag")
         tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
-            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
+            known = ", ".join(map(repr, heads.tag.STRATEGIES))
+            raise InputError(f"strategy is {short(strategy)}, expected one of {known}{near(strategy, heads.tag.STRATEGIES)}")
 
         def tags(texts: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(texts, first)

@@ -7,6 +7,7 @@ files, callers and other libraries. So every message is bounded and made printab
 from __future__ import annotations
 
 import contextlib
+import importlib
 import operator
 import re
 import reprlib
@@ -25,6 +26,7 @@ __all__ = [
     "DtypeError",
     "FastinferError",
     "InputError",
+    "InputWarning",
     "ShapeError",
     "TaskError",
     "about",
@@ -33,7 +35,9 @@ __all__ = [
     "check_int",
     "is_plain",
     "listed",
+    "near",
     "printable",
+    "required",
     "short",
     "warn",
 ]
@@ -72,6 +76,15 @@ def listed(items: Iterable[object], between: str = ", ") -> str:
     return between.join([*map(str, items[:LISTED]), *more])
 
 
+def near(name: object, known: Iterable[str]) -> str:
+    """The words ": did you mean X?" with the known name X that is spelled most like `name`; "" if none is."""
+    import difflib
+
+    spelled = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower()[:100], spelled, 1) if isinstance(name, str) else []
+    return f": did you mean {spelled[found[0]]}?" if found else ""
+
+
 class FastinferError(Exception):
     """Base of every error that fastinfer raises on purpose. Its message is printable()."""
 
@@ -106,12 +119,24 @@ class InputError(FastinferError, ValueError):
     """A text, a row of ids or an argument cannot be used."""
 
 
+class InputWarning(UserWarning):
+    """Not all of a text was read."""
+
+
 class TaskError(FastinferError, ValueError):
     """The model has no head for the requested task."""
 
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+def required(package: str, what: str, extra: str) -> Any:
+    """A package that only `what` needs, imported. Raises InputError, which names the extra of fastinfer that brings it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{what} needs {package}: pip install {package}, or fastinfer[{extra}] ({error})") from None
 
 
 @contextlib.contextmanager

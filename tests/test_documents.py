@@ -23,7 +23,7 @@ import pytest
 
 import fastinfer
 from fastinfer import cli
-from fastinfer.arguments import parse
+from fastinfer.cli import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("fastinfer/models/*/*.md")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendError, short
+from ..errors import BackendError, near, short
 
 if TYPE_CHECKING:
     from .reference import Reference
@@ -30,7 +30,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     if not isinstance(device, str):
         raise BackendError(f"device is {short(device)}, expected a string such as 'cpu' or 'numpy'")
     if not (dtype is None or (isinstance(dtype, str) and dtype in COMPUTE_DTYPES)):
-        raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
+        hint = near(dtype, COMPUTE_DTYPES)
+        raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None{hint}")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
         why_not: dict[str, Callable[[], str | None]] = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
@@ -45,7 +46,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         from .cpu import CPU, isas
 
         if rest and rest not in isas():
-            raise _cannot(device, f"this CPU has no ISA {short(rest)}")
+            raise _cannot(device, f"this CPU has no ISA {short(rest)}" + near(rest, isas()))
         backend, arguments = CPU, {"isa": rest or None, "threads": threads, "dtype": dtype}
     elif kind == "cuda":
         why = _why_no_cuda()
@@ -56,7 +57,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
         backend, arguments = CUDA, {"number": device_number(device), "dtype": dtype}
     else:
-        raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
+        raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy" + near(device, ("auto", *available())))
     if dtype not in (None, *backend.dtypes):
         raise BackendError(f"dtype {dtype!r} was asked for, but device {short(device)} computes in {', '.join(backend.dtypes)}")
     made: Reference = backend(**arguments)
