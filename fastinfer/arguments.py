@@ -15,7 +15,7 @@ from .info import __version__
 from .reading import reads_stdin
 from .text_io import ENDINGS, STANDARD_OUTPUT, argument, output_ending
 
-__all__ = ["Command", "add_dim", "add_model", "add_output", "add_texts", "add_top_k", "at_least", "describe", "names", "parse"]
+__all__ = ["Command", "Parser", "add_dim", "add_model", "add_output", "add_texts", "add_top_k", "at_least", "describe", "names", "parse"]
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None, commands: Mapping[str, Command]) -> argpar
     args, rest = parser.parse_known_args(argv)
     error = args.parser.error
     odd = [word for word in rest if word.startswith("-") and word != "-"]
-    takes_texts = hasattr(args, "texts")
+    takes_texts = hasattr(args, "takes")
     if odd or (rest and not takes_texts):
         error(f"unrecognized arguments: {' '.join(odd or rest)}{near(odd[0].partition('=')[0], args.parser.options()) if odd else ''}")
     if hasattr(args, "output"):

@@ -1,5 +1,6 @@
 """Interrupted runs of the command line: what they keep, and that going on gives the file of a run without an interruption."""
 
+import contextlib
 import json
 import os
 import random
@@ -48,8 +49,6 @@ def stopping(monkeypatch):
 
             patch.setattr(fastinfer.Model, "embed", interrupted)
             yield
-
-    import contextlib
 
     return contextlib.contextmanager(stopping)
 
@@ -199,7 +198,8 @@ def test_an_error_keeps_what_came_before_it(run, random_model, tmp_path):
         (b'{"texts": "3", "digest": "", "bytes": 128, "made": {}}', "texts is '3', expected an integer of at least 1"),
         (b'{"texts": 3, "digest": "", "bytes": 1e99, "made": {}}', "bytes is 1e+99, expected an integer from 0 to"),
         (b'{"texts": 3, "digest": "", "bytes": 99999999, "made": {}}', "bytes is 99999999, expected an integer from 0 to"),
-        (b'{"texts": 3, "digest": "", "bytes": 128, "made": 7}', "was made in another way"),
+        (b'{"texts": 3, "digest": "", "bytes": 128, "made": 7}', "does not say what x.npy.part holds: remove "),
+        (b'{"texts": 3, "digest": "", "bytes": 128, "made": {}}', "was made in another way: command was None and is 'embed'"),
     ],
 )
 def test_broken_states(run, random_model, tmp_path, texts, stopping, state, said):

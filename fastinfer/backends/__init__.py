@@ -10,7 +10,7 @@ from ..errors import BackendError, near, short
 if TYPE_CHECKING:
     from .reference import Reference
 
-__all__ = ["available", "get", "gpus"]
+__all__ = ["COMPUTE_DTYPES", "available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
