@@ -174,6 +174,30 @@ def _bench(args: argparse.Namespace) -> None:
     command.run(args)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from . import conversion
+
+    conversion.add_arguments(parser)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from . import conversion
+
+    conversion.run(args)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from .evaluation import command
+
+    command.add_arguments(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation import command
+
+    command.run(args)
+
+
 COMMANDS = {
     "embed": Command("turn texts into vectors", text_commands.add_embed, text_commands.embed),
     "rank": Command("order documents by how well they match a query", text_commands.add_rank, text_commands.rank),
@@ -182,6 +206,8 @@ COMMANDS = {
     "tag": Command("mark spans of a text, such as names and places", text_commands.add_tag, text_commands.tag),
     "answer": Command("find the answer to a question in a text", text_commands.add_answer, text_commands.answer),
     "info": Command("show what this installation can run and, with --model, what a model is", _add_info, _info),
+    "convert": Command("write a checkpoint in fastinfer's format, or in another dtype", _add_convert, _convert),
+    "evaluate": Command("measure the quality and the speed of models", _add_evaluate, _evaluate),
     "bench": Command("measure the kernels on this machine", _add_bench, _bench),
 }
 

@@ -12,10 +12,11 @@ from models import TOOLS, load_tool
 import fastinfer
 from fastinfer.config import Alibi, Embed, Gated, Positions, Tasks
 from fastinfer.errors import CheckpointError, InputError
+from fastinfer.evaluation import metrics, scoring
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
 pytest.importorskip("tqdm", reason="fine-tuning needs tqdm")
-evaluate, finetune, study, metrics = (load_tool(n) for n in ("evaluate", "training.finetune", "training.study", "evaluation.metrics"))
+finetune, study = load_tool("training.finetune"), load_tool("training.study")
 labelled, comparison = load_tool("training.labelled"), load_tool("training.comparison")
 
 PLAIN = [word for word in WORDS if word.isalpha()]
@@ -50,7 +51,7 @@ def toy(tmp_path, random_model):
 
 def in_engine(folder, task, **options):
     """The metrics of a checkpoint by the NumPy backend, the reference of all others."""
-    return evaluate.evaluate(fastinfer.load(folder, device="numpy", **options), task, "", "model", None).metrics
+    return scoring.evaluate(fastinfer.load(folder, device="numpy", **options), task, "", "model", None).metrics
 
 
 # --- each kind of task -----------------------------------------------------------------------------

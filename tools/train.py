@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from conversion import STORED
 from training import recipe, runs, study
 from training.distill import Distill, distill
 from training.finetune import Finetune
 from training.pretrain import Pretrain, pretrain
 
+from fastinfer.conversion import STORED
 from fastinfer.errors import FastinferError
 
 COMMANDS = (("pretrain", Pretrain, pretrain), ("distill", Distill, distill), ("finetune", Finetune, study.run))

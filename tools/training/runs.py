@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conversion import STORED, summary
 from torch import Tensor
 
 from fastinfer import checkpoint
 from fastinfer.config import FFF, Config, Dense, Gated
+from fastinfer.conversion import STORED, summary
 from fastinfer.errors import CheckpointError, InputError
 from fastinfer.files import replacing
 from training import encoder as encoders

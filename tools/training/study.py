@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from evaluation.metrics import score
-from evaluation.table import short_names
-from evaluation.tasks import Task
 from tqdm import tqdm
 
 from fastinfer.config import Config
 from fastinfer.errors import CheckpointError, InputError
+from fastinfer.evaluation.metrics import score
+from fastinfer.evaluation.table import short_names
+from fastinfer.evaluation.tasks import Task
 from fastinfer.tokenizer import Tokenizer
 from training import encoder as encoders
 from training.comparison import plot, table
