@@ -177,6 +177,7 @@ def add_output(parser: argparse.ArgumentParser, *formats: str, resume: bool = Fa
         "npz": ".npz: an archive of arrays",
         "csv": ".csv: a table",
         "parquet": ".parquet: a table; needs pyarrow",
+        "svg": ".svg: a picture",
     }
     files = "; ".join([*(said[name] for name in formats), ".jsonl: like --json; .json: a list of these; .txt: readable text"])
     out.add_argument("-o", "--output", metavar="FILE", help=f"write to FILE, whose name says how ({files})")

@@ -174,6 +174,18 @@ def _bench(args: argparse.Namespace) -> None:
     command.run(args)
 
 
+def _add_routes(parser: argparse.ArgumentParser) -> None:
+    from . import routes
+
+    routes.add_arguments(parser)
+
+
+def _routes(args: argparse.Namespace) -> None:
+    from . import routes
+
+    routes.run(args)
+
+
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     from . import conversion
 
@@ -206,6 +218,7 @@ COMMANDS = {
     "tag": Command("mark spans of a text, such as names and places", text_commands.add_tag, text_commands.tag),
     "answer": Command("find the answer to a question in a text", text_commands.add_answer, text_commands.answer),
     "info": Command("show what this installation can run and, with --model, what a model is", _add_info, _info),
+    "routes": Command("show how texts use the trees of a model, as text or as a picture", _add_routes, _routes),
     "convert": Command("write a checkpoint in fastinfer's format, or in another dtype", _add_convert, _convert),
     "evaluate": Command("measure the quality and the speed of models", _add_evaluate, _evaluate),
     "bench": Command("measure the kernels on this machine", _add_bench, _bench),

@@ -44,6 +44,7 @@ ENDINGS = {
     ".npz": "npz",
     ".csv": "csv",
     ".parquet": "parquet",
+    ".svg": "svg",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
