@@ -261,10 +261,12 @@ def _items(pieces: Iterator[str], name: str) -> Iterator[Any]:
             raise InputError(f"{name}: no JSON: {error}") from None
         except ValueError as error:
             said, end = str(error), len(text)
-        if end < len(text):
+        end = skip(end)
+        if text[end : end + 1] in (",", "]"):  # another character may be a part of the value, as in 5e3
             yield value
             at, mark = end, ","
             continue
+        said = said if end == len(text) else "expected , or ] behind a value"
         piece = next(pieces, None)
         if piece is None or len(text) - at > LINE_MEGABYTES << 20:
             longer = "" if piece is None else f" in {LINE_MEGABYTES} MB"

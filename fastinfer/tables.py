@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -77,14 +78,14 @@ def pyarrow(name: str) -> Any:
     return required("pyarrow", name, "parquet")
 
 
-def _parquet(name: str) -> Any:
+@contextlib.contextmanager
+def _parquet(name: str) -> Iterator[Any]:
     arrow = pyarrow(name)
     from pyarrow import parquet
 
-    with naming(name):
-        file = open(name, "rb")  # noqa: SIM115
-    try:
-        return parquet.ParquetFile(file)
-    except (arrow.ArrowException, OSError) as error:
-        file.close()
-        raise InputError(f"{name} is no parquet file: {error}") from None
+    with naming(name), open(name, "rb") as file:
+        try:
+            table = parquet.ParquetFile(file)
+        except (arrow.ArrowException, OSError) as error:
+            raise InputError(f"{name} is no parquet file: {error}") from None
+        yield table
