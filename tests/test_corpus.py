@@ -1,4 +1,4 @@
-"""tools/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
+"""fastinfer/evaluation/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
 
 import gzip
 import json
