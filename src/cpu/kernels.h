@@ -20,8 +20,10 @@
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
  *     instead, which flushes denormals. int8: exact in integers, then one FMA: sum * (token's scale * output's scale) + bias.
- *   - attention: a score as a matrix product, then the two relative products, then one FMA for its distance; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
- *     vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *   - attention: a score as a matrix product, then the sum of the two relative products, then one FMA for its distance; a weight
+ *     exp(scale * (score - largest)) as 2**x, x one FMA of the score, 0 for x below -125.5; the weights' sum by lanes over keys ascending,
+ *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *   - no function of math.inc gives a denormal: exp is 0 below -87.33654, the tail of GELU and erf beyond 11.62.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
  *     gives the rest of the mean, and of its squares, whose mean less the rest's square is the variance.
  */

@@ -34,6 +34,12 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
 static inline float vf_sum(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -28,6 +28,8 @@ static inline vf vf_select_lt(vf a, vf b, vf yes, vf no) { return _mm512_mask_bl
 static inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_pow2(vf n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); } /* 2**n for integral n in [-126, 127] */
 static inline vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }             /* a * 2**n for integral n, rounded once */
+static inline vf vf_low_to_exponent(vf a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) { return _mm512_reduce_max_ps(a); }
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));

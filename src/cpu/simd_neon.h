@@ -38,6 +38,8 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) { return vmaxvq_f32(a); }
 static inline float vf_sum(vf a) {
     float32x2_t s = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(vpadd_f32(s, s), 0);

@@ -43,6 +43,11 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return vf_bits_((vi_)((vu_)a << 23)); } /* bits << 23 */
+static inline float vf_most(vf a) {
+    const float low = a[0] > a[2] ? a[0] : a[2], high = a[1] > a[3] ? a[1] : a[3];
+    return low > high ? low : high;
+}
 static inline float vf_sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     const vu_ t = {p[0], p[1], p[2], p[3]};
