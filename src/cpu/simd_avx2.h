@@ -87,6 +87,18 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     }
 }
 
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    for (int i = 0; i < 4; i++)
+        to[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[i] + at)), _mm_loadu_ps(row[i + 4] + at), 1);
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(to[0], to[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(to[0], to[1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(to[2], to[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(to[2], to[3]));
+    to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+}
+
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const __m256i a = _mm256_cvtps_epi32(vf_mul(vf_load(p), s)), b = _mm256_cvtps_epi32(vf_mul(vf_load(p + 8), s));

@@ -69,6 +69,22 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     }
 }
 
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    for (int i = 0; i < 4; i++) { /* part j of a vector gets four values of row i + 4 j, by a load that fills the part alone */
+        to[i] = _mm512_castps128_ps512(_mm_loadu_ps(row[i] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0x00f0, _mm_loadu_ps(row[i + 4] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0x0f00, _mm_loadu_ps(row[i + 8] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0xf000, _mm_loadu_ps(row[i + 12] + at));
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(to[0], to[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(to[0], to[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(to[2], to[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(to[2], to[3]));
+    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+}
+
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const __m128i a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p), s)));

@@ -84,6 +84,13 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     vst1q_f32(to + 3 * stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
 }
 
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    float t[4 * VL];
+    vf_store_transposed4(t, VL, vf_load(row[0] + at), vf_load(row[1] + at), vf_load(row[2] + at), vf_load(row[3] + at));
+    for (int i = 0; i < 4; i++) to[i] = vf_load(t + i * VL);
+}
+
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const int16x4_t a = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p), s))), b = vmovn_s32(vcvtnq_s32_f32(vf_mul(vf_load(p + 4), s)));

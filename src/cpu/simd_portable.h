@@ -89,6 +89,13 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     for (int u = 0; u < VL; u++) vf_store(to + u * stride, (vf){r0[u], r1[u], r2[u], r3[u]});
 }
 
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    float t[4 * VL];
+    vf_store_transposed4(t, VL, vf_load(row[0] + at), vf_load(row[1] + at), vf_load(row[2] + at), vf_load(row[3] + at));
+    for (int i = 0; i < 4; i++) to[i] = vf_load(t + i * VL);
+}
+
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
     const vf magic = vf_set1(12582912.0f); /* 1.5 * 2**23: adding it leaves the integer in the low bits */

@@ -474,7 +474,10 @@ static void try_attention(const fi_isa *isa) {
         same("attention", isa, out[i], out[0] + begin, count);
     }
     c.qkv = qkv, c.out = out[0];
-    team_of(isa->attention_team(&c, p.asked), p.asked, "attention_team", isa);
+    const int team = isa->attention_team(&c, p.asked);
+    team_of(team, p.asked, "attention_team", isa);
+    c.window = c.causal = 0;
+    team_of(team, isa->attention_team(&c, p.asked), "attention_team of a window", isa); /* fewer pairs repay no more threads */
 }
 
 /* The result of a value in an array is that of the value alone. */
