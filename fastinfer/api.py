@@ -6,15 +6,17 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import backends, checkpoint, heads
-from .catalog import folder_of
+from .catalog import folder_of, lasting_name
 from .embedder import Embedder
 from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
 from .inside import Inside
+from .origin import How, Origin, same_folder
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
@@ -54,22 +56,36 @@ def load(
     Raises CheckpointError, ConfigError or BackendError with the value found, the value expected and what to do.
     """
     folder = folder_of(path_or_name)
-    max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
+    depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     if validate is not None:
         check_flag("validate", validate)
     check_flag("copy", copy)
-    devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
-    with checkpoint.unchanged(folder):
-        config, stored, found = checkpoint.load_all(folder, validate=validate, copy=copy)
+    how = How(device if isinstance(device, str) else tuple(device), dtype, threads, depth, validate, copy)
+    return _opened(*lasting_name(path_or_name, folder), folder, how)
+
+
+def _opened(kind: str, name: str, folder: Path, how: How) -> Model:
+    """The Model in a folder. kind, name: the folder's catalog.lasting_name()."""
+    names = [how.device] if isinstance(how.device, str) else how.device
+    devices = [backends.get(device, dtype=how.dtype, threads=how.threads) for device in names]
+    with checkpoint.unchanged(folder) as stamps:
+        config, stored, found = checkpoint.load_all(folder, validate=how.validate, copy=how.copy)
         tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
-            replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
-    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
+            replicas = [Replica(ops, ops.prepare(config, stored, how.max_depth)) for ops in fitted]
+    origin = Origin(kind, name, Path(name) if kind == "folder" else folder, stamps, how)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, origin)
+
+
+def _reopened(kind: str, name: str, stamps: Any, digest: str, how: How) -> Model:
+    """The Model that a pickle stands for. The parameters are those that Origin.kept() gave."""
+    with same_folder(kind, name, stamps, digest) as folder:
+        return _opened(kind, name, folder, how)
 
 
 class Model(Inside):
@@ -88,6 +104,9 @@ class Model(Inside):
     The other methods cut texts over config.max_tokens tokens. They then give one
     fastinfer.tokenizer.TruncationWarning per call, which names the line of the call.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, self._kept()
 
     # --- tasks ---
 

@@ -9,6 +9,7 @@ import numpy as np
 from . import heads
 from .config import FFF, Config
 from .errors import InputError, TaskError, check_int, listed, printable, short
+from .origin import Origin
 from .run import Head, Options, Replica, Runner
 from .tokenizer import Tokenizer, TruncationWarning, Window, warn_of
 
@@ -19,14 +20,21 @@ class Inside:
     """The base of api.Model, which says what its attributes are."""
 
     def __init__(
-        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
+        self,
+        config: Config,
+        replicas: list[Replica],
+        tokenizer: Tokenizer | None,
+        name: str,
+        nbytes: int,
+        lacks: str = "",
+        origin: Origin | None = None,
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
         self.device = ", ".join(ops.device for ops, _ in replicas)
-        self._name = name
+        self._name, self._origin = name, origin
         self._runner = Runner(config, replicas, tokenizer, name, lacks)
 
     def __repr__(self) -> str:
@@ -36,6 +44,25 @@ class Inside:
             f"<fastinfer.Model {self._name}: {c.layers} layers, hidden {c.hidden}, feedforward {feedforwards}, "
             f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
         )
+
+    # --- copies ---
+
+    def __copy__(self) -> Any:
+        """A model that shares the weights and the tokenizer, which no call changes."""
+        made = object.__new__(type(self))
+        made.__dict__ |= self.__dict__
+        return made
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.__copy__()
+
+    def _kept(self) -> Any:
+        """What a pickle holds. Raises CheckpointError where the files are not those that were loaded any more."""
+        if self._origin is None:
+            raise InputError(f"{self._name} was not made by fastinfer.load(), so a pickle cannot name the files to load it from")
+        if self.config is not self._runner.config:
+            raise InputError(f"{self._name} got another config after it was loaded, which a pickle, made to load it again, would lose")
+        return self._origin.kept()
 
     # --- states, logits and routes ---
 

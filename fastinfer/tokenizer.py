@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import operator
 import os
 import re
@@ -190,7 +191,7 @@ class Tokenizer:
 
     def __init__(self, source: Path | TokenizerFile, config: Config) -> None:
         file = read_tokenizer(source, config.vocabulary) if isinstance(source, Path) else source
-        self.raw = open_tokenizer(file, config.vocabulary)
+        self.raw, self._path = open_tokenizer(file, config.vocabulary), file.path
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(
@@ -204,6 +205,10 @@ class Tokenizer:
                     f"{file.path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, "
                     f"but max_tokens is {config.max_tokens}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the content of the tokenizer.json that the library would write."""
+        return _unpickled, (str(self._path), self.raw.to_str(), self._config, self._left)
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
         """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).
@@ -405,6 +410,13 @@ class Tokenizer:
         for start in range(0, len(inside) - shared, room - shared):
             rows = [*before, *inside[start : start + room], *after]
             yield Window(i, rows, whole.take(rows))
+
+
+def _unpickled(path: str, text: str, config: Config, left: bool) -> Tokenizer:
+    """A pickled Tokenizer. Its file was checked when it was first opened."""
+    made = Tokenizer(TokenizerFile(Path(path), json.loads(text), set()), config)
+    made._left = left
+    return made
 
 
 def _kind(value: Any) -> str:
