@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from . import backends, checkpoint, heads
+from .batch import PackedBatch
 from .catalog import folder_of, lasting_name
 from .embedder import Embedder
 from .errors import InputError, TaskError, about, check_flag, check_int, short
 from .inside import Inside
 from .origin import How, Origin, same_folder
+from .progress import Show
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
 from .token_embedder import TokenEmbedder
-from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, present, warn_of
+from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
 from .values import Missing
 from .zero_shot import ZeroShot
 
@@ -45,7 +47,8 @@ def load(
                   or org/name@revision is a model on the hub: from the local hub cache, or downloaded into it
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
                   of these: each device gets the model, and they take batches in turn
-    dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
+    dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "int8" or "float16", which without a GPU
+                  is float32, with a BackendWarning; sums are float32
     threads       most threads per call, limited to the CPUs that this process may use; None: this limit
     max_depth     walk trees at most this many decisions deep; None: walk to the leaves
     validate      scan the weights for NaN and infinity; None: only when the files are small
@@ -124,7 +127,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> np.ndarray:
         """One vector per text: (B, dim) float32, made as the checkpoint says.
 
@@ -134,7 +137,7 @@ class Model(Inside):
         na            what becomes of missing texts (None, NaN, pandas.NA): "raise" an error, take them as "empty" texts, or "skip" them,
                       which gives a vector of NaN
         batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
-        progress      show a progress bar on standard error
+        progress      show a progress bar on standard error; or a function that is called with (texts that are done, all texts)
         """
         embedder = self._embedder()
         texts, missing = present(texts, na)
@@ -170,7 +173,7 @@ class Model(Inside):
         return Embedder(self._head("embed"), self._runner)
 
     def embed_sparse(
-        self, texts: Any, *, na: Missing = "raise", batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
+        self, texts: Any, *, na: Missing = "raise", batch_tokens: int | None = None, threads: int | None = None, progress: Show = False
     ) -> Any:
         """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
 
@@ -188,7 +191,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[np.ndarray]:
         """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
 
@@ -198,7 +201,7 @@ class Model(Inside):
         Texts are single, not pairs. The ids of a PackedBatch get no marker and are not filled up.
         """
         check_flag("query", query)
-        texts, missing = present(texts, na, singles=True)
+        texts, missing = present(texts, na) if isinstance(texts, PackedBatch) else present_singles(texts, na)
         answers = self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
         for i in missing:
             answers[i] = answers[i][:0]
@@ -221,7 +224,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[Any]:
         """Per text a list of (label, score), best first, at most top_k; for a model of one label, a float per text.
 
@@ -235,7 +238,7 @@ class Model(Inside):
         """
         head, options = self._head("classify"), Options(batch_tokens, threads, progress)
         top_k = positive("top_k", top_k)
-        texts, missing = present(texts, na, singles=labels is not None)
+        texts, missing = present(texts, na) if labels is None else present_singles(texts, na)
         if labels is None:
             answers = heads.classify.decode(self._text_logits(texts, "classify", options), head, top_k)
         else:
@@ -253,7 +256,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[list[list[tuple[str, float, str]]]]:
         """Per text, per mask token: the top_k (token, score, text with that mask filled), best first.
 
@@ -298,7 +301,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[list[tuple[Any, ...]]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
@@ -324,8 +327,8 @@ class Model(Inside):
                 answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
             return answers
 
-        texts, missing = present(texts, na, singles=True)
-        answers = self._runner.by_portions(as_singles(texts), tags, options, whole=True)
+        texts, missing = present_singles(texts, na)
+        answers = self._runner.by_portions(texts, tags, options, whole=True)
         for i in missing:
             answers[i] = []
         return answers
@@ -341,12 +344,12 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[list[tuple[Any, ...]]]:
         """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
-        questions, contexts: a str each, or lists of equal length. A long context is read in windows that
-        overlap. The score is the product of the start's and the end's probability within its window.
+        questions, contexts: a str each, or lists of equal length. A long context is read in windows that overlap.
+        The score is the product of the start's and the end's probability within its window.
 
         no_answer    include (0, 0, score, "") among the answers, for "no answer"; for models that were trained on such questions
         whole_words  widen answers to whole words, and add up the scores of answers that become equal; False: answers end at any token
@@ -357,11 +360,9 @@ class Model(Inside):
         self._head("answer")
         top_k = positive("top_k", top_k) or sys.maxsize
         tokenizer, options = self._runner.tokenizer("answer"), Options(batch_tokens, threads, progress)
-        (questions, gaps), (contexts, more) = (
-            present(texts, na, name, singles=True) for texts, name in ((questions, "questions"), (contexts, "contexts"))
-        )
+        questions, gaps = present_singles(questions, na, "questions")
+        contexts, more = present_singles(contexts, na, "contexts")
         missing = {*gaps, *more}
-        questions, contexts = as_singles(questions, "questions"), as_singles(contexts, "contexts")
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
         none = self.config.ids.cls
@@ -391,9 +392,7 @@ class Model(Inside):
             return answers
 
         answers = self._runner.by_portions(list(zip(questions, contexts, strict=True)), spans, options, whole=True)
-        for i in missing:
-            answers[i] = []
-        return answers
+        return [[] if i in missing else answer for i, answer in enumerate(answers)]
 
     def rank(
         self,
@@ -405,7 +404,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the similarity of embeddings, or the score of a classify head with one label.
 
@@ -420,8 +419,7 @@ class Model(Inside):
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
         top_k = positive("top_k", top_k)
-        documents, missing = present(documents, na, "documents", singles=True)
-        documents = as_singles(documents, "documents")
+        documents, missing = present_singles(documents, na, "documents")
         options = Options(batch_tokens, threads, progress)
         if self.config.tasks.embed:
             scores = self._embedder().scores(query, documents, dim, options)

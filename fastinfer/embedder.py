@@ -96,7 +96,8 @@ class Embedder:
             texts = [*_prompted(asked.prompt, [query]), *_prompted(given.prompt, documents)]
             vectors = self.embed(texts, asked._replace(prompt=""), options, cuts)
         else:  # texts with prompts of different lengths are pooled apart
-            vectors = np.concatenate([self.embed([query], asked, options, cuts), self.embed(documents, given, options, cuts)])
+            quiet = options._replace(progress=False)
+            vectors = np.concatenate([self.embed([query], asked, quiet, cuts), self.embed(documents, given, options, cuts)])
         warn_of(cuts)
         return embed.scores(vectors[0], vectors[1:], self._head.similarity)
 

@@ -36,7 +36,8 @@ class FFF:
     depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
     b_out   (D,)      float32 or None
     dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
-    dtype   dtype of the weights and of computing: "float32", "bfloat16", "float16" (GPU only), "int8" (a scale per row); sums are float32
+    dtype   dtype of the weights and of computing: "float32", "bfloat16", "int8" (a scale per row), or "float16", which without a GPU is
+            float32; sums are float32
     device  "cpu", "cpu:ISA", "numpy", "cuda" or "cuda:N"
 
     At node n: z = x.w_in[n] + b_in[n]; y += gelu(z) * w_out[n]; go to 2n + 1 + (z > 0). z == 0 goes
@@ -96,8 +97,9 @@ class FFF:
         """Make the layer of arrays of its own."""
         trees, _, _, hidden = arrays.nodes.data.shape
         self.trees, self.depth, self.hidden = trees, depth, hidden
-        self._ops = ops = ops.fitted(hidden, 0, dtype)
-        self.dtype, self.device = dtype, ops.device
+        self.dtype = dtype if dtype in ops.dtypes else "float32"  # float16 needs a GPU
+        self._ops = ops = ops.fitted(hidden, 0, self.dtype)
+        self.device = ops.device
         arrays = arrays._replace(nodes=ops.own(arrays.nodes))
         made = ops.trees(arrays.nodes, arrays.b_in, None, depth)
         bias = None if arrays.b_out is None else ops.vector(Tensor(arrays.b_out, "float32"))

@@ -27,7 +27,8 @@ from .errors import CheckpointError, InputError, short, warn
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 from .values import Missing, Text, check_missing, is_missing, kind_of, ordered
 
-__all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "present", "warn_of"]
+__all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "present", "present_singles"]
+__all__ += ["warn_of"]
 
 SHARED = 128  # tokens that neighbouring windows of a long text share
 # Texts and characters that the library gets in one call. It handles no signal before the call ends (20 ms of English text on one CPU),
@@ -163,17 +164,22 @@ def as_singles(texts: Any, name: str = "texts", missing: list[int] | None = None
     return singles
 
 
-def present(texts: Any, na: Missing, name: str = "texts", *, singles: bool = False) -> tuple[Any, list[int]]:
+def present(texts: Any, na: Missing) -> tuple[Any, list[int]]:
     """(texts with an empty one for each missing one, the indices of the missing ones whose answers are to be empty).
 
-    na       what becomes of missing texts: "raise", "empty" or "skip"
-    singles  a tuple is a batch, as in as_singles()
+    na  what becomes of missing texts: "raise", "empty" or "skip". "raise" leaves the texts to a later check, which refuses missing ones
     """
     if check_missing(na) == "raise" or isinstance(texts, PackedBatch):
-        return texts, []  # the check that comes later refuses missing texts
+        return texts, []
     missing: list[int] = []
-    texts = (as_singles if singles else as_texts)(texts, name, missing)
-    return texts, missing if na == "skip" else []
+    return as_texts(texts, missing=missing), missing if na == "skip" else []
+
+
+def present_singles(texts: Any, na: Missing, name: str = "texts") -> tuple[list[str], list[int]]:
+    """present() for tasks where pairs have no meaning, as as_singles() has it."""
+    missing: list[int] = []
+    singles = as_singles(texts, name, None if check_missing(na) == "raise" else missing)
+    return singles, missing if na == "skip" else []
 
 
 def as_text(text: Any, name: str) -> Text:

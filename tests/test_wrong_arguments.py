@@ -421,6 +421,8 @@ def test_every_argument_of_every_call(every_call, capfd):
     wrong = []
     for call, (function, right) in every_call.items():
         for name, make in ZOO.items():
+            if call.endswith(" progress") and name in ("class", "function"):
+                continue  # a function of the caller's own, whose errors are theirs
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 try:
