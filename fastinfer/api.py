@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
 from .token_embedder import TokenEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
-from .values import Missing
+from .values import Filled, Found, Labels, Missing, Singles, Span, Texts, Vectors
 from .zero_shot import ZeroShot
 
 __all__ = ["Model", "load"]
@@ -118,7 +118,7 @@ class Model(Inside):
 
     def embed(
         self,
-        texts: Any,
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -128,7 +128,7 @@ class Model(Inside):
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> np.ndarray:
+    ) -> Vectors:
         """One vector per text: (B, dim) float32, made as the checkpoint says.
 
         prompt        a text to put before each text; prompt_name: the name of one of the model's. None: the model's default, if any
@@ -151,7 +151,7 @@ class Model(Inside):
 
     def embed_iter(
         self,
-        texts: Iterable[Any],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -160,7 +160,7 @@ class Model(Inside):
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Vectors]:
         """embed() for a stream of any length: yields one (dim,) vector per text, in order, holding a bounded number of texts.
 
         One TruncationWarning at the end covers all texts that were cut.
@@ -173,7 +173,7 @@ class Model(Inside):
         return Embedder(self._head("embed"), self._runner)
 
     def embed_sparse(
-        self, texts: Any, *, na: Missing = "raise", batch_tokens: int | None = None, threads: int | None = None, progress: Show = False
+        self, texts: Texts, *, na: Missing = "raise", batch_tokens: int | None = None, threads: int | None = None, progress: Show = False
     ) -> Any:
         """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
 
@@ -185,14 +185,14 @@ class Model(Inside):
 
     def embed_tokens(
         self,
-        texts: Any,
+        texts: Singles | PackedBatch,
         *,
         query: bool = False,
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> list[np.ndarray]:
+    ) -> list[Vectors]:
         """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
 
         query  the texts are queries: they get the marker of queries and are filled up with mask tokens, as the checkpoint says. Else
@@ -215,7 +215,7 @@ class Model(Inside):
 
     def classify(
         self,
-        texts: Any,
+        texts: Texts,
         *,
         labels: Sequence[str] | None = None,
         template: str = "This example is {}.",
@@ -225,7 +225,7 @@ class Model(Inside):
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> list[Any]:
+    ) -> list[Labels]:
         """Per text a list of (label, score), best first, at most top_k; for a model of one label, a float per text.
 
         labels       names of your own for a model of natural language inference (zero-shot): a label's score says how well the text
@@ -250,14 +250,14 @@ class Model(Inside):
 
     def fill_mask(
         self,
-        texts: Any,
+        texts: Texts,
         *,
         top_k: int = 5,
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> list[list[list[tuple[str, float, str]]]]:
+    ) -> list[list[list[Filled]]]:
         """Per text, per mask token: the top_k (token, score, text with that mask filled), best first.
 
         na  as in embed(); the answer to a text that is skipped is an empty list
@@ -295,14 +295,14 @@ class Model(Inside):
 
     def tag(
         self,
-        texts: Any,
+        texts: Singles,
         *,
         strategy: str = "first",
         na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> list[list[tuple[Any, ...]]]:
+    ) -> list[list[Span]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         strategy  how a word gets its tag: "first", from its first token; "average", from the mean of its tokens' probabilities; "max",
@@ -335,8 +335,8 @@ class Model(Inside):
 
     def answer(
         self,
-        questions: Any,
-        contexts: Any,
+        questions: Singles,
+        contexts: Singles,
         *,
         top_k: int | None = 1,
         no_answer: bool = False,
@@ -345,7 +345,7 @@ class Model(Inside):
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> list[list[tuple[Any, ...]]]:
+    ) -> list[list[Found]]:
         """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
         questions, contexts: a str each, or lists of equal length. A long context is read in windows that overlap.
@@ -397,7 +397,7 @@ class Model(Inside):
     def rank(
         self,
         query: str,
-        documents: Any,
+        documents: Singles,
         *,
         top_k: int | None = None,
         dim: int | None = None,

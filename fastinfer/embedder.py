@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class Embedder:
             out[which] = embed.finished(vectors, self._head, wanted.normalize, wanted.dim)
         return out
 
-    def stream(self, texts: Iterable[Any], wanted: Wanted, options: Options, na: Missing) -> Iterator[np.ndarray]:
+    def stream(self, texts: Any, wanted: Wanted, options: Options, na: Missing) -> Iterator[np.ndarray]:
         """Yield the vectors of embed() one by one, holding a bounded number of texts. One warning at the end covers all cut texts.
 
         na  what becomes of missing texts, as Model.embed() says

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from .errors import InputError, TaskError, check_int, listed, printable, short
 from .origin import Origin
 from .run import Head, Options, Replica, Runner
 from .tokenizer import Tokenizer, TruncationWarning, Window, warn_of
+from .values import Batch, Route, Vectors
 
 __all__ = ["Inside"]
 
@@ -66,8 +68,18 @@ class Inside:
 
     # --- states, logits and routes ---
 
+    @overload
     def hidden_states(
-        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
+        self, texts_or_batch: Batch, *, layers: tuple[int] = ..., batch_tokens: int | None = ..., threads: int | None = ...
+    ) -> list[Vectors]: ...
+
+    @overload
+    def hidden_states(
+        self, texts_or_batch: Batch, *, layers: Sequence[int], batch_tokens: int | None = ..., threads: int | None = ...
+    ) -> list[tuple[Vectors, ...] | Any]: ...
+
+    def hidden_states(
+        self, texts_or_batch: Batch, *, layers: Sequence[int] = (-1,), batch_tokens: int | None = None, threads: int | None = None
     ) -> list[Any]:
         """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
 
@@ -93,9 +105,42 @@ class Inside:
         warn_of(cuts)
         return result
 
+    @overload
     def logits(
         self,
-        texts_or_batch: Any,
+        texts_or_batch: Batch,
+        *,
+        task: Literal["classify"],
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> Vectors: ...
+
+    @overload
+    def logits(
+        self,
+        texts_or_batch: Batch,
+        *,
+        task: Literal["tag", "answer", "fill_mask"],
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> list[Vectors]: ...
+
+    @overload
+    def logits(
+        self,
+        texts_or_batch: Batch,
+        *,
+        task: str | None = ...,
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> Vectors | list[Vectors] | Any: ...
+
+    def logits(
+        self,
+        texts_or_batch: Batch,
         *,
         task: str | None = None,
         positions: str = "mask",
@@ -130,7 +175,7 @@ class Inside:
         warn_of(cuts)
         return rows
 
-    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Any]]:
+    def routes(self, texts_or_batch: Batch, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Route | None]]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their float32 logits.
 
         None stands for a dense layer.

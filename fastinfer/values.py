@@ -6,11 +6,13 @@ from collections.abc import Iterable, KeysView, Mapping, Set
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .batch import PackedBatch
 from .errors import InputError, short
 
-__all__ = ["Missing", "Singles", "Text", "Texts", "check_missing", "is_missing", "kind_of", "ordered"]
+__all__ = ["Batch", "Filled", "Found", "Label", "Labels", "Missing", "Route", "Singles", "Span", "Text", "Texts", "Vectors"]
+__all__ += ["check_missing", "is_missing", "kind_of", "ordered"]
 
 # A missing text is None, NaN or pandas.NA. What is given instead of it: an error, the answer to an empty text, or an empty answer.
 Missing: TypeAlias = Literal["raise", "empty", "skip"]
@@ -18,6 +20,16 @@ Text: TypeAlias = str | tuple[str, str]
 # Columns of pandas and the others are iterables of Any to a type checker.
 Singles: TypeAlias = str | Iterable[str | None]
 Texts: TypeAlias = Text | Iterable[Text | list[str] | None] | PackedBatch
+Batch: TypeAlias = Text | Iterable[Text | list[str]] | PackedBatch  # where a missing text is always an error
+
+# Parts of answers. Any stands beside a type where the model or the texts decide, so that callers need not tell the cases apart.
+Vectors: TypeAlias = NDArray[np.float32]
+Label: TypeAlias = tuple[str, float]  # label, score
+Labels: TypeAlias = list[Label] | Any  # a float, where the model has one label
+Filled: TypeAlias = tuple[str, float, str | Any]  # token, score, the text with the mask filled: a pair, where that is one
+Span: TypeAlias = tuple[int, int, str, float, str]  # start, end, label, score, text
+Found: TypeAlias = tuple[int, int, float, str]  # start, end, score, text
+Route: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]  # nodes, z
 
 
 def ordered(texts: Any, name: str) -> Iterable[Any]:
