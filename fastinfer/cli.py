@@ -228,7 +228,7 @@ def _rank(args: argparse.Namespace) -> None:
     as_text(query, "QUERY")
     with output(args) as out:
         model = _load(args)
-        documents = list(read_texts(args))
+        documents: list[Any] = list(read_texts(args))
         ranking = model.rank(query, documents, top_k=args.top_k, dim=args.dim, progress=sys.stderr.isatty(), **_batching(args))
         width = len(str(len(ranking)))
         for place, (index, score) in enumerate(ranking, 1):

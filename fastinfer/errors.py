@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "BackendError",
+    "BackendWarning",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -112,6 +113,13 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+class BackendWarning(UserWarning):
+    """A model or a layer computes in another way than was asked for. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from . import batch
 from .backends.reference import Reference
 from .batch import PackedBatch
 from .config import Config
-from .errors import InputError, ShapeError, check_flag, check_int
-from .progress import Progress
+from .errors import InputError, ShapeError, check_int
+from .progress import Show, shown
 from .tokenizer import Tokenizer, TruncationWarning, as_texts
 from .weights import Weights
 from .workspace import Workspace
@@ -43,12 +43,12 @@ class Options(NamedTuple):
 
     batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
     threads       most threads; None: as the model was loaded
-    progress      show a progress bar on standard error
+    progress      show a progress bar on standard error, or a function that is called with (texts that are done, all texts)
     """
 
     batch_tokens: int | None = None
     threads: int | None = None
-    progress: bool = False
+    progress: Show = False
 
 
 class Runner:
@@ -86,7 +86,7 @@ class Runner:
 
         Each device gets its next batch before the result of its last batch is awaited.
         """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", options.progress)) as bar:
+        with contextlib.ExitStack() as stack, shown(options.progress, total) as bar:
             turns = itertools.cycle([stack.enter_context(self.turn(options.threads, i)) for i in range(len(self.replicas))])
             waiting: deque[tuple[np.ndarray, PackedBatch, Callable[[], np.ndarray]]] = deque()
 
@@ -164,7 +164,7 @@ class Runner:
         whole   `answer` does not cut long texts
         """
         answers: list[Any] = []
-        with Progress(len(texts), enabled=check_flag("progress", options.progress)) as bar:
+        with shown(options.progress, len(texts)) as bar:
             for portion in self.tokenizer("text").portions(texts, whole=whole):
                 answers += answer(portion, len(answers))
                 bar.advance(len(portion))
