@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "BackendError",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -112,6 +113,10 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+class BusyError(FastinferError, RuntimeError):
+    """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
 
 
 @contextlib.contextmanager
