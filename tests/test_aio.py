@@ -9,13 +9,11 @@ import threading
 import time
 import warnings
 
-import builders
 import numpy as np
 import pytest
-from conftest import WORDS, make_config, make_tokenizer
+from conftest import WORDS, make_model
 
 import fastinfer
-from fastinfer import checkpoint
 from fastinfer.aio import Batcher
 from fastinfer.config import Classify, Embed, Prompt, Tasks
 from fastinfer.tokenizer import TruncationWarning
@@ -35,12 +33,9 @@ def rng():
     return random.Random()
 
 
-def make_model(folder, **changes) -> fastinfer.Model:
+def load_made(folder, **changes) -> fastinfer.Model:
     """A model with random weights."""
-    config = make_config(**changes)
-    checkpoint.save(folder, config, builders.weights(config))
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return fastinfer.load(folder)
+    return fastinfer.load(make_model(folder, **changes))
 
 
 def some_texts(rng, count, most=20):
@@ -126,7 +121,7 @@ def test_ids_are_taken_beside_texts(model):
 
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
 def test_a_cross_encoder_ranks_several_requests_together(tmp_path, rng, monkeypatch, output):
-    model = make_model(tmp_path, tasks=Tasks(None, None, Classify(("score",), output, "cls"), None, None))
+    model = load_made(tmp_path, tasks=Tasks(None, None, Classify(("score",), output, "cls"), None, None))
     asked = [(text, some_texts(rng, 6)) for text in some_texts(rng, 5)]
     want = [model.rank(query, documents) for query, documents in asked]
     held = Held(monkeypatch, model, "logits")
@@ -148,7 +143,7 @@ def test_a_cross_encoder_ranks_several_requests_together(tmp_path, rng, monkeypa
 def test_prompts_are_those_of_the_model(tmp_path, include):
     prompts = Prompt("query", "who is "), Prompt("document", "the ")
     head = Embed("mean", True, prompts=prompts, default_prompt="query", include_prompt=include)
-    model = make_model(tmp_path, tasks=Tasks(head, None, None, None, None))
+    model = load_made(tmp_path, tasks=Tasks(head, None, None, None, None))
 
     async def ask():
         async with Batcher(model) as batcher:
@@ -415,7 +410,7 @@ def test_options_are_refused_before_they_wait(model):
 
 
 def test_a_model_without_the_head_is_told(tmp_path):
-    model = make_model(tmp_path, tasks=Tasks(Embed("mean", True), None, None, None, None))
+    model = load_made(tmp_path, tasks=Tasks(Embed("mean", True), None, None, None, None))
 
     async def ask():
         async with Batcher(model) as batcher:

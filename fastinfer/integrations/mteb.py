@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
 from mteb.models.model_meta import ScoringFunction
 
+from .. import hub
 from ..api import Model
 from ..errors import TaskError
 from .lazy import Lazy
@@ -25,7 +27,7 @@ class FastinferEncoder(AbsEncoder):
     device            as fastinfer.load takes it; None: "auto"
     dtype, threads    as fastinfer.load takes them
     dim               as Model.embed takes it
-    name              org/name, under which MTEB keeps the results; None: made of `model`
+    name              org/name, under which MTEB keeps the results; None: the name on the hub, or fastinfer/ and the name of the folder
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class FastinferEncoder(AbsEncoder):
         self._dim = dim
         self._prompts = {prompt.name: prompt.text for prompt in head.prompts}
         width = self.model.embed([], dim=dim).shape[1]
-        self.mteb_model_meta = _meta(self.model, name, revision, embed_dim=width, similarity_fn_name=ScoringFunction(head.similarity))
+        self.mteb_model_meta = _meta(
+            self.model, model, name, revision, embed_dim=width, similarity_fn_name=ScoringFunction(head.similarity)
+        )
 
     def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any) -> np.ndarray:
         """One vector per text of the batches: (n, dim) float32."""
@@ -75,7 +79,7 @@ class FastinferCrossEncoder:
         head = self.model.config.tasks.classify
         if head is None or len(head.labels) != 1:
             raise TaskError(f"{self.model!r} has no classify head of one label, expected a cross-encoder")
-        self.mteb_model_meta = _meta(self.model, name, revision, model_type=["cross-encoder"])
+        self.mteb_model_meta = _meta(self.model, model, name, revision, model_type=["cross-encoder"])
 
     def predict(self, inputs1: Any, inputs2: Any, **kwargs: Any) -> np.ndarray:
         """The score (n,) of each pair of texts of the batches."""
@@ -92,11 +96,10 @@ def _texts(batches: Iterable[Any]) -> list[str]:
     return [text for batch in batches for text in batch["text"]]
 
 
-def _meta(model: Model, name: str | None, revision: str | None, **known: Any) -> Any:
+def _meta(model: Model, given: Any, name: str | None, revision: str | None, **known: Any) -> Any:
     """What MTEB wants to know of a model."""
     if name is None:
-        *_, organization, own = ("fastinfer", *model._name.strip("/").split("/"))
-        name = f"{organization}/{own}"
+        name = given if isinstance(given, str) and hub.NAME.fullmatch(given) else f"fastinfer/{Path(model._name).name}"
     return ModelMeta.create_empty(
         {"name": name, "revision": revision, "max_tokens": model.config.max_tokens, "framework": ["NumPy"], **known}
     )
