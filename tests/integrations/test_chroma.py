@@ -12,6 +12,8 @@ chromadb = needed("chromadb")
 import fastinfer
 from fastinfer.integrations.chroma import FastinferEmbeddingFunction
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def test_a_collection_is_reopened_by_another_process(embedder, texts, queries, documents, tmp_path):
     client = chromadb.PersistentClient(str(tmp_path))
@@ -25,8 +27,6 @@ def test_a_collection_is_reopened_by_another_process(embedder, texts, queries, d
     assert collection.query(query_texts=[texts[0]], n_results=3)["ids"] == [want]
     code = f"""
 import chromadb, fastinfer.integrations.chroma
-
-pytestmark = pytest.mark.filterwarnings("ignore")
 collection = chromadb.PersistentClient({str(tmp_path)!r}).get_collection("texts")
 print(collection.query(query_texts=[{texts[0]!r}], n_results=3)["ids"])
 """
