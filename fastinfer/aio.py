@@ -318,7 +318,11 @@ class Batcher:
         """Take no further requests, and return when the worker thread has ended.
 
         cancel  requests whose texts are not all computed raise BusyError; False: they are computed first
+
+        A fork has no worker thread to wait for.
         """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             left = list(self._open) if cancel else []

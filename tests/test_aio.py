@@ -431,6 +431,7 @@ def test_a_fork_is_refused(model):
         try:
             asyncio.run(batcher.embed("ada"))
         except fastinfer.BackendError as error:
+            asyncio.run(batcher.close())
             status = 0 if "make one in each process" in str(error) else 2
         finally:
             os._exit(status)

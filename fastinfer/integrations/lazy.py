@@ -13,15 +13,14 @@ from ..errors import InputError, short
 
 __all__ = ["Lazy"]
 
-LOADING = threading.Lock()
-
-
 class Lazy:
     """A callable that gives the Model, and loads it at the first call. Copies and pickles hold its name and options, not its weights.
 
     model                   as fastinfer.load takes it, or a Model
     device, dtype, threads  as fastinfer.load takes them; ignored for a Model
     """
+
+    _loading = threading.Lock()
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class Lazy:
 
     def __call__(self) -> Model:
         if self._loaded is None:
-            with LOADING:
+            with Lazy._loading:
                 if self._loaded is None:
                     self._loaded = load(self._name, **self._options)
         return self._loaded
@@ -56,3 +55,12 @@ class Lazy:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | ({} if self._given else {"_loaded": None})
+
+
+def _renew_lock() -> None:
+    """A fork does not have the thread that may hold the lock."""
+    Lazy._loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
