@@ -13,6 +13,7 @@ from ..errors import InputError, short
 
 __all__ = ["Lazy"]
 
+
 class Lazy:
     """A callable that gives the Model, and loads it at the first call. Copies and pickles hold its name and options, not its weights.
 
