@@ -13,6 +13,7 @@ from .config import Config
 from .errors import (
     BackendError,
     BackendWarning,
+    BusyError,
     CheckpointError,
     CheckpointWarning,
     ConfigError,
@@ -29,6 +30,7 @@ __all__ = [
     "FFF",
     "BackendError",
     "BackendWarning",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "Config",

@@ -430,14 +430,11 @@ class Model(Inside):
         elif self.config.tasks.embed_sparse:
             scores = self._sparse_embedder().scores(query, documents, options)
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
-            logits = self._text_logits([(query, document) for document in documents], "classify", options)[:, 0]
-            scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
+            logits = self._text_logits([(query, document) for document in documents], "classify", options)
+            scores = heads.classify.relevance(logits, self.config.tasks.classify)
         else:
             raise TaskError(
                 f"{self._name} cannot rank: it has no embed, embed_tokens or embed_sparse head, "
                 f"and no classify head of one label, only {self._tasks()}"
             )
-        order = np.argsort(-scores, kind="stable")
-        if missing:
-            order = order[~np.isin(order, missing)]
-        return [(int(i), float(scores[i])) for i in order[:top_k]]
+        return heads.common.ranked(scores, top_k, missing)

@@ -20,6 +20,7 @@ import numpy as np
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -120,6 +121,10 @@ class BackendWarning(UserWarning):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
+
+
+class BusyError(FastinferError, RuntimeError):
+    """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
 
 
 @contextlib.contextmanager
