@@ -19,6 +19,7 @@ from fastinfer.errors import InputError, short
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 TITLE = re.compile(r"= (.*) =")
+HELD_OUT = "one article in five, chosen by a checksum of its title, is held out"
 
 
 def held_out(title: str) -> bool:

@@ -28,7 +28,7 @@ def find(data: str | Path, name: str) -> Path:
     for path in (data / name, *sorted(data.glob(f"*/{name}"))):
         if path.is_file():
             return path
-    raise InputError(f"{data} has no file {name}, nor has a folder in it: put the data set there as it is published")
+    raise InputError(f"{data / name} does not exist, and no folder of {data} has it: mend the path, or put the data set there as published")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
