@@ -217,7 +217,7 @@ def test_files_are_read_before_models(run, bag_of_words, tmp_path, monkeypatch):
     for arguments, message in (
         (("--file", tmp_path / "none.csv"), "none.csv does not exist"),
         (("--file", good, "--train", tmp_path / "none.csv"), "none.csv does not exist"),
-        (("--file", good, "--text", "txt"), "no column 'txt'"),
+        (("--file", good, "--text", "txt"), "no column 'txt': did you mean text?; there are"),
         (("--file", good, "--target", "stars"), "no column 'stars'"),
         (("--train", good), "name the texts to score with --file"),
         (("--train", good, "--file", good, "--kind", "pairs", "--pair", "label"), "--train serves --kind classes alone"),

@@ -35,7 +35,7 @@ from evaluation.tasks import METRICS_OF, TASKS, Task, own_task
 
 import fastinfer
 from fastinfer.catalog import folder_of
-from fastinfer.errors import FastinferError, InputError
+from fastinfer.errors import FastinferError, InputError, near
 from fastinfer.tokenizer import TruncationWarning
 
 
@@ -63,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         _say(f"{error}: pip install -r tools/requirements.txt")
         return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted; {len(results)} results are shown")
+        if results and not args.json:
+            print(table(results))
+        return 130
     if not args.json:
         print(table(results))
     return 0
@@ -120,7 +125,7 @@ def _names(given: str) -> list[str]:
     known = {name.lower(): name for name in TASKS}
     odd = [name for name in given.split(",") if name.lower() not in known]
     if odd:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}; expected some of {', '.join(TASKS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}{near(odd[0], TASKS)}; expected some of {', '.join(TASKS)}")
     return [known[name.lower()] for name in given.split(",")]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from articles import articles, held_out
 
-from fastinfer.errors import InputError, short
+from fastinfer.errors import InputError, near, short
 
 SHOWN = 8  # names that a message lists
 # This is stricter than training.corpus.sentences, because a query has to be a whole sentence: a full stop after a capital, which may be an
@@ -96,7 +96,7 @@ def _need(where: str, columns: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise InputError for wanted columns that a file lacks."""
     missing = [c for c in wanted if c not in columns]
     if missing:
-        raise InputError(f"{where}: no column {some_of(missing)}; there are {some_of(columns)}")
+        raise InputError(f"{where}: no column {some_of(missing)}{near(missing[0], columns)}; there are {some_of(columns)}")
 
 
 def read_splits(path: Path, split: str) -> Iterator[tuple[str, str, str]]:
