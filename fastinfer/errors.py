@@ -74,6 +74,15 @@ def listed(items: Iterable[object], between: str = ", ") -> str:
     return between.join([*map(str, items[:LISTED]), *more])
 
 
+def near(name: object, known: Iterable[str]) -> str:
+    """The words ": did you mean X?" with the known name X that is spelled most like `name`; "" if none is."""
+    import difflib
+
+    spelled = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower()[:100], spelled, 1) if isinstance(name, str) else []
+    return f": did you mean {spelled[found[0]]}?" if found else ""
+
+
 class FastinferError(Exception):
     """Base of every error that fastinfer raises on purpose. Its message is printable()."""
 
