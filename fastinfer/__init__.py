@@ -21,6 +21,7 @@ from .errors import (
     ShapeError,
     TaskError,
 )
+from .index import Index
 from .info import __version__, info
 from .layer import FFF, fff
 
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "FastinferError",
+    "Index",
     "InputError",
     "Model",
     "PackedBatch",

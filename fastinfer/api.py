@@ -65,11 +65,12 @@ def load(
         config, stored, found = checkpoint.load_all(folder, validate=validate, copy=copy)
         tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
+        mark = checkpoint.fingerprint(config, stored, max_depth)  # before prepare() lets go of what it packs
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
             replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
-    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, mark)
 
 
 class Model(Inside):

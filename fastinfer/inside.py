@@ -19,12 +19,13 @@ class Inside:
     """The base of api.Model, which says what its attributes are."""
 
     def __init__(
-        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
+        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = "", fingerprint: str = ""
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
+        self.fingerprint = fingerprint
         self.device = ", ".join(ops.device for ops, _ in replicas)
         self._name = name
         self._runner = Runner(config, replicas, tokenizer, name, lacks)
