@@ -24,6 +24,7 @@ from .errors import (
 from .index import Index
 from .info import __version__, info
 from .layer import FFF, fff
+from .similarity import communities, paraphrase_pairs, similarity
 
 __all__ = [
     "FFF",
@@ -41,7 +42,10 @@ __all__ = [
     "ShapeError",
     "TaskError",
     "__version__",
+    "communities",
     "fff",
     "info",
     "load",
+    "paraphrase_pairs",
+    "similarity",
 ]

@@ -15,6 +15,7 @@ from .catalog import folder_of
 from .embedder import Embedder
 from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
 from .inside import Inside
+from .precision import check_precision, in_precision
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
@@ -100,6 +101,7 @@ class Model(Inside):
         prompt_name: str | None = None,
         normalize: bool | None = None,
         dim: int | None = None,
+        precision: str = "float32",
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool = False,
@@ -109,15 +111,18 @@ class Model(Inside):
         prompt        a text to put before each text; prompt_name: the name of one of the model's. None: the model's default, if any
         normalize     scale each vector to length 1; None: as the checkpoint says
         dim           keep this many numbers of a vector, and scale again if vectors have length 1; None: as the checkpoint says
+        precision     "float32"; "float16"; "int8": each vector times what makes its largest number 127 or -127, rounded; "binary" (int8) or
+                      "ubinary" (uint8): a bit for each number, set if it is positive, eight a byte, as sentence-transformers packs them
         batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
         progress      show a progress bar on standard error
         """
         embedder = self._embedder()
+        check_precision(precision)
         cuts: list[TruncationWarning] = []
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
         out = embedder.embed(texts, wanted, Options(batch_tokens, threads, progress), cuts)
         warn_of(cuts)
-        return out
+        return in_precision(out, precision)
 
     def embed_iter(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import backends, index_file
+from . import index_file
 from .backends.reference import SEARCH_GROUP, Reference
 from .embedding import PROMPTS
 from .errors import InputError, ShapeError, TaskError, check_flag, check_int, short
@@ -19,6 +19,7 @@ from .precision import as_bits, as_codes, check_precision
 from .progress import Progress
 from .rows import PRECISIONS, Rows, floats
 from .run import Options, positive
+from .similarity import host_backend
 from .tokenizer import TruncationWarning, as_singles, warn_of
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class Index:
     dim         keep the first numbers of each vector, so many; None: as the checkpoint says
     keep_texts  store the texts, too: text() gives them back
 
-    Every vector is compared with every query: no answer is missed in float32. int8 and binary score the best rows of the scan once more, with
-    the query as it is. Scores are those of Model.rank(). They do not depend on the other texts and queries, nor on threads, bit for bit; of
-    equal scores, the text that was added first comes first. Several threads may search at once, but not while another one adds or removes.
+    Every vector is compared with every query: float32 misses no answer. int8 and binary score the best rows of the scan once more, with the query
+    as it is. Scores are those of Model.rank(). Bit for bit, they do not depend on the other texts and queries, nor on threads. Of equal
+    scores, the text that was added first comes first. Several threads may search at once, but not while another one adds or removes.
     """
 
     def __init__(self, model: Model, *, precision: str = "float32", dim: int | None = None, keep_texts: bool = False) -> None:
@@ -67,7 +68,8 @@ class Index:
         return self._ids.place(key) is not None
 
     def __repr__(self) -> str:
-        return f"<fastinfer.Index of {len(self)} vectors of {self.dim} numbers, {self.precision}, {self.similarity}, model {self._named.name}>"
+        size = f"{len(self)} vectors of {self.dim} numbers"
+        return f"<fastinfer.Index of {size}, {self.precision}, {self.similarity}, model {self._named.name}>"
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +108,8 @@ class Index:
             with Progress(count, enabled=check_flag("progress", options.progress)) as bar:
                 for first in range(0, count, PORTION):
                     part = slice(first, first + PORTION)
-                    self._rows.append(self._embedded(given[part], 1, options, cuts) if vectors is None else self._checked(vectors[part], first))
+                    new = self._embedded(given[part], 1, options, cuts) if vectors is None else self._checked(vectors[part], first)
+                    self._rows.append(new)
                     bar.advance(min(PORTION, count - first))
             self._ids.extend(keys)
             if self._texts is not None:
@@ -201,14 +204,15 @@ class Index:
     def _margin(self, queries: np.ndarray) -> np.ndarray:
         """How far apart, in the scan, two rows can be that score alike, for each query: sums in float32 depend on their order.
 
-        A sum of n products is wrong by at most n u |x| |y| / (1 - n u) in any order (Higham, Accuracy and Stability of Numerical Algorithms,
-        section 3.1). It matters twice for each of two rows. The products of int8 and bits are exact.
+        A sum of n products is wrong by at most n u |x| |y| / (1 - n u) in any order (Higham, Accuracy and Stability of Numerical
+        Algorithms, section 3.1). It matters twice for each of two rows. The products of int8 and bits are exact.
         """
         if self.precision != "float32":
             return np.zeros(len(queries), np.float32)
         length, rounding = np.linalg.norm(queries.astype(np.float64), axis=1), (self.dim + 4) * UNIT_ROUNDOFF
         reach = length * self._rows.longest if self.similarity != "euclidean" else (length + self._rows.longest) ** 2
-        return (4 * rounding / (1 - rounding) * reach).astype(np.float32)
+        margin: np.ndarray = (4 * rounding / (1 - rounding) * reach).astype(np.float32)
+        return margin
 
     def _exactly(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, scores) of the best, where each row is scored as in rank()."""
@@ -227,7 +231,7 @@ class Index:
             ops = self.model._runner.replicas[0].ops
             if not ops.asynchronous:
                 return ops.using(threads)
-        return backends.get("cpu" if backends.available()["cpu"] is None else "numpy", threads=threads)
+        return host_backend(threads)
 
     # --- vectors ---
 
@@ -265,9 +269,8 @@ class Index:
 
         The file takes the place of an older one only when it is complete. numpy.load reads it, too; docs/search.md says what is in it.
         """
-        meta = index_file.Meta(
-            self._named, self.precision, self.similarity, self.dim, self._cut, len(self), self._next, self._rows.longest, self._texts is not None
-        )
+        kind = self._named, self.precision, self.similarity, self.dim, self._cut
+        meta = index_file.Meta(*kind, len(self), self._next, self._rows.longest, self._texts is not None)
         index_file.write(path, meta, self._rows, self._ids, self._texts)
 
     @classmethod
@@ -288,7 +291,8 @@ class Index:
         found.dim, found._cut, found._next = meta.dim, meta.cut, meta.following
         found._rows = Rows(meta.precision, meta.similarity, meta.dim)
         found._rows.hold({name: arrays[name] for name in found._rows.fields}, meta.longest)
-        texts = {name: Strings(arrays[f"{name}_text"], arrays[f"{name}_ends"], where) for name in ("ids", "texts") if f"{name}_ends" in arrays}
+        named = [name for name in ("ids", "texts") if f"{name}_ends" in arrays]
+        texts = {name: Strings(arrays[f"{name}_text"], arrays[f"{name}_ends"], where) for name in named}
         found._ids = Ids(texts.get("ids", arrays.get("ids", ())))
         found._texts = Ids(texts["texts"]) if "texts" in texts else None
         return found

@@ -201,15 +201,16 @@ def _members(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
     mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     found = {}
     for entry in entries:
+        name = f"{where}: {short(entry.filename)}"
         if not entry.filename.endswith(".npy") or entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise CheckpointError(f"{where}: {short(entry.filename)} is compressed or no array, expected arrays that are stored as they are")
+            raise CheckpointError(f"{name} is compressed or no array, expected arrays that are stored as they are")
         local = mapped[entry.header_offset : entry.header_offset + 30]
         if len(local) < 30 or local[:4] != b"PK\3\4":
-            raise CheckpointError(f"{where}: {short(entry.filename)} does not begin at byte {entry.header_offset}, where the file says it does")
+            raise CheckpointError(f"{name} does not begin at byte {entry.header_offset}, where the file says it does")
         begin = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         if begin + entry.file_size > size:
-            raise CheckpointError(f"{where}: {short(entry.filename)} ends at byte {begin + entry.file_size}, but the file has {size}")
-        found[entry.filename.removesuffix(".npy")] = _array(mapped, begin, entry.file_size, f"{where}: {short(entry.filename)}")
+            raise CheckpointError(f"{name} ends at byte {begin + entry.file_size}, but the file has {size}")
+        found[entry.filename.removesuffix(".npy")] = _array(mapped, begin, entry.file_size, name)
     return found
 
 
@@ -237,7 +238,8 @@ def _array(mapped: mmap.mmap, begin: int, size: int, where: str) -> np.ndarray:
     count = 1
     for number in shape:
         count *= number
-    if fortran or dtype.hasobject or dtype.itemsize == 0 or any(number < 0 for number in shape) or head.tell() + count * dtype.itemsize != size:
+    plain = not fortran and not dtype.hasobject and dtype.itemsize > 0 and all(number >= 0 for number in shape)
+    if not plain or head.tell() + count * dtype.itemsize != size:
         raise CheckpointError(f"{where} has {size} bytes, expected {head.tell()} and an array of {dtype} {short(shape)} in C order")
     found: np.ndarray = np.frombuffer(mapped, dtype, count, begin + head.tell()).reshape(shape)
     return found

@@ -19,7 +19,14 @@ class Inside:
     """The base of api.Model, which says what its attributes are."""
 
     def __init__(
-        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = "", fingerprint: str = ""
+        self,
+        config: Config,
+        replicas: list[Replica],
+        tokenizer: Tokenizer | None,
+        name: str,
+        nbytes: int,
+        lacks: str = "",
+        fingerprint: str = "",
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names

@@ -16,7 +16,7 @@ MOST = (1 << 63) - 1
 
 
 class Strings:
-    """A sequence of str in two arrays: `text`, UTF-8 of all, and `ends` (N,), where each ends. Both may be mapped from a stranger's file."""
+    """A sequence of str in two arrays, which may be mapped from a stranger's file: `text`, UTF-8 of all, and `ends` (N,), where each ends."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray, where: str) -> None:
         self._text, self._ends, self._where = text, ends, where
@@ -92,7 +92,7 @@ class Ids:
 
 
 def checked_ids(ids: Any, count: int, known: Ids) -> list[Any]:
-    """`ids` of `count` new rows as a list of int or of str. Raises InputError for other types, repeated ones, and another number of them."""
+    """`ids` of `count` new rows as a list of int or of str. Raises InputError for other types, repeated ids and a wrong number of them."""
     if isinstance(ids, (str, bytes, dict, set)):
         raise InputError(f"ids is {short(ids)}, expected a list with an int or a str for each text")
     try:
@@ -106,7 +106,8 @@ def checked_ids(ids: Any, count: int, known: Ids) -> list[Any]:
         if kind is int and not isinstance(key, str):
             found[i] = check_int(f"ids[{i}]", key, -MOST - 1, MOST)
         elif kind is int or not isinstance(key, str):
-            raise InputError(f"ids[{i}] is {short(key)}, expected {'an int' if kind is int else 'a str'}, as the other ids of the index are")
+            wanted = "an int" if kind is int else "a str"
+            raise InputError(f"ids[{i}] is {short(key)}, expected {wanted}, as the other ids of the index are")
         else:
             found[i] = str(key)
             try:

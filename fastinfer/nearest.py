@@ -68,6 +68,10 @@ class Best:
         good &= ~self.crowded[query]
         self._query, self._row, self._score = query[good], self._row[order][good], score[good]
 
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """(query, row) of all candidates: by query, best first."""
+        return self._query, self._row
+
     def rows(self, query: int) -> np.ndarray:
         """The candidates of a query, best first."""
         begin, end = np.searchsorted(self._query, [query, query + 1])
@@ -91,7 +95,7 @@ class Scan:
         bias: np.ndarray | None = None,
         gone: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The scores (Q, N) of at most self.rows rows, and the largest of each group. gone (N,): rows that score -inf. Read them at once."""
+        """The scores (Q, N) of at most self.rows rows, and the largest of each group, until the next call. gone (N,): rows of -inf."""
         count, groups = len(queries), -(-len(rows) // SEARCH_GROUP)
         out = self._scores[: count * len(rows)].reshape(count, len(rows))
         best = self._best[: count * groups].reshape(count, groups)

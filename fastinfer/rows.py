@@ -88,7 +88,8 @@ class Rows:
             codes, scale = as_codes(vectors)
             found = {"bits": as_bits(vectors), "codes": codes, "scale": scale}
             vectors = codes * scale[:, None]
-        found["bias"] = -np.einsum("bd,bd->b", vectors, vectors) / 2
+        if "bias" in self.fields:
+            found["bias"] = -np.einsum("bd,bd->b", vectors, vectors) / 2
         return {name: found[name] for name in self.fields}
 
     def _room(self, wanted: int) -> int:
@@ -108,7 +109,8 @@ class Rows:
             self._ends[-1] -= taken
             self.count -= taken
             if not self._ends[-1]:
-                self._parts.pop(), self._ends.pop()
+                self._parts.pop()
+                self._ends.pop()
         self.longest = longest
 
     def remove(self, rows: np.ndarray) -> None:
