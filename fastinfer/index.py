@@ -17,7 +17,7 @@ from .keys import Ids, Strings, checked_ids
 from .nearest import QUERIES, Best, Scan, block_rows
 from .precision import as_bits, as_codes, check_precision
 from .progress import Progress
-from .rows import PRECISIONS, Rows, floats
+from .rows import PRECISIONS, Rows, aligned, floats
 from .run import Options, positive
 from .similarity import host_backend
 from .tokenizer import TruncationWarning, as_singles, warn_of
@@ -30,6 +30,7 @@ __all__ = ["Index"]
 PORTION = 8192  # texts that are embedded and stored at a time
 # Rows whose scores are computed again from all that is stored, for each row that is asked for. docs/search.md has what they find.
 RESCORED = {"float32": 1, "int8": 4, "binary": 40}
+GATHERED = 8192  # rows that are scored again at a time, for several queries
 UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -41,9 +42,10 @@ class Index:
     dim         keep the first numbers of each vector, so many; None: as the checkpoint says
     keep_texts  store the texts, too: text() gives them back
 
-    Every vector is compared with every query: float32 misses no answer. int8 and binary score the best rows of the scan once more, with the query
-    as it is. Scores are those of Model.rank(). Bit for bit, they do not depend on the other texts and queries, nor on threads. Of equal
-    scores, the text that was added first comes first. Several threads may search at once, but not while another one adds or removes.
+    Every vector is compared with every query: float32 misses no answer. int8 and binary score the best rows of the scan once more,
+    with the query as it is. Scores are those of Model.rank(). Bit for bit, they do not depend on the other texts and queries, nor on
+    threads. Of equal scores, the text that was added first comes first. Several threads may search at once, but not while another one adds
+    or removes.
     """
 
     def __init__(self, model: Model, *, precision: str = "float32", dim: int | None = None, keep_texts: bool = False) -> None:
@@ -70,6 +72,11 @@ class Index:
     def __repr__(self) -> str:
         size = f"{len(self)} vectors of {self.dim} numbers"
         return f"<fastinfer.Index of {size}, {self.precision}, {self.similarity}, model {self._named.name}>"
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether text() gives texts."""
+        return self._texts is not None
 
     @property
     def nbytes(self) -> int:
@@ -178,27 +185,28 @@ class Index:
             return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         if self.similarity == "manhattan" and self.precision != "binary":  # no product gives this distance
             return [self._exactly(query, count) for query in queries]
-        queries = np.ascontiguousarray(queries)
         best = Best(len(queries), count * RESCORED[self.precision], self._margin(queries))
         field, asked, query_scale = next(iter(self._rows.fields)), queries, None
         if self.precision == "int8":
             asked, query_scale = as_codes(queries)
         elif self.precision == "binary":
             asked = as_bits(queries)
+        asked = aligned(asked)
         scan = Scan(ops, len(queries))
         for part in self._rows.blocks(scan.rows):
             scale = None if query_scale is None else part.arrays["scale"]
             out, largest = scan.block(part.arrays[field], asked, scale, query_scale, part.arrays.get("bias"), part.gone)
             best.add(out, largest, part.first)
+        step = max(1, GATHERED // (count * RESCORED[self.precision]))
         found = []
-        for i, query in enumerate(queries):
-            if best.crowded[i]:
-                found.append(self._exactly(query, count))
-                continue
-            rows = np.sort(best.rows(i))
-            scores = embed.scores(query, self._rows.vectors(rows), self.similarity)
-            order = np.argsort(-scores, kind="stable")[:count]
-            found.append((rows[order], scores[order]))
+        for first in range(0, len(queries), step):
+            which = range(first, min(first + step, len(queries)))
+            candidates = [np.sort(best.rows(i)) for i in which]
+            vectors = self._rows.vectors(np.concatenate(candidates))
+            for i, rows, part in zip(which, candidates, np.split(vectors, np.cumsum([len(rows) for rows in candidates])), strict=False):
+                scores = embed.scores(queries[i], part, self.similarity)
+                order = np.argsort(-scores, kind="stable")[:count]
+                found.append(self._exactly(queries[i], count) if best.crowded[i] else (rows[order], scores[order]))
         return found
 
     def _margin(self, queries: np.ndarray) -> np.ndarray:

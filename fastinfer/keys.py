@@ -16,7 +16,7 @@ MOST = (1 << 63) - 1
 
 
 class Strings:
-    """A sequence of str in two arrays, which may be mapped from a stranger's file: `text`, UTF-8 of all, and `ends` (N,), where each ends."""
+    """A sequence of str in two arrays: `text`, UTF-8 of all, and `ends` (N,), where each ends. They may be of a stranger's file."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray, where: str) -> None:
         self._text, self._ends, self._where = text, ends, where

@@ -39,8 +39,10 @@ class Best:
     def add(self, out: np.ndarray, best: np.ndarray, first: int) -> None:
         """Take the scores (count, rows) of the rows from `first` on, and the largest of each group. Rows come in ascending order."""
         above = self._above
-        if best.shape[1] >= self._keep:  # as many groups have a score that is at least the keep-th largest of `best`
-            least = np.partition(best, -self._keep, axis=1)[:, -self._keep]
+        # As many rows score at least the keep-th largest of `best`, or of all scores where there are few groups. That takes longer.
+        known = best if best.shape[1] >= 2 * self._keep else out if above.min() == -np.inf and out.shape[1] > self._keep else None
+        if known is not None:
+            least = np.partition(known, -self._keep, axis=1)[:, -self._keep]
             above = np.fmax(above, np.nextafter(least - self._margin, np.float32(-np.inf), dtype=np.float32))
         query, group = np.nonzero(best > above[:, None])
         if not len(query):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .precision import as_bits, as_codes
 
-__all__ = ["PRECISIONS", "Part", "Rows", "fields", "floats"]
+__all__ = ["PRECISIONS", "Part", "Rows", "aligned", "fields", "floats"]
 
 PRECISIONS = ("float32", "int8", "binary")
 FIRST_ROWS, MOST_ROWS = 1024, 1 << 16  # rows of a new part, if not more are added at once: the first, and the largest
@@ -161,6 +161,13 @@ def floats(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """The vectors that the arrays of some rows hold, as float32."""
     found: np.ndarray = arrays["vectors"] if "vectors" in arrays else arrays["codes"] * arrays["scale"][:, None]
     return found
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A copy that begins with a cache line."""
+    out = _aligned(values.shape, values.dtype)
+    out[...] = values
+    return out
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

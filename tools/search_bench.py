@@ -4,7 +4,8 @@
     python tools/search_bench.py --rows 1000000 --threads 2 --queries 1
     python tools/search_bench.py --texts sentences.txt --precision int8
 
-Vectors are drawn anew in each run: clusters, as texts have them; or they are embeddings of a file of texts, a line each. Engines take turns.
+Vectors are drawn anew in each run, in clusters, as texts have them; or they are embeddings of a file of texts, a line each. Engines take
+turns.
 Answers in float32 are compared with products in float64 before anything is timed; scores closer than 1e-6 count as equal.
 Recall is the share of the ten best that float32 finds, too. Engines have copies of the vectors: a million take 6 GB.
 """
