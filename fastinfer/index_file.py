@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import mmap
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -36,6 +38,12 @@ MOST_MEMBERS = 16
 MOST_DIRECTORY = 1 << 16  # bytes of the end of the file in which zip lists its members
 MOST_HEADER = 1 << 12  # bytes of the header of an array
 MOST_DIM = 1 << 17
+# The beginning of an .npy: its version, the length of what follows, and that, a dict, which is not evaluated.
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..(\{'descr': '([<|][fiu][1248])', "
+    rb"'fortran_order': False, 'shape': \(([0-9]{0,15}(?:, ?[0-9]{0,15}){0,2})\), \} *\n)",
+    re.S,
+)
 ALIGNED = 64  # bytes: kernels read faster from such addresses
 WRITTEN = 8192  # rows that are written at a time
 
@@ -228,20 +236,14 @@ def _check_directory(file: BinaryIO, size: int, where: str) -> None:
 
 def _array(mapped: mmap.mmap, begin: int, size: int, where: str) -> np.ndarray:
     """The array of an .npy of `size` bytes at `begin`, as a view."""
-    head = io.BytesIO(mapped[begin : begin + min(size, MOST_HEADER)])
-    try:
-        if np.lib.format.read_magic(head) != (1, 0):
-            raise ValueError("its version is not 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, struct.error) as error:
-        raise CheckpointError(f"{where} has no header of an array: {error}") from None
-    count = 1
-    for number in shape:
-        count *= number
-    plain = not fortran and not dtype.hasobject and dtype.itemsize > 0 and all(number >= 0 for number in shape)
-    if not plain or head.tell() + count * dtype.itemsize != size:
-        raise CheckpointError(f"{where} has {size} bytes, expected {head.tell()} and an array of {dtype} {short(shape)} in C order")
-    found: np.ndarray = np.frombuffer(mapped, dtype, count, begin + head.tell()).reshape(shape)
+    head = HEADER.match(mapped[begin : begin + min(size, MOST_HEADER)])
+    if head is None:
+        raise CheckpointError(f"{where} has no header of an array of numbers in C order, version 1.0, as numpy.save writes it")
+    dtype, shape = np.dtype(head[2].decode()), tuple(int(number) for number in head[3].replace(b",", b" ").split())
+    count = math.prod(shape)
+    if len(head[1]) != int.from_bytes(head[0][8:10], "little") or head.end() + count * dtype.itemsize != size:
+        raise CheckpointError(f"{where} has {size} bytes, expected {head.end()} and an array of {dtype} {short(shape)}")
+    found: np.ndarray = np.frombuffer(mapped, dtype, count, begin + head.end()).reshape(shape)
     return found
 
 

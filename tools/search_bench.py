@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace) -> None:
     model = fastinfer.load(device="cpu", threads=args.threads)
     vectors, queries, what = data(args, model)
     print(f"{what}; {args.threads} threads; {rivals.versions()}; fastinfer {fastinfer.__version__} on {model.device}", flush=True)
-    checked = queries[-100:]
+    checked = queries[-100 if len(vectors) < 100_000 else -20 :]
     truth, scores = true_best(vectors, checked)
     for precision in args.precision.split(","):
         engines, memory = {}, {}

@@ -38,6 +38,7 @@ def _faiss(kind: str) -> Callable[[np.ndarray, int], Search]:
         import faiss
 
         faiss.omp_set_num_threads(threads)
+        faiss.cvar.distance_compute_blas_threshold = 1 << 30  # its own loops: the BLAS of its wheel is slow on a new CPU
         dim = vectors.shape[1]
         if kind == "flat":
             index = faiss.IndexFlatIP(dim)
@@ -59,12 +60,6 @@ def _faiss(kind: str) -> Callable[[np.ndarray, int], Search]:
         return lambda queries, k: index.search(stored(queries), k)[1]
 
     return build
-
-
-def faiss_in_groups(vectors: np.ndarray, threads: int) -> Search:
-    """faiss flat, 19 queries at a time: from 20 on it calls the BLAS of its wheel, which may be slow on a new CPU."""
-    search = _faiss("flat")(vectors, threads)
-    return lambda queries, k: np.concatenate([search(queries[first : first + 19], k) for first in range(0, len(queries), 19)])
 
 
 def _usearch(kind: str) -> Callable[[np.ndarray, int], Search]:
@@ -95,7 +90,6 @@ ENGINES: dict[str, dict[str, Callable[[np.ndarray, int], Search]]] = {
     "float32": {
         "numpy": numpy_float32,
         "faiss flat": _faiss("flat"),
-        "faiss flat, 19 at a time": faiss_in_groups,
         "usearch exact": _usearch("flat"),
     },
     "int8": {"faiss scalar quantizer": _faiss("int8"), "usearch exact": _usearch("int8")},
