@@ -116,7 +116,7 @@ class Index:
                 for first in range(0, count, PORTION):
                     part = slice(first, first + PORTION)
                     new = self._embedded(given[part], 1, options, cuts) if vectors is None else self._checked(vectors[part], first)
-                    self._rows.append(new)
+                    self._rows.append(new, count - first)
                     bar.advance(min(PORTION, count - first))
             self._ids.extend(keys)
             if self._texts is not None:
@@ -175,7 +175,9 @@ class Index:
         ops = self._ops(threads)
         found: list[list[tuple[Any, float]]] = []
         for first in range(0, len(asked), QUERIES):
-            for rows, scores in self._nearest(asked[first : first + QUERIES], min(wanted, len(self)), ops):
+            with np.errstate(over="ignore", invalid="ignore"):  # a broken file may have any numbers
+                nearest = self._nearest(asked[first : first + QUERIES], min(wanted, len(self)), ops)
+            for rows, scores in nearest:
                 found.append([(self._ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
         return found
 
@@ -197,11 +199,13 @@ class Index:
             scale = None if query_scale is None else part.arrays["scale"]
             out, largest = scan.block(part.arrays[field], asked, scale, query_scale, part.arrays.get("bias"), part.gone)
             best.add(out, largest, part.first)
+        every, row = best.found()
+        begin = np.searchsorted(every, np.arange(len(queries) + 1))
         step = max(1, GATHERED // (count * RESCORED[self.precision]))
         found = []
         for first in range(0, len(queries), step):
             which = range(first, min(first + step, len(queries)))
-            candidates = [np.sort(best.rows(i)) for i in which]
+            candidates = [np.sort(row[begin[i] : begin[i + 1]]) for i in which]
             vectors = self._rows.vectors(np.concatenate(candidates))
             for i, rows, part in zip(which, candidates, np.split(vectors, np.cumsum([len(rows) for rows in candidates])), strict=False):
                 scores = embed.scores(queries[i], part, self.similarity)
@@ -230,7 +234,7 @@ class Index:
             if part.gone is not None:
                 out[:, part.gone] = -np.inf
             best.add(out, np.fmax.reduceat(out, np.arange(0, out.shape[1], SEARCH_GROUP), axis=1), part.first)
-        rows = best.rows(0)[:count]
+        rows = best.found()[1][:count]
         return rows, embed.scores(query, self._rows.vectors(rows), self.similarity)
 
     def _ops(self, threads: int | None) -> Reference:

@@ -33,27 +33,28 @@ class Best:
         self._room = 4 * keep + 1024  # candidates of a query
         self._above = np.full(count, -np.inf, np.float32)  # only scores above can be among the best
         self._query, self._row = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._held = 0  # candidates that the last _prune() left
         self._score = np.empty(0, np.float32)
         self.crowded = np.zeros(count, bool)
 
     def add(self, out: np.ndarray, best: np.ndarray, first: int) -> None:
         """Take the scores (count, rows) of the rows from `first` on, and the largest of each group. Rows come in ascending order."""
-        above = self._above
         # As many rows score at least the keep-th largest of `best`, or of all scores where there are few groups. That takes longer.
-        known = best if best.shape[1] >= 2 * self._keep else out if above.min() == -np.inf and out.shape[1] > self._keep else None
+        known = best if best.shape[1] >= 2 * self._keep else out if self._above.min() == -np.inf and out.shape[1] > self._keep else None
         if known is not None:
             least = np.partition(known, -self._keep, axis=1)[:, -self._keep]
-            above = np.fmax(above, np.nextafter(least - self._margin, np.float32(-np.inf), dtype=np.float32))
-        query, group = np.nonzero(best > above[:, None])
+            self._above = np.fmax(self._above, np.nextafter(least - self._margin, np.float32(-np.inf), dtype=np.float32))
+        query, group = np.nonzero(best > self._above[:, None])
         if not len(query):
             return
         row = group[:, None] * SEARCH_GROUP + np.arange(SEARCH_GROUP)
         score = out[query[:, None], np.minimum(row, out.shape[1] - 1)]
-        which, place = np.nonzero((score > above[query][:, None]) & (row < out.shape[1]))
+        which, place = np.nonzero((score > self._above[query][:, None]) & (row < out.shape[1]))
         self._query = np.concatenate([self._query, query[which]])
         self._row = np.concatenate([self._row, first + row[which, place]])
         self._score = np.concatenate([self._score, score[which, place]])
-        self._prune()
+        if len(self._query) > self._held + self._room * self._count // 4:
+            self._prune()
 
     def _prune(self) -> None:
         """Drop candidates that cannot be among the best."""
@@ -69,15 +70,12 @@ class Best:
         self._above[self.crowded] = np.inf
         good &= ~self.crowded[query]
         self._query, self._row, self._score = query[good], self._row[order][good], score[good]
+        self._held = len(self._query)
 
     def found(self) -> tuple[np.ndarray, np.ndarray]:
-        """(query, row) of all candidates: by query, best first."""
+        """(query, row) of all candidates: by query, best first. No more rows can be added."""
+        self._prune()
         return self._query, self._row
-
-    def rows(self, query: int) -> np.ndarray:
-        """The candidates of a query, best first."""
-        begin, end = np.searchsorted(self._query, [query, query + 1])
-        return self._row[begin:end]
 
 
 class Scan:

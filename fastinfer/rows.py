@@ -66,14 +66,14 @@ class Rows:
             self.count += count
         self.longest = max(self.longest, longest)
 
-    def append(self, vectors: np.ndarray) -> None:
-        """Copy finite vectors (B, dim) float32."""
+    def append(self, vectors: np.ndarray, coming: int = 0) -> None:
+        """Copy finite vectors (B, dim) float32. coming: at least so many rows come from now on, these included."""
         for first in range(0, len(vectors), COPIED):
             block = vectors[first : first + COPIED]
             packed = self._packed(block)
             self.longest = max(self.longest, float(np.sqrt(np.einsum("bd,bd->b", block, block)).max(initial=0)))
             while len(block):
-                room = self._room(len(vectors) - first)
+                room = self._room(max(coming, len(vectors)) - first)
                 taken = min(room, len(block))
                 end = self._ends[-1]
                 for name, values in packed.items():

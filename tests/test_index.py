@@ -516,7 +516,10 @@ HEADER = b"\x93NUMPY\x01\x00"
             {"codes": HEADER + struct.pack("<H", 50) + b"{'descr': '|i1', 'fortran_order': False, 'shape': (9999999999999999,)}"[:50]},
             "no header",
         ),
-        ({"codes": HEADER + struct.pack("<H", 70) + b"{'descr':'|i1','fortran_order':False,'shape':(99999999999999,9999999)}"}, "expected"),
+        (
+            {"codes": HEADER + struct.pack("<H", 74) + b"{'descr': '|i1', 'fortran_order': False, 'shape': (99999999999999, 9999), }\n"},
+            "expected",
+        ),
         ({"ids_ends": np.arange(20)[::-1].copy()}, "expected ascending ends"),
         ({"texts_ends": np.full(20, 1 << 40)}, "expected ascending ends"),
         ({"texts_text": np.full(200, 255, np.uint8)}, "UTF-8"),
