@@ -23,8 +23,10 @@ from .errors import (
     ShapeError,
     TaskError,
 )
+from .index import Index
 from .info import __version__, info
 from .layer import FFF, fff
+from .similarity import communities, paraphrase_pairs, similarity
 
 __all__ = [
     "FFF",
@@ -37,13 +39,17 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "FastinferError",
+    "Index",
     "InputError",
     "Model",
     "PackedBatch",
     "ShapeError",
     "TaskError",
     "__version__",
+    "communities",
     "fff",
     "info",
     "load",
+    "paraphrase_pairs",
+    "similarity",
 ]

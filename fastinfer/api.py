@@ -19,6 +19,7 @@ from .embedder import Embedder
 from .errors import InputError, TaskError, about, check_flag, check_int, short
 from .inside import Inside
 from .origin import How, Origin, same_folder
+from .precision import check_precision, in_precision
 from .progress import Show
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
@@ -80,12 +81,13 @@ def _opened(kind: str, name: str, folder: Path, how: How) -> Model:
         config, stored, found = checkpoint.load_all(folder, validate=how.validate, copy=how.copy)
         tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
+        mark = checkpoint.fingerprint(config, stored, how.max_depth)  # before prepare() lets go of what it packs
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
             replicas = [Replica(ops, ops.prepare(config, stored, how.max_depth)) for ops in fitted]
     origin = Origin(kind, name, Path(name) if kind == "folder" else folder, stamps, how)
-    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, origin)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, origin, mark)
 
 
 def _reopened(kind: str, name: str, stamps: Any, digest: str, how: How) -> Model:
@@ -125,6 +127,7 @@ class Model(Inside):
         normalize: bool | None = None,
         dim: int | None = None,
         na: Missing = "raise",
+        precision: str = "float32",
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
@@ -136,18 +139,23 @@ class Model(Inside):
         dim           keep this many numbers of a vector, and scale again if vectors have length 1; None: as the checkpoint says
         na            what becomes of missing texts (None, NaN, pandas.NA): "raise" an error, take them as "empty" texts, or "skip" them,
                       which gives a vector of NaN
+        precision     "float32"; "float16"; "int8": each vector times what makes its largest number 127 or -127, rounded; "binary" (int8) or
+                      "ubinary" (uint8): a bit for each number, set if it is positive, eight a byte, as sentence-transformers packs them
         batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
         progress      show a progress bar on standard error; or a function that is called with (texts that are done, all texts)
         """
         embedder = self._embedder()
+        check_precision(precision)
         texts, missing = present(texts, na)
+        if missing and not precision.startswith("float"):
+            raise InputError(f"na is 'skip' and texts[{missing[0]}] is missing, but {precision} has no NaN: take precision float32 or float16")
         cuts: list[TruncationWarning] = []
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
         out = embedder.embed(texts, wanted, Options(batch_tokens, threads, progress), cuts)
         warn_of(cuts)
         if missing:
             out[missing] = np.nan
-        return out
+        return in_precision(out, precision)
 
     def embed_iter(
         self,

@@ -30,11 +30,13 @@ class Inside:
         nbytes: int,
         lacks: str = "",
         origin: Origin | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
+        self.fingerprint = fingerprint
         self.device = ", ".join(ops.device for ops, _ in replicas)
         self._name, self._origin = name, origin
         self._runner = Runner(config, replicas, tokenizer, name, lacks)
