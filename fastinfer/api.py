@@ -148,7 +148,7 @@ class Model(Inside):
         check_precision(precision)
         texts, missing = present(texts, na)
         if missing and not precision.startswith("float"):
-            raise InputError(f"na is 'skip' and texts[{missing[0]}] is missing, but {precision} has no NaN: take precision float32 or float16")
+            raise InputError(f"na is 'skip' and texts[{missing[0]}] is missing, but {precision} has no NaN: take float32 or float16")
         cuts: list[TruncationWarning] = []
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
         out = embedder.embed(texts, wanted, Options(batch_tokens, threads, progress), cuts)
