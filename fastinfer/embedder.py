@@ -35,7 +35,6 @@ class Embedder:
 
     def __init__(self, head: Embed, runner: Runner) -> None:
         self._head, self._runner = head, runner
-        self._width = head.widths(runner.config.hidden)[-1]
 
     def wanted(self, texts: Any, normalize: Any, dim: Any, prompt: Any, name: Any) -> Wanted:
         """The options of a call of Model.embed for `texts`. Raises InputError for bad ones."""
@@ -45,7 +44,9 @@ class Embedder:
             prompt = ""
         return Wanted(
             None if normalize is None else check_flag("normalize", normalize),
-            None if dim is None else check_int("dim", dim, 1, self._width, because=", the numbers of a vector"),
+            None
+            if dim is None
+            else check_int("dim", dim, 1, self._head.widths(self._runner.config.hidden)[-1], because=", the numbers of a vector"),
             self._prompt(prompt, name),
         )
 

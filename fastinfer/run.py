@@ -38,6 +38,20 @@ class Replica(NamedTuple):
     weights: Weights
 
 
+class Turn:
+    """A device for the time of one call: `with Turn(ops, weights) as (ops, weights, work)`."""
+
+    def __init__(self, ops: Reference, weights: Weights) -> None:
+        self._ops, self._weights = ops, weights
+
+    def __enter__(self) -> tuple[Reference, Weights, Workspace]:
+        self._work = self._ops.workspace()
+        return self._ops, self._weights, self._work
+
+    def __exit__(self, *_: object) -> None:
+        self._work.close()
+
+
 class Options(NamedTuple):
     """A caller's options for one call. Each is checked where it is used.
 
@@ -60,13 +74,10 @@ class Runner:
 
     # --- batches ---
 
-    @contextlib.contextmanager
-    def turn(self, threads: int | None, replica: int = 0) -> Iterator[tuple[Reference, Weights, Workspace]]:
+    def turn(self, threads: int | None, replica: int = 0) -> Turn:
         """(backend, weights, workspace) of a device, for one call."""
         ops, weights = self.replicas[replica]
-        ops = ops.using(threads)
-        with contextlib.closing(ops.workspace()) as work:
-            yield ops, weights, work
+        return Turn(ops.using(threads), weights)
 
     def parts(self, windows: Iterable[PackedBatch], options: Options) -> Iterator[tuple[np.ndarray, PackedBatch]]:
         """Yield (indices of texts, their batch) of at most batch_tokens tokens. Texts of similar length in a window go together."""
@@ -193,7 +204,7 @@ class Runner:
                 continue
             if values.shape != packed.ids.shape or values.dtype.kind not in "iu":
                 raise ShapeError(f"{name} is {values.dtype} {values.shape}, expected integers of shape {packed.ids.shape}")
-            if values.min() < 0 or values.max() >= size:
+            if values.view(np.uint32).max() >= size if values.dtype == np.int32 else values.min() < 0 or values.max() >= size:
                 t = int(np.argmax((values < 0) | (values >= size)))
                 b = int(np.searchsorted(cu, t, side="right")) - 1
                 raise InputError(f"{name} of text {b}, token {t - cu[b]} is {values[t]}, expected 0 to {size - 1}")
