@@ -225,13 +225,13 @@ def test_ctrl_c_ends_a_run_after_its_step_and_keeps_it(tmp_path, corpus, monkeyp
         assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
     out, err = capsys.readouterr()
     assert "stopping after this step; press Ctrl-C again" in out
-    assert "stopped after step 3, kept in" in err
+    assert "stopped after step 3, whose state is kept in" in err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run("pretrain", "--out", tmp_path / "parts", "--resume")
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert train.main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--hidden", "64"]) == 1
-    assert "differs by hidden from the settings" in capsys.readouterr().err
+    assert "differs from the settings by hidden" in capsys.readouterr().err
 
 
 def test_a_batch_in_parts_teaches_the_same(tmp_path, corpus):
