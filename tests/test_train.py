@@ -197,6 +197,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, co
         return forward(self, *batch, **options)
 
     with monkeypatch.context() as patch:
+        patch.setattr(runs, "check_memory", lambda *_: None)  # which would take steps, too
         patch.setattr(objective, "forward", breaks)
         assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
     assert "interrupted in step 4; the state after step 3 is kept in" in capsys.readouterr().err
@@ -216,22 +217,23 @@ def test_ctrl_c_ends_a_run_after_its_step_and_keeps_it(tmp_path, corpus, monkeyp
 
     def interrupts(self, *batch, **options):
         calls.append(1)
-        if len(calls) == 4:  # the first call is the estimate of memory
+        if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return forward(self, *batch, **options)
 
     with monkeypatch.context() as patch:
+        patch.setattr(runs, "check_memory", lambda *_: None)  # which would take steps, too
         patch.setattr(objectives.MaskedLanguageModel, "forward", interrupts)
         assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
     out, err = capsys.readouterr()
     assert "stopping after this step; press Ctrl-C again" in out
-    assert "stopped after step 3, kept in" in err
+    assert "stopped after step 3, whose state is kept in" in err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run("pretrain", "--out", tmp_path / "parts", "--resume")
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert train.main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--hidden", "64"]) == 1
-    assert "differs by hidden from the settings" in capsys.readouterr().err
+    assert "differs from the settings by hidden" in capsys.readouterr().err
 
 
 def test_a_batch_in_parts_teaches_the_same(tmp_path, corpus):
@@ -291,7 +293,7 @@ def test_memory_is_found_without_taking_it():
     assert found.activations == pytest.approx(memory.SPREAD * 3 * 40e9, rel=0.4)  # x, its product, and the double of this
     less = memory.needed(Square, rows(10**6), 10, bfloat16=False)
     assert less.activations == pytest.approx(found.activations / 10, rel=0.01)
-    assert 5e7 < found.process < 2e10
+    assert memory.LATER + 5e7 < found.process < 2e10
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_lower():
@@ -299,7 +301,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_lower():
 
     def check(limit, accumulate=1):
         batches = lambda parts: [lambda: (torch.ones(-(-rows // parts), 1000),)]  # noqa: E731
-        now = memory._of_process() / 1e9
+        now = (memory._of_process() + memory.LATER) / 1e9
         return memory.check(Square, batches, rows=rows, accumulate=accumulate, size=("batch_tokens", rows), memory=now + limit)
 
     assert "GB that it may take (memory)" in check(100)

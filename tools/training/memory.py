@@ -22,7 +22,9 @@ from fastinfer.errors import InputError
 from training.objectives import Objective
 
 GB = 1e9
-SPREAD = 1.15  # bytes taken per byte of living tensors: of scratch space, and of what malloc does not give back
+SPREAD = 1.4  # bytes taken per byte of living tensors, measured at peaks of 1.4 to 2 GB: scratch space, and what malloc does not give back
+
+LATER = 0.25 * GB  # bytes that a process takes beside tensors after the look: buffers of threads and of the tokenizer, the last plot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ def needed(
             objective.zero_grad(set_to_none=True)
     activations = max(0, most - learned)
     read = sum(Path(file).stat().st_size * (3 if Path(file).suffix in (".txt", ".jsonl") else 12) for file in text)
-    return Needed(_of_process() + read, *(SPREAD * part for part in (weights, taught, 3 * learned, activations)))
+    return Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, taught, 3 * learned, activations)))
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -51,8 +51,8 @@ class Training:
     steps: int | None = option(None, "length of the run in steps")
     seconds: float | None = option(
         None,
-        "length of the run in seconds, counted from the end of the first step, which compiles; with both, the run ends by the one that "
-        "is reached first",
+        "length of the run in seconds, counted from the end of the first step where that compiles; with both, the run ends by the one "
+        "that is reached first",
     )
     seed: int = option(0, "seed of the weights, of the batches and of dropout")
     batch_tokens: int = option(49152, "tokens of a batch, padding and all processes included")
@@ -250,7 +250,7 @@ class Run:
         step, recipe, workers = self.descent.step, self.recipe, self.descent.workers
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-        if self.first and recipe.seconds:  # the first step compiles: it does not count
+        if self.first and recipe.seconds and compiles(recipe, workers):  # a step that compiles does not count
             if workers.device.type == "cuda":
                 torch.cuda.synchronize()
             self.started, self.first = time.monotonic(), False
@@ -344,6 +344,11 @@ class Run:
         self.sums, self.since = {}, step
 
 
+def compiles(recipe: Training, workers: Workers) -> bool:
+    """Whether the first step compiles feedforwards."""
+    return workers.device.type == "cuda" if recipe.compile is None else recipe.compile
+
+
 def train(
     objective: Objective, data: Data, recipe: Training, workers: Workers, *, resume: bool = False, evaluate: Evaluate | None = None
 ) -> None:
@@ -354,7 +359,7 @@ def train(
     descent = Descent(objective, recipe, workers, warmup=recipe.warmup)
     torch.manual_seed(recipe.seed)
     run = Run(descent, data, recipe, evaluate, resume=resume)
-    if recipe.compile if recipe.compile is not None else workers.device.type == "cuda":
+    if compiles(recipe, workers):
         for layer in objective.encoder.layers:
             layer.ffn.compile(dynamic=False)
     try:
