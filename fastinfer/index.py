@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import index_file
-from .backends.reference import SEARCH_GROUP, Reference
+from .backends.reference import Reference
+from .backends.search import SEARCH_GROUP
 from .embedding import PROMPTS
 from .errors import InputError, ShapeError, TaskError, check_flag, check_int, short
 from .heads import embed
