@@ -149,7 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--whole-words", action=argparse.BooleanOptionalAction, default=True, help="widen answers to whole words (default)")
 
     search_command.add_arguments(commands, _command, _add_texts, _at_least)
-
     _command(commands, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
 
     example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"

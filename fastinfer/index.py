@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import index_file
-from .backends.reference import SEARCH_GROUP, Reference
+from .backends.reference import Reference
+from .backends.search import SEARCH_GROUP
 from .embedding import PROMPTS
 from .errors import InputError, ShapeError, TaskError, check_flag, check_int, short
 from .heads import embed
@@ -207,8 +208,9 @@ class Index:
             which = range(first, min(first + step, len(queries)))
             candidates = [np.sort(row[begin[i] : begin[i + 1]]) for i in which]
             vectors = self._rows.vectors(np.concatenate(candidates))
-            for i, rows, part in zip(which, candidates, np.split(vectors, np.cumsum([len(rows) for rows in candidates])), strict=False):
-                scores = embed.scores(queries[i], part, self.similarity)
+            ends = np.cumsum([len(rows) for rows in candidates])
+            for i, rows, theirs in zip(which, candidates, np.split(vectors, ends[:-1]), strict=True):
+                scores = embed.scores(queries[i], theirs, self.similarity)
                 order = np.argsort(-scores, kind="stable")[:count]
                 found.append(self._exactly(queries[i], count) if best.crowded[i] else (rows[order], scores[order]))
         return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .backends.reference import SEARCH_GROUP, Reference
+from .backends.reference import Reference
+from .backends.search import SEARCH_GROUP
 
 __all__ = ["QUERIES", "Best", "Scan", "block_rows"]
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import backends
-from .backends.reference import SEARCH_GROUP, Reference
+from .backends.reference import Reference
+from .backends.search import SEARCH_GROUP
 from .embedding import Similarity
 from .errors import DtypeError, InputError, ShapeError, check_flag, check_int, short
 from .heads.embed import normalized

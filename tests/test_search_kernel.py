@@ -6,7 +6,7 @@ from backends import ALL
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fastinfer import backends
-from fastinfer.backends.reference import SEARCH_GROUP
+from fastinfer.backends.search import SEARCH_GROUP
 
 DEVICES = [name for name in ALL if not name.startswith("cuda")]
 SIZES = [(1, 1, 1), (3, 2, 16), (5, 7, 63), (64, 6, 64), (65, 13, 100), (300, 5, 384), (130, 1, 130)]

@@ -25,11 +25,10 @@ from ..positions import distance_table, relative_rows, rotary_table, sinusoids
 from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
 from .pooling import pooled
+from .search import Search
 
 FLOAT32 = np.dtype(np.float32)
 forward_fff = KINDS["fff"].forward  # looked up once: a layer alone has no other kind, and one token takes 3 us
-SEARCH_GROUP = 64  # rows that have one `best` in search(); FI_SEARCH_GROUP of src/cpu/kernels.h
-BITS = np.array([value.bit_count() for value in range(256)], np.uint8)  # the bits that are set in each byte
 GATHER_BYTES = 32 << 20  # bytes: rows of a tree that fff gathers at a time
 
 
@@ -61,7 +60,7 @@ class Trees(NamedTuple):
     depth: int
 
 
-class Reference:
+class Reference(Search):
     """Every op in NumPy and float32."""
 
     name = "numpy"
@@ -390,32 +389,6 @@ class Reference:
             np.maximum.reduce(x[begin:end], axis=0, out=row)  # reduceat took 10 to 30 times as long for a vocabulary of 30,522
 
     # --- a layer alone, for the public FFF ---
-
-    def search(
-        self,
-        rows: np.ndarray,
-        queries: np.ndarray,
-        *,
-        scale: np.ndarray | None = None,
-        query_scale: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
-        out: np.ndarray,
-        best: np.ndarray,
-    ) -> None:
-        """out (Q, N) = queries (Q, K) @ rows.T * (query_scale (Q,) * scale (N,)) + bias (N,); best (Q, groups): the largest of each group.
-
-        Both are float32, int8, or bits in uint8, which stand for 1 and -1. A group has SEARCH_GROUP rows. The arrays are on the host.
-        """
-        if rows.dtype == np.uint8:
-            for query, products in zip(queries, out, strict=True):
-                products[...] = 8 * rows.shape[1] - 2 * BITS[rows ^ query].sum(axis=1, dtype=np.int32)
-        else:  # as float32, products of int8 are exact up to 1,040 numbers a vector
-            np.matmul(queries.astype(np.float32, copy=False), rows.astype(np.float32, copy=False).T, out=out)
-        if scale is not None and query_scale is not None:
-            out *= query_scale[:, None] * scale
-        if bias is not None:
-            out += bias
-        best[...] = np.fmax.reduceat(out, np.arange(0, len(rows), SEARCH_GROUP), axis=1)
 
     def call_layer(self, layer: FeedForward, hidden: int, x: Any, out: Any = None) -> Any:
         """feedforward(x) (T, hidden) float32 for an array x of the same shape, written into `out` if that is given.
