@@ -99,7 +99,7 @@ def _check_texts(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         error("give texts as arguments or with --input, not both")
     if args.input == "":
         error("--input is empty, expected the name of a file, or - for standard input")
-    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
+    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input or args.interactive) and sys.stdin.isatty())):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
     if args.texts and not reads_stdin(args):
         for name in ("column", "jsonl"):
@@ -185,13 +185,16 @@ def add_output(parser: argparse.ArgumentParser, *formats: str, resume: bool = Fa
         out.add_argument("--resume", action="store_true", help="go on with the same command's interrupted FILE, if there is one")
 
 
-def add_texts(parser: argparse.ArgumentParser, metavar: str = "TEXT", *, takes: str = "singles", whole: bool = False) -> None:
+def add_texts(
+    parser: argparse.ArgumentParser, metavar: str = "TEXT", *, takes: str = "singles", whole: bool = False, interactive: bool = False
+) -> None:
     """Add the texts and the options of their input.
 
     takes  what the command reads, "singles", "pairs" or "either"
     whole  it reads the whole of a long text, where others read its beginning
+    interactive  it answers each line that is typed on a terminal
     """
-    parser.set_defaults(takes=takes, pairs=False, whole=whole)
+    parser.set_defaults(takes=takes, pairs=False, whole=whole, interactive=interactive)
     parser.add_argument("texts", nargs="*", metavar=metavar, help="texts; without any, or for -, standard input is read")
     group = parser.add_argument_group("input")
     group.add_argument("-i", "--input", metavar="FILE", help="read FILE, whose name says how (see above); - is standard input")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import api, arguments, checkpoint, text_commands
+from . import api, arguments, checkpoint, search_command, text_commands
 from .arguments import Command, add_model, add_output, describe
 from .config import Embed
 from .errors import CheckpointWarning, FastinferError, InputWarning, printable
@@ -217,6 +217,8 @@ COMMANDS = {
     "fill-mask": Command("guess the words that a mask token hides", text_commands.add_fill_mask, text_commands.fill_mask),
     "tag": Command("mark spans of a text, such as names and places", text_commands.add_tag, text_commands.tag),
     "answer": Command("find the answer to a question in a text", text_commands.add_answer, text_commands.answer),
+    "index": Command("embed texts once, to search them", search_command.add_index, search_command.index),
+    "search": Command("find the texts of an index that are most like a query", search_command.add_search, search_command.search),
     "info": Command("show what this installation can run and, with --model, what a model is", _add_info, _info),
     "routes": Command("show how texts use the trees of a model, as text or as a picture", _add_routes, _routes),
     "convert": Command("write a checkpoint in fastinfer's format, or in another dtype", _add_convert, _convert),

@@ -22,7 +22,7 @@ from .progress import Progress
 from .text_io import argument
 from .tokenizer import as_text
 
-__all__ = ["opened", "read_texts", "reads_stdin", "text_names", "windows"]
+__all__ = ["opened", "read_records", "read_texts", "reads_stdin", "text_names", "windows"]
 
 # Texts, and roughly characters, that are read, computed and written at a time.
 WINDOW_TEXTS = 1024
@@ -63,6 +63,18 @@ def read_texts(args: argparse.Namespace) -> Iterator[Text]:
             yield from (_plain(line, args, where) for where, line in _lines(file, name, cut=cut))
         else:
             yield from (_item(value, args, where) for where, value in _structured(file, name, kind, args))
+
+
+def read_records(args: argparse.Namespace) -> Iterator[tuple[Any, Any, str]]:
+    """Yield (id, text, where it is): the "id" of a JSON object, else None."""
+    kind = "plain" if args.texts and not reads_stdin(args) else _kind(args)
+    if kind not in ("json", "jsonl"):
+        yield from ((None, text, f"text {i}") for i, text in enumerate(read_texts(args), 1))
+        return
+    name = "standard input" if reads_stdin(args) else args.input
+    with naming(name), _opened(args) as file:
+        for where, value in _structured(file, name, kind, args):
+            yield value.get("id") if isinstance(value, dict) else None, _item(value, args, where), where
 
 
 def _structured(file: File, name: str, kind: str, args: argparse.Namespace) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,8 @@
     fastinfer evaluate .models/minilm .models/fast --data data --dtype float32,int8
     fastinfer evaluate .models/sst2 --data data --tasks SST-2 --json
     fastinfer evaluate .models/mine --file reviews.csv --text review --target stars
+    fastinfer evaluate fastminilm-1x11 --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
+    fastinfer evaluate fastminilm-1x11 --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
 
 A MODEL is a checkpoint folder, or the name of a model inside fastinfer. Its heads decide what is measured:
 
@@ -30,11 +32,12 @@ from typing import Any
 
 from .. import api
 from ..arguments import at_least
+from ..catalog import folder_of
 from ..errors import InputError, near
 from ..tokenizer import TruncationWarning
-from .scoring import evaluate, fitting, visible
+from .scoring import evaluate, fitting, read, visible
 from .table import table
-from .tasks import TASKS, own_task
+from .tasks import METRICS_OF, TASKS, Task, own_task
 
 __all__ = ["add_arguments", "run"]
 
@@ -45,12 +48,13 @@ def run(args: argparse.Namespace) -> None:
     results: list[Any] = []
     first: dict[str, Any] = {}
     try:
-        own = args.file and own_task(args.kind, {"dev": args.file}, text=args.text, pair=args.pair, target=args.target)
+        named = _named(args)
+        for name in args.models:
+            folder_of(name)
         for name in args.models:
             for dtype in args.dtype:
                 model = api.load(name, device=args.device, dtype=dtype, threads=args.threads)
-                chosen = [own] if own else [TASKS[t] for t in args.tasks] if args.tasks else fitting(model, args.data, _say)
-                for task in chosen:
+                for task in named or fitting(model, args.data, _say):
                     if visible():
                         _say(f"{name} {dtype or ''} on {task.name} ...")
                     results.append(evaluate(model, task, args.data, name, dtype, first))
@@ -58,8 +62,28 @@ def run(args: argparse.Namespace) -> None:
                         print(json.dumps(dataclasses.asdict(results[-1])), flush=True)
     except ImportError as error:
         raise InputError(f"this metric needs a package: pip install 'fastinfer[evaluate]' ({error})") from None
+    except KeyboardInterrupt:
+        if results and not args.json:
+            print(table(results))
+        raise
     if not args.json:
         print(table(results))
+
+
+def _named(args: argparse.Namespace) -> list[Task]:
+    """The tasks that the arguments name, their files read and kept, so that an error in them comes before any model is loaded."""
+    if args.train and not args.file:
+        raise InputError(f"--train {args.train} holds the texts of known class; name the texts to score with --file, too")
+    if args.train and args.kind != "classes":
+        raise InputError(f"--train serves --kind classes alone, but the kind is {args.kind}: leave --train out")
+    tasks = [TASKS[name] for name in args.tasks or ()]
+    if args.file:
+        files = {"dev": args.file} | ({"train": args.train} if args.train else {})
+        tasks = [own_task(args.kind, files, text=args.text, pair=args.pair, target=args.target)]
+    for task in tasks:
+        labels = read(task, args.data, "train").labels if args.train else None
+        read(task, args.data, task.scored, labels)
+    return tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoint folder, or the name of a model inside fastinfer")
     parser.add_argument("--data", type=Path, default=Path("."), metavar="FOLDER", help="folder that holds the data sets (default: here)")
     parser.add_argument("--tasks", type=_names, metavar="NAME,...", help=f"data sets by name: {', '.join(TASKS)} (default: those that fit)")
-    parser.add_argument("--file", type=Path, help="a data set of your own: .csv, .tsv, .jsonl, or .conll for tags")
+    parser.add_argument("--file", type=Path, help="a data set of your own: .csv, .tsv, .jsonl, .conll for tags, .txt for masks")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="texts of known class, by whose centroids an embedder tells classes")
     parser.add_argument(
-        "--kind", choices=("classes", "score", "tags", "pairs"), default="classes", help="kind of --file (default: classes)"
+        "--kind",
+        choices=tuple(METRICS_OF),
+        default="classes",
+        help="kind of --file (default: %(default)s). Of a .txt, paragraphs of held-out articles are read: pairs finds the rest of "
+        "a paragraph by its first sentence, masks guesses the tokens of sentences",
     )
     parser.add_argument("--text", default="text", metavar="COLUMN", help="column of --file with the text (default: text)")
     parser.add_argument("--pair", metavar="COLUMN", help="column of --file with the second text of a pair")
@@ -92,7 +121,7 @@ def _names(given: str) -> list[str]:
     known = {name.lower(): name for name in TASKS}
     odd = [name for name in given.split(",") if name.lower() not in known]
     if odd:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}; expected some of {', '.join(TASKS)}{near(odd[0], TASKS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}{near(odd[0], TASKS)}; expected some of {', '.join(TASKS)}")
     return [known[name.lower()] for name in given.split(",")]
 
 
