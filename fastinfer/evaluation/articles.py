@@ -39,7 +39,7 @@ def text_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def lines(path: str | os.PathLike) -> Iterator[str]:
+def lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """The lines of a text file, or of each "text" in a .jsonl file, stripped and without empty ones.
 
     Raises InputError as text_file does, and with file and line for bytes that are not UTF-8, a line without a "text", and a broken
