@@ -12,6 +12,7 @@ from .batch import PackedBatch
 from .config import Config
 from .errors import (
     BackendError,
+    BackendWarning,
     CheckpointError,
     CheckpointWarning,
     ConfigError,
@@ -27,6 +28,7 @@ from .layer import FFF, fff
 __all__ = [
     "FFF",
     "BackendError",
+    "BackendWarning",
     "CheckpointError",
     "CheckpointWarning",
     "Config",

@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "BackendError",
+    "BackendWarning",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -33,6 +34,7 @@ __all__ = [
     "check_int",
     "is_plain",
     "listed",
+    "no_scipy",
     "printable",
     "short",
     "warn",
@@ -112,6 +114,18 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+class BackendWarning(UserWarning):
+    """A slower device is used than this machine could have. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
+
+
+def no_scipy(what: str) -> InputError:
+    """The error for `what` where SciPy is missing, which is an extra."""
+    return InputError(f"{what}, and SciPy is missing: pip install 'fastinfer[scipy]'")
 
 
 @contextlib.contextmanager

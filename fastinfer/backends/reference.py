@@ -351,11 +351,12 @@ class Reference:
             y = np.zeros((part.stop - begin, x.shape[1]), np.float32)
             for p in range(len(w_in)):
                 tokens, at = np.arange(len(y)), np.zeros(len(y), np.int32)
+                visits = []
                 for level in range(trees.depth + 1):
                     logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at])
                     if trees.b_in is not None:
                         logit += trees.b_in[p, at]
-                    y[tokens] += gelu(logit)[:, None] * w_out[p, at]
+                    visits.append((tokens, at, logit))
                     for record, value, stopped in ((nodes, at, -1), (z, logit, 0)):
                         if record is not None:
                             record[part, p, level] = stopped
@@ -363,6 +364,10 @@ class Reference:
                     right = logit > 0
                     at = (2 * at + 1 + right).astype(np.int32) if trees.children is None else trees.children[p, at, right.astype(np.int8)]
                     tokens, at = tokens[at >= 0], at[at >= 0]
+                strengths = gelu(np.concatenate([logit for _, _, logit in visits]))  # of all levels at once: a call takes 20 us
+                for tokens, at, _ in visits:
+                    y[tokens] += strengths[: len(at), None] * w_out[p, at]
+                    strengths = strengths[len(at) :]
             if bias is not None:
                 y += bias
             if residual is not None:
