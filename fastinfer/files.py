@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
@@ -98,7 +97,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Sequence[BinaryIO]]:
     """replacing() for several files: none is renamed before all are on the disk."""
     targets = [Path(path) for path in paths]
-    names = [target.with_name(f".{target.name[:80]}.{secrets.token_hex(16)}.tmp") for target in targets]
+    names = [target.with_name(f".{target.name[:80]}.{os.urandom(16).hex()}.tmp") for target in targets]
     with contextlib.ExitStack() as stack:
         files: list[BinaryIO] = []
         for name, target in zip(names, targets, strict=True):

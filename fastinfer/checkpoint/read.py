@@ -16,7 +16,6 @@ import numpy as np
 from ..errors import CheckpointError, listed, short
 from ..files import regular, stamp
 from ..strict_json import parse_json, read_json
-from . import torch_file
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
 __all__ = ["INDEX", "SINGLE", "WEIGHTS", "map_file", "map_folder", "unchanged", "weights_file"]
@@ -48,7 +47,12 @@ def map_folder(folder: Path, names: tuple[str, ...] = WEIGHTS, *, copy: bool = F
     chosen = weights_file(folder, names)
     if chosen is None:
         raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
-    read = functools.partial(map_file, copy=copy) if chosen.endswith(".safetensors") else torch_file.read
+    if chosen.endswith(".safetensors"):
+        read = functools.partial(map_file, copy=copy)
+    else:
+        from . import torch_file  # imports zipfile and more
+
+        read = torch_file.read
     if (folder / chosen).exists():
         return read(folder / chosen)
     index = folder / f"{chosen}.index.json"
