@@ -41,7 +41,7 @@ class BuildModule(build_ext):
         why = self._why_not()
         if why:
             self.warn(f"fastinfer is built WITHOUT its compiled module, so it will compute with NumPy, many times slower: {why}")
-            self.extensions.clear()
+            self.extensions = []
             return
         self._one_by_one = self.compiler.compile
         self.compiler.compile = self._compile
