@@ -114,7 +114,7 @@ def test_without_a_compiler(unpacked, tmp_path):
     assert done.returncode == 0, done.stderr
     warned, first, why, refused = done.stdout.splitlines()
     assert warned.count("computing with NumPy") == 1
-    assert "pip install --force-reinstall" in warned
+    assert "--force-reinstall" in warned
     assert first == "1"
     assert why.startswith("the compiled module is missing: fastinfer was built without a C compiler")
     assert refused == f"device 'cpu' was asked for but cannot run: {why}"

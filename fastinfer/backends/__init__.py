@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
-REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir fastinfer"  # pip keeps a wheel that it built without the module
+REBUILD = "install fastinfer again with pip's --force-reinstall --no-deps --no-cache-dir"  # pip keeps a wheel without the module
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -92,8 +92,8 @@ def _why_no_cpu() -> str | None:
         from .. import _cpu  # noqa: F401
     except ImportError as error:
         if importlib.util.find_spec("fastinfer._cpu") is not None:
-            return f"the compiled module cannot be imported ({error}). Build it again: {REBUILD}"
-        return f"the compiled module is missing: fastinfer was built without a C compiler, or not at all. Install one, then: {REBUILD}"
+            return f"the compiled module cannot be imported ({error}). Please {REBUILD}"
+        return f"the compiled module is missing: fastinfer was built without a C compiler, or not at all. Install one, then {REBUILD}"
     return None
 
 
