@@ -42,7 +42,7 @@ def _below_zero(a: np.ndarray) -> np.ndarray:
     t = a * (0.4 * 0.5**0.5)
     t += 1
     np.divide(1, t, out=t)
-    y = t * ERFC[0]
+    y: np.ndarray = t * ERFC[0]
     for coefficient in ERFC[1:]:
         y += coefficient
         y *= t

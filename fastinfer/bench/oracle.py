@@ -25,7 +25,7 @@ TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 0.03, "
 def gelu64(z: np.ndarray) -> np.ndarray:
     """Exact GELU in float64."""
     erfc = np.frompyfunc(math.erfc, 1, 1)
-    return np.asarray(0.5 * z * erfc(z / -(2**0.5)).astype(np.float64))
+    return np.asarray(0.5 * z * np.asarray(erfc(z / -(2**0.5)), np.float64))
 
 
 def walk64(

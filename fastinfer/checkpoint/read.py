@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def map_folder(folder: Path, names: tuple[str, ...] = WEIGHTS, *, copy: bool = F
     if chosen is None:
         raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
     if chosen.endswith(".safetensors"):
-        read = functools.partial(map_file, copy=copy)
+        read: Callable[[Path], dict[str, Tensor]] = functools.partial(map_file, copy=copy)
     else:
         from . import torch_file  # imports zipfile and more
 
