@@ -301,7 +301,7 @@ cdef class Matrix:
     """A dense weight (outputs, inputs), packed once for the kernels of one ISA."""
 
     cdef fi_matrix c
-    cdef Memory _packed
+    cdef unsigned char[::1] _packed
 
     @property
     def outputs(self):
@@ -511,10 +511,14 @@ cdef class Kernels:
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
         self._submit(&step, (x, trees, bias, residual, out, nodes, z))
 
-    def pack(self, rows, str stored, const float[::1] scale, str dtype, int threads):
-        """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,)."""
+    def pack(self, rows, str stored, const float[::1] scale, str dtype, take, int threads):
+        """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,).
+
+        take(bytes) gives the memory for it, aligned to cache lines.
+        """
         cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
         cdef Matrix matrix = Matrix.__new__(Matrix)
+        cdef size_t size
         cdef Step step
         matrix.c.dtype = DTYPES[dtype]
         matrix.c.outputs = _size("the outputs of a matrix", rows.shape[0], 1, MOST_SIZE)
@@ -524,8 +528,11 @@ cdef class Kernels:
         _scaled(scale, stored)
         if scale is not None:
             _long("scale", scale.shape[0], matrix.c.outputs)
-        matrix._packed = Memory(self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs))
-        matrix.c.packed = matrix._packed.data
+        size = self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs)
+        matrix._packed = take(size)
+        if <size_t> matrix._packed.shape[0] < size or <size_t> &matrix._packed[0] % 64:
+            raise ShapeError(f"packed weights got {matrix._packed.shape[0]} bytes, expected {size}, aligned to 64")
+        matrix.c.packed = &matrix._packed[0]
         step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]

@@ -19,7 +19,8 @@
  *     then + bias, then + residual.
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
- *     instead, which flushes denormals. int8: exact in integers, then one FMA: sum * (token's scale * output's scale) + bias.
+ *     instead, which flushes denormals; with AMX, as amx.inc says. int8: exact in integers, then one FMA: sum * (token's scale *
+ *     output's scale) + bias.
  *   - attention: a score as a matrix product, then the two relative products, then one FMA for its distance; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
  *     vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
