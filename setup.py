@@ -36,11 +36,15 @@ class BuildModule(build_ext):
     """Compiles the files of a module side by side and reports each, or leaves the module out where nothing can be compiled."""
 
     def build_extensions(self):
-        if self.compiler.compiler_type == "msvc":
-            self._take_clang()
-        why = self._why_not()
-        if why:
-            self.warn(f"fastinfer is built WITHOUT its compiled module, so it will compute with NumPy, many times slower: {why}")
+        try:
+            if self.compiler.compiler_type == "msvc":
+                self._take_clang()
+            self._try()
+        except (CompileError, PlatformError, OSError, subprocess.SubprocessError) as error:
+            self.warn(
+                "fastinfer is built WITHOUT its compiled module, so it will compute with NumPy, many times slower: a file that includes "
+                f"Python.h does not compile here ({error}). Install a C compiler and Python's headers"
+            )
             self.extensions = []
             return
         self._one_by_one = self.compiler.compile
@@ -57,16 +61,12 @@ class BuildModule(build_ext):
             asked = ["clang", "--rtlib=compiler-rt", "--print-libgcc-file-name"]
             extension.extra_objects.append(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
 
-    def _why_not(self):
-        """None if a file that includes Python.h compiles here, else the reason."""
+    def _try(self):
+        """Compile a file that includes Python.h. Raises what the compiler raises."""
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.c")
             probe.write_text("#include <Python.h>\n#include <stdatomic.h>\n")
-            try:
-                self.compiler.compile([str(probe)], output_dir=folder, include_dirs=self.include_dirs)
-            except (CompileError, PlatformError) as error:
-                return f"a file that includes Python.h does not compile here ({error}). Install a C compiler and Python's headers"
-        return None
+            self.compiler.compile([str(probe)], output_dir=folder, include_dirs=self.include_dirs)
 
     def _compile(self, sources, **options):
         """The object files of `sources`. Translation units of a module do not depend on each other."""
