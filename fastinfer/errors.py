@@ -20,6 +20,7 @@ import numpy as np
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -74,6 +75,15 @@ def listed(items: Iterable[object], between: str = ", ") -> str:
     return between.join([*map(str, items[:LISTED]), *more])
 
 
+def near(name: object, known: Iterable[str]) -> str:
+    """The words ": did you mean X?" with the known name X that is spelled most like `name`; "" if none is."""
+    import difflib
+
+    spelled = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower()[:100], spelled, 1) if isinstance(name, str) else []
+    return f": did you mean {spelled[found[0]]}?" if found else ""
+
+
 class FastinferError(Exception):
     """Base of every error that fastinfer raises on purpose. Its message is printable()."""
 
@@ -117,7 +127,7 @@ class BackendError(FastinferError, RuntimeError):
 
 
 class BackendWarning(UserWarning):
-    """A slower device is used than this machine could have. Its message is printable()."""
+    """A model or a layer computes otherwise than was asked for, or slower than it could. Its message is printable()."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
@@ -126,6 +136,10 @@ class BackendWarning(UserWarning):
 def no_scipy(what: str) -> InputError:
     """The error for `what` where SciPy is missing, which is an extra."""
     return InputError(f"{what}, and SciPy is missing: pip install 'fastinfer[scipy]'")
+
+
+class BusyError(FastinferError, RuntimeError):
+    """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
 
 
 @contextlib.contextmanager
