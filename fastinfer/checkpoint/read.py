@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -164,6 +163,8 @@ def digest(folder: Path) -> str:
 
     Of weights in several formats, only those that load() reads count. Raises CheckpointError for a file that cannot be read.
     """
+    import hashlib  # imports OpenSSL, which takes longer than most modules
+
     total = hashlib.sha256()
     with unchanged(folder) as names:
         for name in names:
