@@ -12,6 +12,7 @@ from .batch import PackedBatch
 from .config import Config
 from .errors import (
     BackendError,
+    BackendWarning,
     BusyError,
     CheckpointError,
     CheckpointWarning,
@@ -22,12 +23,15 @@ from .errors import (
     ShapeError,
     TaskError,
 )
+from .index import Index
 from .info import __version__, info
 from .layer import FFF, fff
+from .similarity import communities, paraphrase_pairs, similarity
 
 __all__ = [
     "FFF",
     "BackendError",
+    "BackendWarning",
     "BusyError",
     "CheckpointError",
     "CheckpointWarning",
@@ -35,13 +39,17 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "FastinferError",
+    "Index",
     "InputError",
     "Model",
     "PackedBatch",
     "ShapeError",
     "TaskError",
     "__version__",
+    "communities",
     "fff",
     "info",
     "load",
+    "paraphrase_pairs",
+    "similarity",
 ]

@@ -111,6 +111,17 @@ class Kernels:
         dtype: str,
         threads: int,
     ) -> None: ...
+    def search(
+        self,
+        rows: NDArray[Any],
+        queries: NDArray[Any],
+        scale: NDArray[np.float32] | None,
+        query_scale: NDArray[np.float32] | None,
+        bias: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        best: NDArray[np.float32],
+        threads: int,
+    ) -> None: ...
     def array(self, function: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
     def probe_fma(self, rounds: int, threads: int) -> float: ...
     def probe_read(self, data: NDArray[np.float32], times: int, threads: int) -> float: ...

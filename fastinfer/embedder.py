@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from .errors import InputError, check_flag, check_int, listed, short
 from .heads import embed
 from .run import Options, Runner
 from .tokenizer import TruncationWarning, as_text, as_texts, each_text, warn_of
+from .values import Missing, check_missing
 
 __all__ = ["Embedder", "Wanted", "prompted"]
 
@@ -34,7 +35,6 @@ class Embedder:
 
     def __init__(self, head: Embed, runner: Runner) -> None:
         self._head, self._runner = head, runner
-        self._width = head.widths(runner.config.hidden)[-1]
 
     def wanted(self, texts: Any, normalize: Any, dim: Any, prompt: Any, name: Any) -> Wanted:
         """The options of a call of Model.embed for `texts`. Raises InputError for bad ones."""
@@ -44,7 +44,9 @@ class Embedder:
             prompt = ""
         return Wanted(
             None if normalize is None else check_flag("normalize", normalize),
-            None if dim is None else check_int("dim", dim, 1, self._width, because=", the numbers of a vector"),
+            None
+            if dim is None
+            else check_int("dim", dim, 1, self._head.widths(self._runner.config.hidden)[-1], because=", the numbers of a vector"),
             self._prompt(prompt, name),
         )
 
@@ -64,15 +66,26 @@ class Embedder:
             out[which] = embed.finished(vectors, self._head, wanted.normalize, wanted.dim)
         return out
 
-    def stream(self, texts: Iterable[Any], wanted: Wanted, options: Options) -> Iterator[np.ndarray]:
-        """Yield the vectors of embed() one by one, holding a bounded number of texts. One warning at the end covers all cut texts."""
+    def stream(self, texts: Any, wanted: Wanted, options: Options, na: Missing) -> Iterator[np.ndarray]:
+        """Yield the vectors of embed() one by one, holding a bounded number of texts. One warning at the end covers all cut texts.
+
+        na  what becomes of missing texts, as Model.embed() says
+        """
         cuts: list[TruncationWarning] = []
+        raises = check_missing(na) == "raise"
         if isinstance(texts, PackedBatch):
             yield from self.embed(texts, wanted, options, cuts)
             return
-        stream = each_text(texts)
+        missing: list[int] = []
+        stream = each_text(texts, "texts", None if raises else missing)
+        done = 0
         while window := list(itertools.islice(stream, STREAM_TEXTS)):
-            yield from self.embed(window, wanted, options, cuts)
+            vectors = self.embed(window, wanted, options, cuts)
+            if na == "skip":
+                vectors[[i - done for i in missing]] = np.nan
+            missing.clear()
+            yield from vectors
+            done += len(window)
         warn_of(cuts)
 
     def scores(self, query: str, documents: list[str], dim: int | None, options: Options) -> np.ndarray:
@@ -81,8 +94,9 @@ class Embedder:
         if self.pools_prompts:
             vectors = self.embed(*self.compared(query, documents, dim), options, cuts)
         else:  # texts with prompts of different lengths are pooled apart
+            quiet = options._replace(progress=False)
             asked, given = self._sides(query, documents, dim)
-            vectors = np.concatenate([self.embed([query], asked, options, cuts), self.embed(documents, given, options, cuts)])
+            vectors = np.concatenate([self.embed([query], asked, quiet, cuts), self.embed(documents, given, options, cuts)])
         warn_of(cuts)
         return self.similarity(vectors)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "BackendError",
+    "BackendWarning",
     "BusyError",
     "CheckpointError",
     "CheckpointWarning",
@@ -73,6 +74,15 @@ def listed(items: Iterable[object], between: str = ", ") -> str:
     return between.join([*map(str, items[:LISTED]), *more])
 
 
+def near(name: object, known: Iterable[str]) -> str:
+    """The words ": did you mean X?" with the known name X that is spelled most like `name`; "" if none is."""
+    import difflib
+
+    spelled = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower()[:100], spelled, 1) if isinstance(name, str) else []
+    return f": did you mean {spelled[found[0]]}?" if found else ""
+
+
 class FastinferError(Exception):
     """Base of every error that fastinfer raises on purpose. Its message is printable()."""
 
@@ -113,6 +123,13 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+class BackendWarning(UserWarning):
+    """A model or a layer computes in another way than was asked for. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class BusyError(FastinferError, RuntimeError):

@@ -156,7 +156,7 @@ def test_no_text_and_nothing_left_are_errors(tmp_path, tokenizer):
     with pytest.raises(InputError, match="no text to train on"):
         text.read([], tokenizer)
     title = next(f"T{i}" for i in range(99) if articles.held_out(f"T{i}"))
-    with pytest.raises(InputError, match="all paragraphs are held out"):
+    with pytest.raises(InputError, match="0 paragraphs are not held out, and none is left to train on"):
         text.read([write(tmp_path, "a.txt", f"= {title} =\nIts only paragraph.")], tokenizer)
     with pytest.raises(InputError, match=r"no tokenizer that the tokenizers library can read"):
         text.read_tokenizer(write(tmp_path, "tokenizer.json", "{}"))
@@ -174,8 +174,40 @@ def test_articles_and_novels_become_text(tmp_path, capsys):
     )
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src")]) == 0
     assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    before = (tmp_path / "out.txt").read_text()
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "nowhere")]) == 1
+    assert "nowhere does not exist: clone the repository that --help names, name text of your own" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "empty")]) == 1
     assert "no files wiki_*" in capsys.readouterr().err
+    assert (tmp_path / "out.txt").read_text() == before
+
+
+def test_documentation_of_python_becomes_text_and_labels(tmp_path, capsys):
+    get_text = load_tool("get_text")
+    prose = "Return the {} of all the texts, in the order in which they were given."
+    for package in ("apples", "pears"):
+        for name in (f"m{i}" for i in range(30)):
+            file = tmp_path / "lib" / package / f"{name}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (file.parent / "__init__.py").write_text("")
+            what = prose.format(f"{package} ``{name}``")
+            file.write_text(f'def f():\n    """{what} They are many.\n\n    x : int\n        A number of the things to be had.\n    """\n')
+    out = tmp_path / "new" / "out.txt"
+    assert get_text.main([str(out), str(tmp_path / "lib"), "--labelled", str(tmp_path / "data")]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[:2] == ["= apples.m0 =", prose.format("apples m0") + " They are many."]
+    assert len(lines) == 120
+    parts = {}
+    for name in ("train", "dev"):
+        header, *rows = (tmp_path / "data" / f"{name}.csv").read_text().splitlines()
+        assert header == '"text","label"'
+        parts[name] = [tuple(row.strip('"').rsplit('","', 1)) for row in rows]
+    wanted = {(prose.format(f"{p} m{i}"), p): articles.held_out(f"{p}.m{i}") for p in ("apples", "pears") for i in range(30)}
+    assert set(parts["train"]) == {row for row, scored in wanted.items() if not scored}
+    assert set(parts["dev"]) == {row for row, scored in wanted.items() if scored}
+    assert parts["dev"]
+    assert "train.csv: " in capsys.readouterr().out
 
 
 def test_data_sets_become_what_was_asked(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """tools/training/encoder.py against the package, and its hand-written gradients against autograd of the plain definition."""
 
 import dataclasses
+import itertools
 
 import builders
 import numpy as np
@@ -94,15 +95,19 @@ def test_the_form_that_gathers_agrees_with_the_masked_one(bias, monkeypatch):
     with torch.no_grad():
         for p in (layer.nodes, *([layer.b_in] if bias else [])):
             p.normal_()
-    found, gathered = [], feedforward.gathered
+    found, leaves, masked = [], [], feedforward.MaskedTrees.apply
     calls = []
-    monkeypatch.setattr(feedforward, "gathered", lambda *a: calls.append(1) or gathered(*a))
-    for seen in (None, []):  # on a CPU, rows of deep trees are gathered, unless the caller wants logits
+    monkeypatch.setattr(feedforward.MaskedTrees, "apply", lambda *a: calls.append(1) or masked(*a))
+    for seen in (None, feedforward.Leaves(), []):  # on a CPU, rows of deep trees are gathered, unless the caller wants logits
         y = layer(x, seen)
-        found.append([y, *torch.autograd.grad(y.pow(2).sum(), [x, *layer.dense_in.parameters(), layer.nodes])])
+        weights = [x, *layer.dense_in.parameters(), layer.nodes, *([layer.b_in] if bias else [])]
+        found.append([y, *torch.autograd.grad(y.pow(2).sum(), weights)])
+        leaves.append(seen and seen[0][1])
     assert len(calls) == 1
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert torch.equal(*leaves[1:])
+    for one, other in itertools.product(found[:2], found[2:]):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_gradients_pass_gradcheck_away_from_ties():

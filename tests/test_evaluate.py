@@ -189,7 +189,45 @@ def test_files_of_ones_own(run, bag_of_words, tmp_path):
     assert "spearman  100.00" in scored[1]
 
 
+def test_classes_of_ones_own_by_training_texts(run, bag_of_words, tmp_path):
+    train = write(tmp_path / "train.csv", "text,label\nada,one\nada ada in,one\nparis,two\n")
+    scored = write(tmp_path / "dev.csv", "text,label\nin,one\nparis in,two\nparis,one\n")
+    found = one(run(bag_of_words, "--train", train, "--file", scored, "--json"))
+    assert (found["task"], found["how"]) == ("dev", "nearest centroid")
+    assert found["metrics"] == {"accuracy": pytest.approx(200 / 3)}
+
+
+def test_held_out_paragraphs_of_a_text_of_ones_own(run, random_model, tmp_path):
+    articles(tmp_path)
+    path = tmp_path / "own.txt"
+    path.write_bytes(lzma.decompress((tmp_path / "wikipedia-good-2019.txt.xz").read_bytes()))
+    for kind, task in (("pairs", "retrieval"), ("masks", "fill-mask")):
+        own = one(run(random_model, "--file", path, "--kind", kind, "--json"))
+        assert own["metrics"] == one(run(random_model, "--data", tmp_path, "--tasks", task, "--json"))["metrics"]
+        assert own["examples"] == 3
+
+
 # --- what is refused -------------------------------------------------------------------------------
+
+
+def test_files_are_read_before_models(run, bag_of_words, tmp_path, monkeypatch):
+    """A wrong file, column or name of a model is told before a model is loaded, also where it is the last that is named."""
+    monkeypatch.setattr(fastinfer, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    good = write(tmp_path / "good.csv", "text,label\nada,one\n")
+    for arguments, message in (
+        (("--file", tmp_path / "none.csv"), "none.csv does not exist"),
+        (("--file", good, "--train", tmp_path / "none.csv"), "none.csv does not exist"),
+        (("--file", good, "--text", "txt"), "no column 'txt': did you mean text?; there are"),
+        (("--file", good, "--target", "stars"), "no column 'stars'"),
+        (("--train", good), "name the texts to score with --file"),
+        (("--train", good, "--file", good, "--kind", "pairs", "--pair", "label"), "--train serves --kind classes alone"),
+        (("--tasks", "STS-B"), "STS-B/dev.tsv does not exist"),
+        (("--file", write(tmp_path / "flat.txt", "A text without titles.\n"), "--kind", "pairs"), "a line `= Title =` begins an article"),
+        (("another", "--file", good), "another is no checkpoint folder"),
+    ):
+        status, out, err = run(bag_of_words, *arguments, "--data", tmp_path)
+        assert (status, out) == (1, "")
+        assert message in err
 
 
 def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
@@ -202,13 +240,14 @@ def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
     assert "expected some of SST-2, CoLA" in error(bag_of_words, "--tasks", "MNLI", status=2)
     assert "required: MODEL" in error(status=2)
     assert "nothing in" in error(bag_of_words, "--data", tmp_path)
-    assert "has no file STS-B/dev.tsv" in error(bag_of_words, "--data", tmp_path, "--tasks", "STS-B")
-    assert "QNLI has no training texts, whose centroids" in error(bag_of_words, "--data", tmp_path, "--tasks", "QNLI")
+    assert "STS-B/dev.tsv does not exist, and no folder of" in error(bag_of_words, "--data", tmp_path, "--tasks", "STS-B")
+    for name, columns in (("RTE", "sentence1\tsentence2\tlabel"), ("QNLI", "question\tsentence\tlabel")):
+        write(tmp_path / name / "dev.tsv", f"{columns}\nada\tparis\tentailment\n")
+    assert "QNLI has no training texts, by whose centroids" in error(bag_of_words, "--data", tmp_path, "--tasks", "QNLI")
+    articles(tmp_path)
     assert "has no head for fill-mask: it has embed" in error(bag_of_words, "--data", tmp_path, "--tasks", "fill-mask")
     write(tmp_path / "SST-2" / "dev.tsv", "sentence\tlabel\nfriend\t1\n")
     other = readable_model(tasks=Tasks(classify=Classify(("yes", "no"), "softmax")))
     assert "label 'positive' is none of those that fit: 'yes', 'no'" in error(other, "--data", tmp_path, "--tasks", "SST-2")
-    for name, columns in (("RTE", "sentence1\tsentence2\tlabel"), ("QNLI", "question\tsentence\tlabel")):
-        write(tmp_path / name / "dev.tsv", f"{columns}\nada\tparis\tentailment\n")
     two = readable_model(tasks=Tasks(classify=Classify(("entailment", "not_entailment"), "softmax")))
     assert "are those of RTE, QNLI: name one with --tasks" in error(two, "--data", tmp_path)

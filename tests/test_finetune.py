@@ -270,7 +270,7 @@ def test_the_table_and_the_picture_of_a_study(glue, tmp_path):
         ({"tasks": ("RTE",), "seeds": 0}, "seeds is 0, expected a positive number"),
         ({"tasks": ("RTE",), "epochs": 0.0}, "epochs is 0.0, expected a positive number"),
         ({"tasks": ("RTE",), "device": "tpu"}, "device is 'tpu', expected cpu, cuda or auto"),
-        ({"tasks": ("RTE",)}, r"has no file RTE/train\.tsv"),
+        ({"tasks": ("RTE",)}, r"RTE/train\.tsv does not exist"),
     ],
 )
 def test_settings_that_do_not_fit(changes, message, tmp_path, random_model):

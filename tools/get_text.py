@@ -1,6 +1,11 @@
-"""Make plain text for train.py from articles, novels, dialogues and queries: python tools/get_text.py OUT.txt FOLDER [FOLDER ...]
+"""Make plain text for train.py from articles, novels, dialogues and queries: python tools/get_text.py OUT.txt [FOLDER ...]
 
-Encyclopedias and novels (CC BY-SA, CC BY):
+Without a FOLDER and without a network, the documentation inside the Python packages that are installed here:
+
+    python tools/get_text.py corpus.txt
+    python tools/get_text.py corpus.txt --labelled data     # and data/train.csv, data/dev.csv: texts, each with its package as the label
+
+Text of your own needs no tool: a .txt file with a paragraph a line. Encyclopedias and novels (CC BY-SA, CC BY):
 
     git clone https://github.com/ag-gipp/wikiextractor && python tools/get_text.py featured.txt wikiextractor/text-excellent
     git clone https://github.com/Vibhas-hs-edu/WikiTasks && python tools/get_text.py recent.txt WikiTasks/text/AA
@@ -27,24 +32,32 @@ tested on:
 
     python tools/get_text.py queries.txt FOLDER ... --leave-out CLINC150/data_full.json
 
-A FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), or data sets: .json and .jsonl, .csv
-and .tsv (their first column is read), .lu and .qna (the files of bots). A FOLDER may also be a single file, and a .txt is then read as a
-.tsv. OUT.txt gets a paragraph a line, and a line `= Title =` before each article. It gets each text of a data set once. Half of these
-texts, chosen by a checksum, lose their punctuation, because people often type without.
+A FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), Python (.py: documentation strings, a
+module as an article), or data sets: .json and .jsonl, .csv and .tsv (their first column is read), .lu and .qna (the files of bots). A
+FOLDER may also be a single file, and a .txt is then read as a .tsv. OUT.txt gets a paragraph a line, and a line `= Title =` before each
+article. It gets each text of a data set once. Half of these texts, chosen by a checksum, lose their punctuation, because people often
+type without.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import csv
 import html
 import json
+import os
 import re
 import sys
+import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from articles import held_out
+
+from fastinfer.files import replacing, replacing_all
 
 DOCUMENT = re.compile(r'<doc [^>]*title="([^"]*)"[^>]*>\n(.*?)</doc>', re.DOTALL)
 PARAGRAPH = re.compile(r"<p[^>]*>(.*?)</p>", re.DOTALL)
@@ -54,6 +67,12 @@ DATA = (".json", ".jsonl", ".csv", ".tsv", ".lu", ".qna")
 SAID = ("utterance", "text", "question", "qText")  # keys of texts that somebody said, in any of the data sets
 PIECES = ("segments", "slots")  # keys of parts of a text that is there as a whole, too
 LABEL = re.compile(r"\{[^{}=]*=([^{}]*)\}")  # {City=Paris} in a bot's examples becomes Paris; {City} is a place to fill in
+DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
+ROLE = re.compile(r":[a-z:]+:`~?([^`]*)`|``([^`]*)``")
+PROSE = re.compile(r"[A-Z][^<>{}|=\\_\[\]]*[.!?]")
+CODE = re.compile(r"[.:]:|--|[a-z]\(|/\w+/|[#*@$%^~]|\w\.\w+\.\w")
+SENTENCE = 60  # characters: shorter paragraphs of documentation are headings and remarks
+LABELS, ROWS = 8, 400  # packages that texts are labelled with, texts of each
 PUNCTUATION = re.compile(r"[.,;:?!](?=\s|$)")
 
 
@@ -115,6 +134,48 @@ def examples(text: str) -> Iterator[str]:
             yield said
 
 
+def documentation(text: str) -> Iterator[list[str]]:
+    """The paragraphs of prose in each documentation string of a Python file. Code, tables and lists of parameters are left out."""
+    for found in DOCSTRING.finditer(text):
+        parts = (" ".join(part.split()) for part in re.split(r"\n\s*\n", found[1]))
+        parts = (ROLE.sub(r"\1\2", part).replace("`", "") for part in parts)
+        if prose := [part for part in parts if len(part) >= SENTENCE and PROSE.fullmatch(part) and not CODE.search(part)]:
+            yield prose
+
+
+def module(file: Path) -> str:
+    """The dotted name of a Python file's module, from the folders that are packages."""
+    parts, folder = [file.stem] * (file.stem != "__init__"), file.parent
+    while (folder / "__init__.py").exists():
+        parts, folder = [folder.name, *parts], folder.parent
+    return ".".join(parts) or file.stem
+
+
+def installed() -> list[Path]:
+    """The folders of the standard library and of the packages that are installed."""
+    found = [sysconfig.get_paths()["stdlib"], *(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))]
+    return [Path(path) for path in dict.fromkeys(found) if os.path.isdir(path)]
+
+
+def labelled(files: Iterable[Path]) -> tuple[list[tuple[str, str]], ...]:
+    """((text, label) to train on, (text, label) to score) of Python files: the first sentence of each documentation string and its package.
+
+    The packages are the LABELS with the most texts, with at most ROWS texts each. Modules that training holds out give the texts to score.
+    """
+    found: dict[str, dict[str, bool]] = collections.defaultdict(dict)
+    for file in (file for file in files if file.suffix == ".py"):
+        name = module(file)
+        for first, *_ in documentation(file.read_text("utf-8", errors="ignore")):
+            found[name.partition(".")[0]].setdefault(first.partition(". ")[0].rstrip(".") + ".", held_out(name))
+    most = sorted(found, key=lambda label: (-len(found[label]), label))[:LABELS]
+    parts: tuple[list[tuple[str, str]], ...] = ([], [])
+    for label in sorted(most):
+        rows = sorted(found[label].items(), key=lambda row: zlib.crc32(row[0].encode()))[:ROWS]
+        for text, scored in rows:
+            parts[scored].append((text, label))
+    return parts
+
+
 def as_typed(line: str) -> str:
     """The line; half of all lines, chosen by a checksum, lose their punctuation."""
     return PUNCTUATION.sub("", line).strip() if zlib.crc32(line.encode()) % 2 else line
@@ -140,6 +201,11 @@ def paragraphs(file: Path, known: set[str]) -> Iterable[str]:
     if file.suffix == ".xml" or file.name.startswith("wiki_"):
         yield from (novel if file.suffix == ".xml" else articles)(text)
         return
+    if file.suffix == ".py":
+        said = [part for prose in documentation(text) for part in prose if plain(part) not in known]
+        known.update(map(plain, said))
+        yield from [f"= {module(file)} =", *dict.fromkeys(said)] if said else []
+        return
     for line in sayings(file, text):
         if (key := plain(line)) and key not in known:
             known.add(key)
@@ -150,34 +216,77 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT.txt", type=Path, help="file to write")
-    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="folder or file to read")
+    parser.add_argument(
+        "folders", metavar="FOLDER", type=Path, nargs="*", help="folder or file to read (default: the Python packages that are installed)"
+    )
+    parser.add_argument("--labelled", metavar="FOLDER", type=Path, help="folder to write train.csv and dev.csv of Python files to, too")
     parser.add_argument(
         "--leave-out", metavar="FILE.json", type=Path, help="data set that models are tested on; none of its texts is written"
     )
     options = parser.parse_args(arguments)
-    files = [
-        path
-        for folder in options.folders
-        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-        if path == folder or (path.is_file() and (path.name.startswith("wiki_") or path.suffix in (".xml", *DATA)))
-    ]
-    if not files:
-        print(
-            f"get_text: {' '.join(map(str, options.folders))}: no files wiki_* of WikiExtractor, no .xml novels, no data sets "
-            f"({', '.join(DATA)})",
-            file=sys.stderr,
-        )
-        return 1
     file = options.leave_out
     try:
+        files = find(options.folders)
+        for place in (options.out.parent, options.labelled):
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
         known = set(map(plain, texts_in(json.loads(file.read_text("utf-8"))))) if file else set()
-        with open(options.out, "w", encoding="utf-8") as out:
+        count = 0
+        print(f"get_text: reading {len(files):,} files ...", file=sys.stderr)
+        with replacing(options.out) as out:
             for file in files:
-                out.writelines(f"{line}\n" for line in paragraphs(file, known))
+                for line in paragraphs(file, known):
+                    count += out.write(f"{line}\n".encode())
+        print(f"{options.out}: {count / 1e6:.1f} MB of text from {len(files):,} files")
+        file = options.labelled
+        if file is not None:
+            paths = [file / "train.csv", file / "dev.csv"]
+            with replacing_all(paths) as outs:
+                for path, out, rows in zip(paths, outs, labelled(files), strict=True):
+                    out.write("".join(as_csv(row) for row in [("text", "label"), *rows]).encode())
+                    print(f"{path}: {len(rows):,} rows, {len({label for _, label in rows})} labels")
+    except Refused as error:
+        print(f"get_text: {error}", file=sys.stderr)
+        return 1
     except (OSError, json.JSONDecodeError) as error:
         print(f"get_text: {file}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("get_text: interrupted; nothing was written", file=sys.stderr)
+        return 130
     return 0
+
+
+class Refused(Exception):
+    """There is nothing to read. The message says what was found and what to do."""
+
+
+def find(folders: list[Path]) -> list[Path]:
+    """The files to read; without folders, those of the installed packages, without their tests. Raises Refused where there are none."""
+    for folder in folders:
+        if not folder.exists():
+            raise Refused(
+                f"{folder} does not exist: clone the repository that --help names, name text of your own, or name no folder for the "
+                "documentation of the installed packages"
+            )
+    suffixes = (".xml", ".py", *DATA) if folders else (".py",)
+    files = [
+        path
+        for folder in folders or installed()
+        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+        if path == folder or (path.is_file() and (path.name.startswith("wiki_") or path.suffix in suffixes))
+    ]
+    if not folders:
+        files = list(dict.fromkeys(file for file in files if not {"test", "tests", "testing", "_vendor", "idlelib"} & set(file.parts)))
+    if not files:
+        names = " ".join(map(str, folders))
+        raise Refused(f"{names}: no files wiki_* of WikiExtractor, no .xml novels, no .py files, no data sets ({', '.join(DATA)})")
+    return files
+
+
+def as_csv(row: tuple[str, str]) -> str:
+    """A row of a .csv file."""
+    return ",".join('"' + cell.replace('"', '""') + '"' for cell in row) + "\n"
 
 
 if __name__ == "__main__":

@@ -194,6 +194,19 @@ class CPU(Reference):
             trees = trees.trees
         self.kernels.fff(x, trees, bias, residual, out, nodes, z, self.threads)
 
+    def search(
+        self,
+        rows: np.ndarray,
+        queries: np.ndarray,
+        *,
+        scale: np.ndarray | None = None,
+        query_scale: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        out: np.ndarray,
+        best: np.ndarray,
+    ) -> None:
+        self.kernels.search(rows, queries, scale, query_scale, bias, out, best, self.threads)
+
 
 def isas() -> list[str]:
     """The ISAs that are compiled in and that this CPU has, best first."""

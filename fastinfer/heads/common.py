@@ -74,6 +74,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return s
 
 
-def ranked(scores: np.ndarray, top_k: int | None) -> list[tuple[int, float]]:
-    """The (index, score) of the top_k largest of scores (B,), largest first; None: of all. Equal scores keep their order."""
-    return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
+def ranked(scores: np.ndarray, top_k: int | None, missing: Sequence[int] = ()) -> list[tuple[int, float]]:
+    """The (index, score) of the top_k largest of scores (B,) but those at `missing`, largest first; None: of all. Ties keep their order."""
+    order = np.argsort(-scores, kind="stable")
+    if missing:
+        order = order[~np.isin(order, missing)]
+    return [(int(i), float(scores[i])) for i in order[:top_k]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from articles import articles, held_out
 
-from fastinfer.errors import InputError, short
+from fastinfer.errors import InputError, near, short
 
 SHOWN = 8  # names that a message lists
 # This is stricter than training.corpus.sentences, because a query has to be a whole sentence: a full stop after a capital, which may be an
@@ -28,7 +28,7 @@ def find(data: str | Path, name: str) -> Path:
     for path in (data / name, *sorted(data.glob(f"*/{name}"))):
         if path.is_file():
             return path
-    raise InputError(f"{data} has no file {name}, nor has a folder in it: put the data set there as it is published")
+    raise InputError(f"{data / name} does not exist, and no folder of {data} has it: mend the path, or put the data set there as published")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -96,7 +96,7 @@ def _need(where: str, columns: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise InputError for wanted columns that a file lacks."""
     missing = [c for c in wanted if c not in columns]
     if missing:
-        raise InputError(f"{where}: no column {some_of(missing)}; there are {some_of(columns)}")
+        raise InputError(f"{where}: no column {some_of(missing)}{near(missing[0], columns)}; there are {some_of(columns)}")
 
 
 def read_splits(path: Path, split: str) -> Iterator[tuple[str, str, str]]:

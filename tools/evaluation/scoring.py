@@ -166,7 +166,7 @@ def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
             return Way("head", lambda meter: predict(meter, examples), examples)
     if heads.embed and task.kind == "classes":
         if "train" not in task.files:
-            raise InputError(f"{task.name} has no training texts, whose centroids an embedder needs to tell classes apart")
+            raise InputError(f"{task.name} has no training texts, by whose centroids an embedder tells classes: name a file with --train")
         train = read(task, data, "train")
         examples = read(task, data, task.scored, train.labels)
         return Way("nearest centroid", lambda meter: by_centroid(meter, examples, train), examples)

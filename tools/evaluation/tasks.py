@@ -1,7 +1,7 @@
 """The data sets, each defined once: evaluate.py scores models on them, and finetune trains on them.
 
 GLUE tasks, CLINC150, WNUT17 and articles of Wikipedia are read as they are published, from a data folder that the user names. A user's own
-file is a table (.csv, .tsv, .jsonl) with named columns, or has a word and its tag on each line (.conll).
+file is a table (.csv, .tsv, .jsonl) with named columns, has a word and its tag on each line (.conll), or is a text (.txt).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from articles import HELD_OUT, OPENERS
 
 from evaluation.files import find, read_articles, read_splits, read_table, read_tagged, some_of
 from fastinfer.errors import InputError, short
@@ -74,7 +76,8 @@ class Task:
         path = find(data, self.files[split])
         rows = list(self._rows(path, split))
         if not rows:
-            raise InputError(f"{path} holds no examples")
+            of_articles = f" of held-out articles: a line `= Title =` begins an article, and {HELD_OUT}"
+            raise InputError(f"{path} holds no examples" + (of_articles if self._of_articles(path) else ""))
         inputs = [given for _, given, _ in rows]
         if self.kind in ("pairs", "masks"):
             return Examples(inputs, list(range(len(inputs))) if self.kind == "pairs" else [], ())
@@ -94,14 +97,18 @@ class Task:
             yield from read_tagged(path)
         elif path.suffix == ".json":
             yield from read_splits(path, split)
-        elif path.suffix == ".xz":
+        elif self._of_articles(path):
             yield from read_articles(path, whole=self.kind == "pairs")
         else:
             texts = [c for c in (self.text, self.pair) if c is not None]
-            wanted = texts if self.kind == "pairs" else [*texts, self.target]
+            wanted = texts if self.kind in ("pairs", "masks") else [*texts, self.target]
             for where, row in read_table(path, self.header, wanted):
                 given = tuple(row[c] for c in texts)
                 yield where, given if self.pair else given[0], row.get(self.target)
+
+    def _of_articles(self, path: Path) -> bool:
+        """Whether the examples are passages of a text's articles, and not rows of a table."""
+        return self.kind in ("pairs", "masks") and path.suffix in (".txt", *OPENERS)
 
 
 def _glue(name: str, metrics: str, labels: Mapping[str, str] | None = None, *, train: bool = True, **columns: Any) -> Task:
@@ -140,7 +147,13 @@ TASKS = GLUE | {
     "retrieval": Task("retrieval", "pairs", ("recall@1",), {"test": "wikipedia-good-2019.txt.xz"}, "test"),
     "fill-mask": Task("fill-mask", "masks", ("mask_accuracy", "pseudo_perplexity"), {"test": "wikipedia-good-2019.txt.xz"}, "test"),
 }
-METRICS_OF = {"classes": ("accuracy",), "score": ("pearson", "spearman"), "tags": ("span_f1",), "pairs": ("recall@1",)}
+METRICS_OF = {
+    "classes": ("accuracy",),
+    "score": ("pearson", "spearman"),
+    "tags": ("span_f1",),
+    "pairs": ("recall@1",),
+    "masks": ("mask_accuracy", "pseudo_perplexity"),
+}
 
 
 def own_task(kind: Kind, files: Mapping[str, str | Path], **columns: Any) -> Task:

@@ -56,7 +56,7 @@ def clauses(sentence: str) -> list[str]:
 def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json, set to neither pad nor cut. Raises InputError for a file that is not one."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_buffer(Path(path).read_bytes())
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path} is no tokenizer that the tokenizers library can read: {error}") from None
     tokenizer.no_padding()
@@ -162,8 +162,12 @@ def read(
     if not paths:
         raise InputError("there is no text to train on: name files, or a cache that holds some")
     corpora = tuple(tokenize(paragraphs(paths, validation=v), tokenizer, progress=progress) for v in (False, True))
-    if not len(corpora[0].ids):
-        raise InputError(f"{', '.join(map(str, paths))}: all paragraphs are held out, so none is left to train on: add text")
+    for corpus, what in zip(corpora, ("none is left to train on", "none of them, where one in 200 is taken, validates"), strict=True):
+        if not len(corpus.ids):
+            count = sum(len(c.paragraphs) - 1 for c in corpora)
+            raise InputError(
+                f"{', '.join(map(str, paths))}: {count} paragraphs are not held out, and {what}: add text, to 1,000 paragraphs or more"
+            )
     if cache is not None:
         arrays = {}
         for i, corpus in enumerate(corpora):

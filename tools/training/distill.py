@@ -17,11 +17,11 @@ from fastinfer import checkpoint
 from fastinfer.config import FFF, Config, Dense, Embed, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
 from training import corpus, runs
-from training import encoder as encoders
-from training.encoder import Encoder
+from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
 from training.objectives import Distillation
 from training.recipe import option
+from training.start import open_model
 from training.workers import Workers
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens: the lengths that the rows of a batch are padded to
@@ -31,14 +31,16 @@ LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens: the lengths t
 class Distill(runs.Training):
     """Distil a sentence embedder, or any BERT, into the same encoder with other feedforwards."""
 
-    teacher: str | None = option(None, "folder of the teacher: a checkpoint that fastinfer.load opens")
+    teacher: str | None = option(
+        None, "the teacher, which fastinfer.load opens: a folder, the name of a model inside fastinfer, or a name on the hub"
+    )
     max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
     start: str | None = option(
-        None, "checkpoint folder of an earlier student to go on from; of its always-on neurons, the strongest are kept"
+        None, "an earlier student to go on from, named as the teacher is; of its always-on neurons, the strongest are kept"
     )
     sts: str | None = option(None, "folder with STS-B/dev.tsv, on which an embedder is scored at each validation")
 
@@ -82,33 +84,59 @@ class Pieces:
 def distill(settings: Distill, resume: bool) -> None:
     """Train a student of the teacher as `settings` say and export it."""
     if settings.teacher is None:
-        raise InputError("distillation has no teacher: set teacher to the folder of a dense model, such as tools/get_model.py makes")
-    run, workers = runs.open_run(settings, resume)
+        raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
+    run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
+    if settings.sts is not None:
+        GLUE["STS-B"].read(settings.sts, "dev")
+    opened = open_model(settings.teacher)
+    config, ids = opened.config, opened.config.ids
+    if ids.cls is None or ids.sep is None:
+        raise ConfigError(f"{settings.teacher} has no token that begins a text and one that ends it: it is no BERT to learn from")
+    longest = settings.max_tokens or config.max_tokens
+    if not 8 <= longest <= config.positions.max:
+        raise InputError(f"max_tokens is {longest}, expected 8 to {config.positions.max}, the teacher's positions")
+    check_memory(settings, workers, config, longest)
     torch.manual_seed(settings.seed)
-    teacher = encoders.load(settings.teacher)
-    ids, folder = teacher.config.ids, Path(settings.teacher)
-    if ids.cls is None or ids.sep is None or not (folder / "tokenizer.json").exists():
-        raise ConfigError(
-            f"{folder} has no tokenizer.json with a token that begins a text and one that ends it: it is no BERT to learn from"
-        )
-    tokenizer = corpus.read_tokenizer(folder / "tokenizer.json")
+    teacher = opened.encoder()
     if workers.rank == 0:
-        tokenizer.save(str(run / "tokenizer.json"))
-    longest = settings.max_tokens or teacher.config.max_tokens
-    if not 8 <= longest <= teacher.config.positions.max:
-        raise InputError(f"max_tokens is {longest}, expected 8 to {teacher.config.positions.max}, the teacher's positions")
+        (run / "tokenizer.json").write_bytes(opened.tokenizer_json)
+    workers.wait()
+    tokenizer = corpus.read_tokenizer(run / "tokenizer.json")
     objective = Distillation(make_student(teacher, settings), teacher, settings)
     corpora = corpus.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     data = Pieces(corpora, settings, longest, ids, workers)
     runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
 
 
+def check_memory(settings: Distill, workers: Workers, config: Config, longest: int) -> None:
+    """runs.check_memory for a student of a teacher with this config, with the shortest and with the longest rows."""
+
+    def batches(parts: int) -> list[Callable[[], tuple[Tensor, ...]]]:
+        made = []
+        for length in sorted({min(LENGTHS[0], longest), longest}):
+            count = -(-max(1, settings.batch_tokens // length // workers.world) // parts)
+            made.append(lambda count=count, length=length: (torch.zeros(count, length).long(), torch.ones(count, length, dtype=torch.bool)))
+        return made
+
+    def make() -> Distillation:
+        student = Encoder(student_config(config, settings))
+        student.embedding.requires_grad_(False)
+        return Distillation(student, Encoder(config), settings)
+
+    runs.check_memory(settings, workers, make, batches, settings.batch_tokens // longest)
+
+
+def student_config(teacher: Config, settings: Distill) -> Config:
+    """The teacher's config with the settings' feedforwards and an embed head."""
+    tasks = Tasks(embed=teacher.tasks.embed or Embed("mean", True))
+    return dataclasses.replace(teacher, ffn=(runs.parse_shape(settings.shape),) * teacher.layers, tasks=tasks)
+
+
 def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     """The teacher with fresh feedforwards, or with the layers of settings.start. Its embeddings are frozen, rounded as when stored."""
     config = teacher.config
-    tasks = Tasks(embed=config.tasks.embed or Embed("mean", True))
-    student = Encoder(dataclasses.replace(config, ffn=(runs.parse_shape(settings.shape),) * config.layers, tasks=tasks))
-    known = {n: w for n, w in encoders.kept(teacher.state_dict(), student.config).items() if ".ffn." not in n or ".ffn.norm." in n}
+    student = Encoder(student_config(config, settings))
+    known = {n: w for n, w in kept(teacher.state_dict(), student.config).items() if ".ffn." not in n or ".ffn.norm." in n}
     source = teacher if settings.start is None else earlier_student(student.config, settings)
     if source is not teacher:
         always_on = (".dense_in.", ".dense_out.")
@@ -132,7 +160,7 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
 
 def earlier_student(config: Config, settings: Distill) -> Encoder:
     """The checkpoint in settings.start. Raises InputError where it differs from `config` otherwise than by more always-on neurons."""
-    start = encoders.load(settings.start)
+    start = open_model(settings.start).encoder()
     theirs, mine = start.config.ffn[0], config.ffn[0]
     fits = dataclasses.replace(start.config, ffn=config.ffn, tasks=config.tasks) == config and len(set(start.config.ffn)) == 1
     fits = fits and isinstance(theirs, FFF) and isinstance(mine, FFF)

@@ -30,6 +30,10 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Leaves(list[tuple[Tensor | None, Tensor]]):
+    """A list `seen` for Encoder.forward of a caller who wants the leaf of each token and not the logits of all nodes."""
+
+
 class MaskedTrees(torch.autograd.Function):
     """P trees over T tokens: (y (T, D), logits (T, P, M), leaf (T, P) int32).
 
@@ -66,24 +70,61 @@ class MaskedTrees(torch.autograd.Function):
         return grad_z.flatten(1) @ w_in.flatten(0, 1), grad_w_in, grad_z.sum(0), grad_w_out, None
 
 
-def gathered(x: Tensor, nodes: Tensor, b_in: Tensor | None) -> Tensor:
-    """P trees over T tokens by gathering the rows of each token's path: x (T, D), nodes (P, N, 2, D), b_in (P, N) -> (T, D).
+class GatheredTrees(torch.autograd.Function):
+    """P trees over T tokens by gathering the rows of each token's path: x (T, D), nodes (P, N, 2, D), b_in (P, N) or None
+    -> (y (T, D), leaf (T, P) int32), y and leaf as MaskedTrees gives them.
 
-    It computes what MaskedTrees does, in float32 and with T·P·(depth + 1)·D multiply-adds in place of T·P·N·D. This is faster on a CPU,
-    where a matrix product costs as much per multiply-add as a gather.
+    It takes T·P·(depth + 1)·D multiply-adds in place of T·P·N·D. This is faster on a CPU, where a matrix product costs as much per
+    multiply-add as a gather. For the backward pass it keeps the paths and their logits, (T, P, depth + 1) of each, and gathers again.
     """
-    trees, count = nodes.shape[:2]
-    table = nodes.view(trees * count, -1)
-    roots = count * torch.arange(trees, device=x.device)
-    at, y = torch.zeros(len(x), trees, dtype=torch.int64, device=x.device), 0
-    for _ in range((count + 1).bit_length() - 1):
-        into, out = F.embedding(roots + at, table).unflatten(2, (2, -1)).unbind(2)
-        z = (x[:, None] * into).sum(-1)
-        if b_in is not None:
-            z = z + b_in.flatten()[roots + at]
-        y = y + (F.gelu(z)[..., None] * out).sum(1)
-        at = 2 * at + 1 + (z > 0)
-    return y
+
+    @staticmethod
+    def forward(ctx, x: Tensor, nodes: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(y, leaf) as the class says."""
+        trees, count = nodes.shape[:2]
+        roots = count * torch.arange(trees, device=x.device)
+        at, y = torch.zeros(len(x), trees, dtype=torch.int64, device=x.device), torch.zeros_like(x)
+        path, logits = [], []
+        for _ in range((count + 1).bit_length() - 1):
+            into, out = _rows_of(nodes, roots + at)
+            z = (into @ x[..., None])[..., 0]
+            if b_in is not None:
+                z = z + b_in.flatten()[roots + at]
+            y += (F.gelu(z)[:, None] @ out)[:, 0]
+            path.append(at)
+            logits.append(z)
+            at = 2 * at + 1 + (z > 0)
+        ctx.save_for_backward(x, nodes, torch.stack(path), torch.stack(logits))
+        ctx.has_bias = b_in is not None
+        leaf = path[-1].int() + 1
+        ctx.mark_non_differentiable(leaf)
+        return y, leaf
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        """The gradients of the three arguments, from that of y. Each level of the trees has its own nodes, so it writes their part."""
+        x, nodes, path, logits = ctx.saved_tensors
+        trees, count = nodes.shape[:2]
+        tree = torch.arange(trees, device=x.device)
+        grad_x, grad_nodes = torch.zeros_like(x), torch.empty_like(nodes)
+        grad_b_in = nodes.new_zeros(trees, count) if ctx.has_bias else None
+        for level, (at, z) in enumerate(zip(path, logits, strict=True)):
+            into, out = _rows_of(nodes, count * tree + at)
+            grad_z = torch.ops.aten.gelu_backward((out @ grad[..., None])[..., 0], z)
+            grad_x += (grad_z[:, None] @ into)[:, 0]
+            first, size = 2**level - 1, 2**level
+            pairs = torch.stack([grad_z[..., None] * x[:, None], F.gelu(z)[..., None] * grad[:, None]], 2)
+            places = at - first + size * tree
+            summed = torch.ops.aten.embedding_dense_backward(pairs.flatten(2), places, trees * size, -1, False)
+            grad_nodes[:, first : first + size] = summed.view(trees, size, *nodes.shape[2:])
+            if grad_b_in is not None:
+                grad_b_in.view(-1).index_add_(0, (count * tree + at).flatten(), grad_z.flatten())
+        return grad_x, grad_nodes, grad_b_in
+
+
+def _rows_of(nodes: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The in-rows and out-rows (T, P, D) of the nodes (P, N, 2, D) at `places` (T, P), which count through all trees."""
+    return F.embedding(places, nodes.view(-1, 2 * nodes.shape[3])).unflatten(2, (2, -1)).unbind(2)
 
 
 def visited(leaf: Tensor, below: Tensor) -> Tensor:
@@ -109,16 +150,23 @@ class Feedforward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.b_out = nn.Parameter(torch.empty(hidden)) if ffn.bias_out else None
         if trees:
+            self.depth = ffn.depth
             rows = range(2 ** (ffn.depth + 1))
             below = torch.tensor([ffn.depth + 1 - max(row, 1).bit_length() for row in rows], dtype=torch.int32)
             self.register_buffer("below", below, persistent=False)
 
     def forward(self, x: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it."""
+        """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it.
+
+        Where `seen` is of kind Leaves, logits may be None.
+        """
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = 0
-        if self.nodes is not None and seen is None and x.device.type == "cpu" and self.below[1] * GATHERED < self.nodes.shape[1]:
-            y = gathered(x.to(self.nodes.dtype), self.nodes, self.b_in)
+        without_logits = seen is None or isinstance(seen, Leaves)
+        if self.nodes is not None and without_logits and x.device.type == "cpu" and self.depth * GATHERED < self.nodes.shape[1]:
+            y, leaf = GatheredTrees.apply(x.to(self.nodes.dtype), self.nodes, self.b_in)
+            if seen is not None:
+                seen.append((None, leaf))
         elif self.nodes is not None:
             nodes = F.pad(self.nodes.to(dtype), (0, 0, 0, 0, 1, 0))
             b_in = nodes.new_zeros(nodes.shape[:2]) if self.b_in is None else F.pad(self.b_in.to(dtype), (1, 0))

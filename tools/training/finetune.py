@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastinfer.config import Classify, Config, Embed, HeadLayer, Tag, Tasks
-from fastinfer.errors import InputError
+from fastinfer.errors import InputError, near
 from training.encoder import Encoder, kept
 from training.labelled import Epochs, Split, padded_length
 from training.loop import Descent, fit
 from training.objectives import Labelled, embed
 from training.recipe import option
+from training.report import SHOWN_EVERY
 from training.workers import Workers
 
+KINDS = [kind for kind in METRICS_OF if kind != "masks"]
 TRAINABLE = [name for name, task in TASKS.items() if "train" in task.files]
 
 
@@ -34,7 +38,10 @@ TRAINABLE = [name for name, task in TASKS.items() if "train" in task.files]
 class Finetune:
     """Fine-tune checkpoints on labelled data, with a head for it. Each combination of model, task and seed is a run."""
 
-    models: tuple[str, ...] = option(help="checkpoint folders to start from; the others are compared with the first one")
+    models: tuple[str, ...] = option(
+        help="models to start from, which fastinfer.load opens: folders, models inside fastinfer, names on the hub; the others are "
+        "compared with the first one"
+    )
     out: str = option(help="folder for the checkpoint; several runs get a folder each in it, named by what tells them apart")
     tasks: tuple[str, ...] = option((), f"data sets by name: {', '.join(TRAINABLE)}")
     data: str = option(".", "folder that holds the data sets as they are published")
@@ -48,6 +55,8 @@ class Finetune:
     epochs: float = option(4.0, "times that the training data is read")
     max_steps: int = option(2500, "largest number of steps, whatever epochs says")
     batch: int = option(64, "texts in a batch")
+    accumulate: int = option(1, "parts that a batch is computed in, one after the other, which takes less memory")
+    memory: float | None = option(None, "GB of memory that a run on a CPU may take (default: those that are available)")
     lr: float = option(1e-4, "peak learning rate of feedforwards")
     lr_rest: float = option(1e-4, "peak learning rate of everything else")
     warmup: float = option(0.1, "share of the steps until the learning rate's peak; then it follows a cosine to zero")
@@ -68,8 +77,8 @@ def tasks_of(settings: Finetune) -> dict[str, Task]:
     if settings.train:
         if not settings.dev:
             raise InputError(f"dev is missing: the file that is scored, beside {settings.train} to train on")
-        if settings.kind not in METRICS_OF:
-            raise InputError(f"kind is {settings.kind!r}, expected {', '.join(METRICS_OF)}")
+        if settings.kind not in KINDS:
+            raise InputError(f"kind is {settings.kind!r}, expected {', '.join(KINDS)}{near(settings.kind, KINDS)}")
         if settings.kind == "pairs" and not settings.pair:
             raise InputError("pair is missing: the column of the text that belongs to the one in column text")
         files = {"train": settings.train, "dev": settings.dev}
@@ -77,7 +86,7 @@ def tasks_of(settings: Finetune) -> dict[str, Task]:
         return {own.name: own}
     odd = [name for name in settings.tasks if name not in TASKS or "train" not in TASKS[name].files]
     if odd:
-        raise InputError(f"no training data is known for {', '.join(odd)}; it is for {', '.join(TRAINABLE)}")
+        raise InputError(f"no training data is known for {', '.join(odd)}; it is for {', '.join(TRAINABLE)}{near(odd[0], TRAINABLE)}")
     return {name: TASKS[name] for name in settings.tasks}
 
 
@@ -98,20 +107,28 @@ class _Losses:
     def __init__(self, descent: Descent, steps: int, *, show: bool) -> None:
         self.descent, self.steps = descent, steps
         self.losses = torch.zeros(steps, device=descent.workers.device)
-        self.bar = tqdm(total=steps, unit="step", leave=False, disable=not show)
+        self.bar = tqdm(total=steps, unit="step", leave=False, disable=not (show and sys.stderr.isatty()))
+        self.shown = 0.0
 
     def share(self) -> float:
         """The part of the steps that is done."""
         return self.descent.step / self.steps
 
     def after_step(self, losses: dict[str, Tensor]) -> None:
-        """Keep the loss where it lies, so that a GPU is not waited for."""
+        """Keep the loss where it lies, so that a GPU is waited for once a second at most."""
         self.losses[self.descent.step - 1] = losses["loss"].detach()
+        if not self.bar.disable and time.monotonic() - self.shown > SHOWN_EVERY:
+            self.shown = time.monotonic()
+            self.bar.set_postfix_str(f"loss {float(losses['loss']):.4g}", refresh=False)
         self.bar.update()
 
 
-def finetune(start: Encoder, train: Split, kind: Kind, settings: Finetune, *, seed: int, device: torch.device) -> tuple[Encoder, float]:
-    """Train a copy of `start`, with a fresh head: (the encoder on `device`, in evaluation mode; the mean loss of the last tenth of steps).
+def finetune(
+    start: Encoder, train: Split, kind: Kind, settings: Finetune, *, seed: int, device: torch.device
+) -> tuple[Encoder, float, int]:
+    """Train a copy of `start`, with a fresh head.
+
+    The result is the encoder on `device`, in evaluation mode, the mean loss of the last tenth of the steps, and the number of steps.
 
     Raises InputError where the loss is not finite.
     """
@@ -141,7 +158,7 @@ def finetune(start: Encoder, train: Split, kind: Kind, settings: Finetune, *, se
             out = encoder.tasks["classify"].out
             out.weight *= spread
             out.bias.copy_(out.bias * spread + mean)
-    return encoder.eval(), final
+    return encoder.eval(), final, steps
 
 
 @torch.inference_mode()

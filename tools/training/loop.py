@@ -6,12 +6,14 @@ and reports, saves and validates after a step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from training.encoder import Encoder
 from training.objectives import Objective
@@ -48,6 +50,7 @@ class Rates(Protocol):
     weight_decay: float
     clip: float
     bfloat16: bool | None
+    accumulate: int
 
 
 class Descent:
@@ -60,6 +63,7 @@ class Descent:
         on_gpu = workers.device.type == "cuda"
         self.objective, self.workers, self.warmup, self.clip = objective.to(workers.device), workers, warmup, settings.clip
         self.bfloat16 = on_gpu if settings.bfloat16 is None else settings.bfloat16
+        self.accumulate = settings.accumulate
         self.optimizer = make_optimizer(objective.encoder, settings, fused=on_gpu)
         self.step = 0
 
@@ -78,14 +82,34 @@ def fit(descent: Descent, data: Data, watcher: Watcher) -> None:
         factor = min(1, (descent.step + 1) / max(1, descent.warmup)) * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        with descent.autocast():
-            losses = model(*data.batch(descent.step))
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses: dict[str, Tensor] = {}
+        parts = split(data.batch(descent.step), descent.accumulate)
+        for number, (share, part) in enumerate(parts, 1):
+            # Processes add up their gradients once a batch, with the last part.
+            with model.no_sync() if workers.world > 1 and number < len(parts) else contextlib.nullcontext():
+                with descent.autocast():
+                    found = model(*part)
+                (share * found["loss"]).backward()
+            add(losses, found, share)
         losses["gradient"] = nn.utils.clip_grad_norm_(parameters, descent.clip)
         optimizer.step()
         descent.step += 1
         watcher.after_step(losses)
+
+
+def split(batch: tuple[Any, ...], parts: int) -> list[tuple[float, tuple[Any, ...]]]:
+    """(share of the rows, part) of a batch cut along its rows, the first dimension of all its tensors, into at most `parts` parts."""
+    rows = len(next(t for t in tree_leaves(batch) if isinstance(t, Tensor)))
+    cuts = [some.tolist() for some in torch.arange(rows).chunk(parts)]
+    return [(len(some) / rows, tree_map_only(Tensor, lambda t, some=some: t[some[0] : some[-1] + 1], batch)) for some in cuts]
+
+
+def add(losses: dict[str, Tensor], found: dict[str, Tensor], share: float) -> None:
+    """Add the losses of a part of a batch to those of the batch: means by the part's share of the rows, and the number of tokens whole."""
+    for name, value in found.items():
+        value = value.detach().float()
+        losses[name] = losses.get(name, 0) + (value if name == "tokens" else share * value)
 
 
 def make_optimizer(encoder: Encoder, settings: Rates, *, fused: bool) -> torch.optim.AdamW:

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastinfer.errors import InputError, short
+from fastinfer.errors import InputError, near, short
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,24 +52,29 @@ def add_flags(parser: argparse.ArgumentParser, recipe: type) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **how)
 
 
-def from_options(recipe: type[Recipe], options: argparse.Namespace) -> Recipe:
-    """The recipe of the parsed flags and the file that they name. Raises InputError for an unknown key, a wrong type, a missing key."""
-    return make(recipe, options.recipe, {k: v for k, v in vars(options).items() if k in _kinds(recipe)})
+def from_options(recipe: type[Recipe], options: argparse.Namespace, kept: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of the parsed flags and the file that they name, over the settings `kept` of a run that goes on.
+
+    Raises InputError for an unknown key, a wrong type, a missing key.
+    """
+    return make(recipe, options.recipe, (kept or {}) | {k: v for k, v in vars(options).items() if k in _kinds(recipe)})
 
 
 def make(recipe: type[Recipe], file: Path | None, given: dict[str, Any]) -> Recipe:
     """A recipe from a TOML file (None: no file) and `given` values, which override the file. Raises InputError as from_options does."""
     values: dict[str, Any] = {}
+    if file is not None and not file.is_file():
+        raise InputError(f"{file} does not exist: name a recipe, a TOML file of settings, such as those in tools/configs")
     if file is not None:
         try:
             values = tomllib.loads(file.read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is no TOML: {error}") from None
     kinds, where = _kinds(recipe), file or "the flags"
-    unknown = values.keys() - kinds.keys()
-    if unknown:
-        raise InputError(f"{where}: unknown key {', '.join(sorted(unknown))}; known here: {', '.join(kinds)}")
     values |= given
+    unknown = sorted(values.keys() - kinds.keys())
+    if unknown:
+        raise InputError(f"{where}: unknown key {', '.join(unknown)}{near(unknown[0], kinds)}; known here: {', '.join(kinds)}")
     for name, value in values.items():
         kind = kinds[name]
         if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):

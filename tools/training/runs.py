@@ -6,22 +6,31 @@ function of the seed and the step alone, so a state keeps the step and nothing e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
 import re
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from articles import text_file
 from conversion import STORED, summary
 from torch import Tensor
 
 from fastinfer import checkpoint
+from fastinfer.catalog import folder_of
 from fastinfer.config import FFF, Config, Dense, Gated
-from fastinfer.errors import CheckpointError, InputError
+from fastinfer.errors import CheckpointError, InputError, near
 from fastinfer.files import replacing
 from training import encoder as encoders
+from training import memory
 from training.encoder import Encoder
 from training.loop import Data, Descent, fit
 from training.objectives import Objective
@@ -42,8 +51,8 @@ class Training:
     steps: int | None = option(None, "length of the run in steps")
     seconds: float | None = option(
         None,
-        "length of the run in seconds, counted from the end of the first step, which compiles; with both, the run ends by the one that "
-        "is reached first",
+        "length of the run in seconds, counted from the end of the first step where that compiles; with both, the run ends by the one "
+        "that is reached first",
     )
     seed: int = option(0, "seed of the weights, of the batches and of dropout")
     batch_tokens: int = option(49152, "tokens of a batch, padding and all processes included")
@@ -52,6 +61,10 @@ class Training:
     warmup: int = option(200, "steps until the learning rate's peak; then it follows a cosine to zero")
     weight_decay: float = option(0.01, "weight decay of AdamW, for matrices and trees")
     clip: float = option(1.0, "largest norm of the gradient")
+    accumulate: int = option(
+        1, "parts that a batch is computed in, one after the other, which takes less memory; the loss is the mean of the parts'"
+    )
+    memory: float | None = option(None, "GB of memory that a run on a CPU may take (default: those that are available)")
     balance: float = option(0.0, "weight of the loss that balances decisions")
     report_every: int = option(100, "steps between lines of metrics")
     validate_every: int = option(1000, "steps between validations; one more comes at the end")
@@ -83,22 +96,73 @@ def parse_shape(shape: str) -> Dense | Gated | FFF:
 # --- the folder ------------------------------------------------------------------------------------
 
 
-def open_run(recipe: Training, resume: bool) -> tuple[Path, Workers]:
+def open_run(recipe: Training, resume: bool, *models: str | None) -> tuple[Path, Workers]:
     """The folder of a run, made where it is new, and the processes that share it.
 
-    Raises InputError for settings out of range, before anything is read, and where the folder holds another run and is not resumed.
+    models  names of the models that the run opens; None is left out
+
+    Raises InputError for settings out of range, for files and models that do not exist, and where the folder holds another run and is not
+    resumed: before anything is read. Raises OSError for a folder that cannot be written to.
     """
     if recipe.stored not in STORED:
-        raise InputError(f"stored is {recipe.stored!r}, expected one of {', '.join(STORED)}")
-    folder = Path(recipe.out)
+        raise InputError(f"stored is {recipe.stored!r}, expected one of {', '.join(STORED)}{near(recipe.stored, STORED)}")
+    parse_shape(recipe.shape)
     if recipe.steps is None and recipe.seconds is None:
         raise InputError("a run has neither steps nor seconds: set one of them")
+    check_positive(recipe, "steps", "seconds", "batch_tokens", "accumulate", "memory", "report_every", "validate_every")
+    for file in recipe.text:
+        text_file(file)
+    if recipe.cache and not recipe.cache.endswith(".npz"):
+        raise InputError(f"cache is {recipe.cache!r}, expected the name of a .npz file")
+    if not recipe.text and not (recipe.cache and Path(recipe.cache).exists()):
+        raise InputError("there is no text to train on: name files with --text, or a cache that holds some")
+    for model in filter(None, models):
+        folder_of(model)
+    folder = Path(recipe.out)
     if resume:
         load_state(folder)
     elif (folder / STATE).exists():
         raise InputError(f"{folder} holds a run already: go on with it by --resume, or name another folder")
+    workers = Workers.start(recipe.device)
+    for place in (folder, Path(recipe.cache).parent) if recipe.cache else (folder,):
+        writable(place)
+    return folder, workers
+
+
+def check_positive(recipe: Any, *names: str) -> None:
+    """Raise InputError for a setting with one of these names that is neither None nor above zero."""
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and value <= 0:
+            raise InputError(f"{name} is {value}, expected a positive number")
+
+
+def writable(folder: Path) -> None:
+    """Make the folder where it does not exist. Raises OSError where it cannot be made or written to."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder, Workers.start(recipe.device)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "this folder cannot be written to", str(folder))
+
+
+def check_memory(
+    recipe: Training, workers: Workers, make: Callable[[], Objective], batches: Callable[[int], Sequence[Callable[[], tuple]]], rows: int
+) -> None:
+    """On a CPU, print how much memory the run takes. Raises InputError as memory.check does, whose arguments these are."""
+    if workers.device.type != "cpu":
+        return
+    line = memory.check(
+        make,
+        batches,
+        rows=max(1, rows // workers.world),
+        accumulate=recipe.accumulate,
+        size=("batch_tokens", recipe.batch_tokens),
+        memory=recipe.memory,
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        bfloat16=bool(recipe.bfloat16),
+        text=recipe.text,
+    )
+    if workers.rank == 0:
+        print(line, flush=True)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -125,6 +189,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def kept_recipe(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, as its state has them. Raises CheckpointError as load_state does."""
+    return {name: value for name, value in load_state(folder)["recipe"].items() if value is not None}
+
+
 def trained(folder: Path) -> Encoder:
     """The encoder of a run's last state, on the CPU."""
     state = load_state(folder)
@@ -145,6 +214,10 @@ def export(folder: Path, out: Path, stored: str) -> str:
 # --- the run ---------------------------------------------------------------------------------------
 
 
+class Stopped(Exception):
+    """A run was stopped by a signal. The message says what was kept and how to go on."""
+
+
 class Run:
     """Watches the loop: reports, saves and validates between the steps, and ends the run after its steps or its seconds."""
 
@@ -157,6 +230,7 @@ class Run:
         self.report = Report(self.folder, descent.step, show=descent.workers.rank == 0)
         self.sums: dict[str, Tensor] = {}  # of the losses since step `since`
         self.since, self.first = descent.step, True
+        self.stopped, self.saved_step = False, descent.step if resume else None
         self.started = self.saved = time.monotonic()
 
     def seconds(self) -> float:
@@ -164,8 +238,10 @@ class Run:
         return self.before + time.monotonic() - self.started
 
     def share(self) -> float:
-        """The part of the run that is done."""
+        """The part of the run that is done; 1 also where a signal has asked for the end."""
         recipe = self.recipe
+        if self.stopped:
+            return 1.0
         by_steps = self.descent.step / recipe.steps if recipe.steps else 0.0
         return max(by_steps, self.seconds() / recipe.seconds if recipe.seconds else 0.0)
 
@@ -174,11 +250,11 @@ class Run:
         step, recipe, workers = self.descent.step, self.recipe, self.descent.workers
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-        if self.first and recipe.seconds:  # the first step compiles: it does not count
+        if self.first and recipe.seconds and compiles(recipe, workers):  # a step that compiles does not count
             if workers.device.type == "cuda":
                 torch.cuda.synchronize()
             self.started, self.first = time.monotonic(), False
-        self.report.bar(step, self.share())
+        self.report.bar(step, self.share(), losses["loss"], losses["tokens"])
         if step % recipe.report_every == 0:
             self._line()
             if workers.agreed(time.monotonic() - self.saved) > recipe.save_every:
@@ -188,7 +264,8 @@ class Run:
             self.validate()
 
     def validate(self) -> None:
-        """Report the figures of a validation."""
+        """Report the losses until now and the figures of a validation."""
+        self._line()
         self.report.validation(validate(self.descent, self.data, self.evaluate))
 
     def save(self) -> None:
@@ -200,9 +277,55 @@ class Run:
             state = {"config": encoder.config.to_json(), "recipe": dataclasses.asdict(self.recipe), "encoder": encoder.state_dict()}
             state |= {"optimizer": descent.optimizer.state_dict(), "step": descent.step, "tokens": self.tokens, "seconds": self.seconds()}
             save_state(self.folder, state | {"rng": torch.get_rng_state(), "rng_gpu": rng_gpu})
+        self.saved_step = descent.step
+
+    def stop(self) -> Stopped:
+        """Save the state after the last step. The result is the exception to raise."""
+        self._line()
+        self.save()
+        return Stopped(
+            f"stopped after step {self.descent.step}, whose state is kept in {self.folder}: go on with --out {self.folder} --resume"
+        )
+
+    def broken(self) -> Stopped:
+        """The exception to raise where a step did not end."""
+        if self.saved_step is None:
+            return Stopped(f"interrupted in step {self.descent.step + 1}; no state was saved before")
+        return Stopped(
+            f"interrupted in step {self.descent.step + 1}; the state after step {self.saved_step} is kept in {self.folder}: "
+            f"go on with --out {self.folder} --resume"
+        )
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """In this block, the first Ctrl-C or SIGTERM ends the run after the present step, and a second Ctrl-C at once."""
+        if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, _: Any) -> None:
+            self.stopped = True
+            self.report.say("stopping after this step; press Ctrl-C again to stop at once, without its result")
+            for other, handler in before.items():
+                signal.signal(other, handler)
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _restore(self) -> None:
         descent, state = self.descent, load_state(self.folder)
+        mine, theirs = descent.objective.encoder.config, Config.from_json(json.loads(state["config"]))
+        if mine != theirs:
+            found = ", ".join(f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(theirs, f.name))
+            raise InputError(
+                f"{self.folder} holds a run of a model that differs from the settings by {found}: resume with its own settings"
+            )
         descent.objective.encoder.load_state_dict(state["encoder"])
         descent.optimizer.load_state_dict(state["optimizer"])
         descent.step, self.tokens, self.before = state["step"], state["tokens"], state["seconds"]
@@ -211,11 +334,19 @@ class Run:
             torch.cuda.set_rng_state(state["rng_gpu"])
 
     def _line(self) -> None:
+        """Report the mean losses of the steps since the last line, where there are some."""
         step, workers = self.descent.step, self.descent.workers
+        if step == self.since:
+            return
         mean = workers.mean({name: value / (step - self.since) for name, value in self.sums.items()})
         self.tokens += mean.pop("tokens") * workers.world * (step - self.since)
         self.report.line(step, self.tokens, self.seconds(), self.descent.optimizer.param_groups[0]["lr"], mean)
         self.sums, self.since = {}, step
+
+
+def compiles(recipe: Training, workers: Workers) -> bool:
+    """Whether the first step compiles feedforwards."""
+    return workers.device.type == "cuda" if recipe.compile is None else recipe.compile
 
 
 def train(
@@ -228,15 +359,21 @@ def train(
     descent = Descent(objective, recipe, workers, warmup=recipe.warmup)
     torch.manual_seed(recipe.seed)
     run = Run(descent, data, recipe, evaluate, resume=resume)
-    if recipe.compile if recipe.compile is not None else workers.device.type == "cuda":
+    if compiles(recipe, workers):
         for layer in objective.encoder.layers:
             layer.ffn.compile(dynamic=False)
     try:
-        fit(descent, data, run)
+        with run.stoppable():
+            fit(descent, data, run)
+        if workers.agreed(run.stopped):
+            raise run.stop()
+        run.validate()
+    except KeyboardInterrupt:
+        raise run.broken() from None
     finally:
         run.report.close()
-    run.validate()
     run.save()
     if workers.rank == 0:
+        run.report.summary()
         plot(run.folder)
         print(export(run.folder, run.folder / "model", recipe.stored))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import itertools
 import json
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,22 +14,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from conversion import STORED
 from evaluation.metrics import score
 from evaluation.table import short_names
 from evaluation.tasks import Task
 from tqdm import tqdm
 
-from fastinfer.config import Config
-from fastinfer.errors import CheckpointError, InputError
-from fastinfer.tokenizer import Tokenizer
+from fastinfer.catalog import folder_of
+from fastinfer.errors import InputError, near
 from training import encoder as encoders
+from training import memory
 from training.comparison import plot, table
-from training.encoder import Encoder
-from training.finetune import Finetune, finetune, predict, tasks_of
-from training.labelled import Split
+from training.finetune import Finetune, finetune, head, predict, tasks_of
+from training.labelled import Split, padded_length
+from training.objectives import Labelled
+from training.runs import Stopped, check_positive, writable
+from training.start import Start, open_model
 from training.workers import find_device
 
-RESULTS, PLOT = "results.jsonl", "plot.svg"
+RESULTS, RECIPE, PLOT = "results.jsonl", "recipe.json", "plot.svg"
+# Settings that may differ between the runs of one folder: those that tell runs apart, and those that do not change a result.
+FREE = {"models", "tasks", "seeds", "out", "workers", "device", "keep", "stored", "memory"}
 
 
 class Job(NamedTuple):
@@ -54,25 +60,49 @@ def results(settings: Finetune, resume: bool = False) -> list[dict[str, Any]]:
     Raises InputError for settings and data that do not fit, and CheckpointError for a model that cannot be read or written.
     """
     named = tasks_of(settings)
-    small = [f"{name} is {value}" for name in ("seeds", "workers", "batch", "max_steps") if (value := getattr(settings, name)) < 1]
-    if small or settings.epochs <= 0:
-        raise InputError(f"{small[0] if small else f'epochs is {settings.epochs}'}, expected a positive number")
+    check_positive(settings, "seeds", "workers", "batch", "max_steps", "epochs", "accumulate", "memory")
+    if settings.stored not in STORED:
+        raise InputError(f"stored is {settings.stored!r}, expected one of {', '.join(STORED)}{near(settings.stored, STORED)}")
+    find_device(settings.device)
+    for task in named.values():
+        task.read(settings.data, task.scored, task.read(settings.data, "train").labels)
+    for model in settings.models:
+        folder_of(model)
     jobs = [Job(*job) for job in itertools.product(settings.models, named, range(settings.seeds))]
     path = Path(settings.out) / RESULTS
     if path.exists() and not resume:
         raise InputError(f"{settings.out} holds results already: go on with them by --resume, or name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path.parent)
+    _same_recipe(settings, path.parent / RECIPE)
     done = {_job(line): line for line in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
     left = sorted((job for job in jobs if job not in done), key=lambda job: list(named).index(job.task))
     with open(path, "a") as file, tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="run") as bar:
-        for line in _lines(settings, left):
-            done[_job(line)] = line
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in line["metrics"].items())
-            bar.set_postfix_str(f"{short_names(settings.models)[line['model']]}, {line['task']}: {metrics}", refresh=False)
-            bar.update()
+        try:
+            for line in _lines(settings, left):
+                done[_job(line)] = line
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in line["metrics"].items())
+                told = f"{line['steps']:,} steps, loss {line['loss']:.4g}, {metrics}"
+                bar.write(f"{short_names(settings.models)[line['model']]}, {line['task']}, seed {line['seed']}: {told}")
+                bar.update()
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"interrupted; {len(done)} of {len(jobs)} runs are kept in {path}: go on with the same settings and --resume"
+            ) from None
     return [done[job] for job in jobs]
+
+
+def _same_recipe(settings: Finetune, path: Path) -> None:
+    """Keep the settings in a file. Raises InputError where it has others that change results."""
+    mine = json.loads(json.dumps({name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}))
+    if not path.exists():
+        path.write_text(json.dumps(mine, indent=2) + "\n")
+        return
+    kept = json.loads(path.read_text())
+    differ = [f"{name} {kept[name]}, now {value}" for name, value in mine.items() if kept.get(name, value) != value]
+    if differ:
+        raise InputError(f"the runs kept in {path.parent} had {'; '.join(differ)}: give the same settings, or name another folder")
 
 
 def _job(line: dict[str, Any]) -> Job:
@@ -98,36 +128,61 @@ def _one(settings: Finetune, job: Job) -> dict[str, Any]:
     """Do one run, and write its checkpoint where settings.keep asks for it."""
     started = time.monotonic()
     device = find_device(settings.device)
-    start, tokenizer = _open(job.model)
+    start = open_model(job.model)
     task = tasks_of(settings)[job.task]
-    train, scored = _splits(settings, task, start.config, tokenizer, device)
-    encoder, loss = finetune(start, train, task.kind, settings, seed=job.seed, device=device)
+    train, scored = _splits(settings, task, start, device)
+    if device.type == "cpu":
+        _check_memory(settings, start, task, train)
+    encoder, loss, steps = finetune(start.encoder(), train, task.kind, settings, seed=job.seed, device=device)
     predictions = predict(encoder, scored, task.kind)
     if settings.keep:
         several = (len(settings.models) > 1, len(tasks_of(settings)) > 1, settings.seeds > 1)
         name = short_names(settings.models)[job.model]
         parts = [part for part, differs in zip((name, job.task, f"seed-{job.seed}"), several, strict=True) if differs]
-        encoders.save(encoder, Path(settings.out, *parts), stored=settings.stored, tokenizer=Path(job.model) / "tokenizer.json")
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = Path(scratch, "tokenizer.json")
+            tokenizer.write_bytes(start.tokenizer_json)
+            encoders.save(encoder, Path(settings.out, *parts), stored=settings.stored, tokenizer=tokenizer)
     metrics = {metric: round(value, 3) for metric, value in score(task, predictions, scored.examples.targets).items()}
-    line = job._asdict() | {"metrics": metrics, "loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1)}
+    line = job._asdict() | {"metrics": metrics, "loss": round(loss, 5), "steps": steps, "seconds": round(time.monotonic() - started, 1)}
     return line | {"predictions": [round(p, 4) for p in predictions]} if task.kind in ("classes", "score") else line
 
 
-@functools.cache
-def _open(model: str) -> tuple[Encoder, Tokenizer]:
-    """The encoder and the tokenizer of a checkpoint folder, kept for other runs from it."""
-    path = Path(model) / "tokenizer.json"
-    start = encoders.load(model)
-    if not path.exists():
-        raise CheckpointError(f"{model} has no tokenizer.json, which fine-tuning needs to read text: put it there")
-    return start, Tokenizer(path, start.config)
+def _check_memory(settings: Finetune, start: Start, task: Task, train: Split) -> None:
+    """Print how much memory a run takes. Raises InputError as memory.check does."""
+    config = dataclasses.replace(start.config, tasks=head(start.config, task.kind, train.examples.labels))
+    length, rows = padded_length(train.lengths), min(settings.batch, len(train.lengths))
+    length = min(length, config.positions.max)
+
+    def batch(parts: int) -> tuple[Any, ...]:
+        count = -(-rows // parts)
+        ids = torch.zeros(count, length, dtype=torch.int64)
+        side = (ids, torch.ones(count, length, dtype=torch.bool), ids if config.token_types else None)
+        targets = torch.zeros((count, length) if task.kind == "tags" else count, dtype=train.targets.dtype)
+        return (side,) * len(train.sides), targets
+
+    line = memory.check(
+        lambda: Labelled(encoders.Encoder(config, settings.dropout), task.kind),
+        lambda parts: [lambda: batch(parts)],
+        rows=rows,
+        accumulate=settings.accumulate,
+        size=("batch", settings.batch),
+        memory=settings.memory,
+        processes=settings.workers,
+        bfloat16=bool(settings.bfloat16),
+    )
+    if [line] != _SAID:
+        _SAID[:] = [line]
+        tqdm.write(line)
 
 
+_SAID: list[str] = []  # the last line about memory, which several runs would repeat
 _SPLITS: dict[tuple, tuple[Split, Split]] = {}
 
 
-def _splits(settings: Finetune, task: Task, config: Config, tokenizer: Tokenizer, device: torch.device) -> tuple[Split, Split]:
+def _splits(settings: Finetune, task: Task, start: Start, device: torch.device) -> tuple[Split, Split]:
     """(the split to train on, the split to score), kept for other models with the same tokenizer."""
+    config, tokenizer = start.config, start.tokenizer
     key = (settings, task.name, tokenizer.raw.to_str(), config.max_tokens, config.token_types)
     if key not in _SPLITS:
         train = task.read(settings.data, "train")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastinfer.config import FFF
 from training.encoder import Encoder
-from training.feedforward import leaf_counts, usage
-from training.loop import Data, Descent
+from training.feedforward import Leaves, leaf_counts, usage
+from training.loop import Data, Descent, add, split
 
 VALIDATION_BATCHES = 8  # batches that a validation loss is the mean of
 
@@ -26,16 +26,15 @@ def validate(descent: Descent, data: Data, evaluate: Evaluate | None) -> dict[st
     objective.eval()
     sums: dict[str, Tensor] = {}
     counts: dict[int, Tensor] = {}
-    layers = [i for i, ffn in enumerate(objective.encoder.config.ffn) if isinstance(ffn, FFF)]
+    layers = {i: ffn for i, ffn in enumerate(objective.encoder.config.ffn) if isinstance(ffn, FFF)}
     with descent.autocast():
         for number in range(VALIDATION_BATCHES):
-            batch = data.batch(number, validation=True)
-            seen: list[tuple[Tensor, Tensor]] = []
-            for name, value in objective(*batch, seen=seen).items():
-                sums[name] = sums.get(name, 0) + value.float() / VALIDATION_BATCHES
-            mask = None if batch[1] is None else batch[1].flatten()
-            for i, (logits, leaf) in zip(layers, seen, strict=True):
-                counts[i] = counts.get(i, 0) + leaf_counts(leaf, logits.shape[2] // 2, mask)
+            for share, part in split(data.batch(number, validation=True), descent.accumulate):
+                seen: list[tuple[Tensor | None, Tensor]] = [] if objective.balance else Leaves()
+                add(sums, objective(*part, seen=seen), share / VALIDATION_BATCHES)
+                mask = None if part[1] is None else part[1].flatten()
+                for (i, ffn), (_, leaf) in zip(layers.items(), seen, strict=True):
+                    counts[i] = counts.get(i, 0) + leaf_counts(leaf, 2**ffn.depth, mask)
         scores = {} if evaluate is None else evaluate(objective.encoder)
     objective.train()
     figures: dict[str, Any] = {f"validation_{name}": value for name, value in workers.mean(sums).items() if name != "tokens"}

@@ -105,12 +105,19 @@ class Source:
         self.left |= {name for name in self.stored if name.endswith(endings)} - self.taken
 
     def labels(self, count: int) -> tuple[str, ...]:
-        """The names of `count` classes: from id2label if it names exactly these, else LABEL_i."""
+        """The names of `count` classes: from id2label if it names exactly these, else LABEL_i.
+
+        Without an id2label, LABEL_i is what transformers says, too. An id2label that does not fit gives a CheckpointWarning.
+        """
         names = self.data.get("id2label")
         found = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
         keys = [str(i) for i in range(count)]
         if found.keys() == set(keys) and len(set(found.values())) == count:
             return tuple(found[k] for k in keys)
+        if names is not None and not self.problems:  # else the tensors are wrong, which is an error
+            had = f"{len(set(found.values()))} different names for {len(found)} classes" if found else short(names)
+            wanted = f"expected a name of its own for each of {count}: they are called LABEL_0 and so on"
+            warn(CheckpointWarning(f"{self.folder / 'config.json'}: id2label has {had}, {wanted}"))
         return tuple(f"LABEL_{i}" for i in range(count))
 
     def config(self, **fields: Any) -> Config:

@@ -1,0 +1,215 @@
+"""The memory that a run on a CPU takes, found before it starts, and the memory that there is.
+
+A step is taken with tensors that have shapes and no data (PyTorch's FakeTensorMode), while the bytes of the living ones are counted. So
+the figure follows any architecture, and finding it takes seconds and hardly any memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastinfer.errors import InputError
+from training.objectives import Objective
+
+GB = 1e9
+SPREAD = 1.4  # bytes taken per byte of living tensors, measured at peaks of 1.4 to 2 GB: scratch space, and what malloc does not give back
+
+LATER = 0.25 * GB  # bytes that a process takes beside tensors after the look: buffers of threads and of the tokenizer, the last plot
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """Bytes that a run takes at its peak, by what takes them."""
+
+    process: float
+    weights: float
+    teacher: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """The bytes of all parts."""
+        return sum(dataclasses.astuple(self))
+
+    def __str__(self) -> str:
+        parts = {"process and text": self.process, "weights": self.weights, "teacher": self.teacher}
+        parts |= {"gradients and optimizer": self.optimizer, "activations": self.activations}
+        return f"{self.total / GB:.1f} GB ({', '.join(f'{name} {size / GB:.2f}' for name, size in parts.items() if size)})"
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def needed(
+    make: Callable[[], Objective], batches: Sequence[Callable[[], tuple]], parts: int, *, bfloat16: bool, text: Sequence[str | Path] = ()
+) -> Needed:
+    """The memory that steps of training take.
+
+    make     the objective, made anew: its encoder learns, its `teacher`, where it has one, does not
+    batches  each makes a part of a batch, as the objective's forward pass takes it; the one that takes most counts
+    parts    parts of a batch
+    text     files that are read
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+        objective = make().train()
+        learned = sum(p.numel() * 4 for p in objective.encoder.parameters() if p.requires_grad)
+        weights, taught = (_size(m) if m is not None else 0 for m in (objective.encoder, getattr(objective, "teacher", None)))
+        before, most = living.now, 0
+        for batch in batches:
+            living.peak = living.now
+            for _ in range(min(parts, 2)):  # the gradients of the first part are there when the second is computed
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                    loss = objective(*batch())["loss"]
+                loss.backward()
+                del loss
+            most = max(most, living.peak - before)
+            objective.zero_grad(set_to_none=True)
+    activations = max(0, most - learned)
+    read = sum(Path(file).stat().st_size * (3 if Path(file).suffix in (".txt", ".jsonl") else 12) for file in text)
+    return Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, taught, 3 * learned, activations)))
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def check(
+    make: Callable[[], Objective],
+    batches: Callable[[int], Sequence[Callable[[], tuple]]],
+    *,
+    rows: int,
+    accumulate: int,
+    size: tuple[str, int],
+    memory: float | None,
+    processes: int = 1,
+    bfloat16: bool = False,
+    text: Sequence[str | Path] = (),
+) -> str:
+    """A line that says how much memory the run takes and how much there is.
+
+    make, batches  as in needed(); batches gets the number of parts of a batch, and the first of them is given
+    rows           of a batch
+    accumulate     parts of a batch
+    size           the name and the value of the setting of the batch's size
+    memory         GB that the run may take; None: those that are available
+    processes      that run at the same time
+
+    Raises InputError, which says what to lower and by how much, where the memory does not suffice.
+    """
+    limit = memory * GB / processes if memory else available() / processes
+
+    def found(parts: int) -> Needed:
+        return needed(make, batches(parts), parts, bfloat16=bfloat16, text=text)
+
+    accumulate = min(accumulate, rows)
+    asked = found(accumulate)
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    there = f"{limit / GB:.1f} GB " + ("that it may take (memory)" if memory else "that are available") + each
+    if asked.total <= limit:
+        return f"memory: about {asked} of {there}"
+    message, parts = f"training takes about {asked}, more than the {there}", accumulate
+    while parts < rows:
+        parts = min(2 * parts, rows)
+        if (less := found(parts)).total <= limit:
+            name, value = size
+            smaller = max(1, value * accumulate // parts)
+            raise InputError(
+                f"{message}: give --accumulate {parts}, which computes a batch in {parts} parts and takes about {less.total / GB:.1f} GB, "
+                f"or --{name.replace('_', '-')} {smaller} (now {value})"
+            )
+    least = asked if accumulate == rows else less
+    raise InputError(
+        f"{message}. One row at a time (--accumulate {rows}) takes about {least}: take a smaller model, vocabulary or teacher, "
+        "lower max_tokens, or close other programs"
+    )
+
+
+# --- what there is ---------------------------------------------------------------------------------
+
+
+def available() -> float:
+    """Bytes that this process can take more: the least of the machine's and of its control groups'."""
+    found = [total - used for total, used in _groups()]
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS says only how much memory it has
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(0.0, min(found, default=float("inf"))) + _of_process()
+
+
+def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of this process's control group (version 1 or 2) and of its parents, where they have a limit.
+
+    Pages of files do not count as used, because the kernel drops them when memory is short.
+    """
+    found = []
+    try:
+        groups = [line.strip().split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return []
+    for _, controllers, path in (group for group in groups if len(group) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, limit, usage = (
+            (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else (root, "memory.max", "")
+        )
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts) + 1):
+            folder = base.joinpath(*parts[:depth])
+            try:
+                most = int((folder / limit).read_text())  # "max" is no number: no limit
+                used = int((folder / (usage or "memory.current")).read_text())
+                state = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            found.append((most, used - int(state.get("total_inactive_file", state.get("inactive_file", 0)))))
+    return found
+
+
+def _of_process() -> float:
+    """Bytes of memory that this process has taken."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0.4 * GB  # a process that has imported PyTorch
