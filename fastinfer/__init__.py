@@ -12,6 +12,8 @@ from .batch import PackedBatch
 from .config import Config
 from .errors import (
     BackendError,
+    BackendWarning,
+    BusyError,
     CheckpointError,
     CheckpointWarning,
     ConfigError,
@@ -21,25 +23,33 @@ from .errors import (
     ShapeError,
     TaskError,
 )
+from .index import Index
 from .info import __version__, info
 from .layer import FFF, fff
+from .similarity import communities, paraphrase_pairs, similarity
 
 __all__ = [
     "FFF",
     "BackendError",
+    "BackendWarning",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "Config",
     "ConfigError",
     "DtypeError",
     "FastinferError",
+    "Index",
     "InputError",
     "Model",
     "PackedBatch",
     "ShapeError",
     "TaskError",
     "__version__",
+    "communities",
     "fff",
     "info",
     "load",
+    "paraphrase_pairs",
+    "similarity",
 ]

@@ -1,5 +1,6 @@
 """What the compiled module offers; tests/test_compiled.py compares this file with it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,15 @@ class Kernels:
         z: NDArray[np.float32] | None,
         threads: int,
     ) -> None: ...
-    def pack(self, rows: NDArray[Any], stored: str, scale: NDArray[np.float32] | None, dtype: str, threads: int) -> Matrix: ...
+    def pack(
+        self,
+        rows: NDArray[Any],
+        stored: str,
+        scale: NDArray[np.float32] | None,
+        dtype: str,
+        take: Callable[[int], NDArray[np.uint8]],
+        threads: int,
+    ) -> Matrix: ...
     def gemm(
         self,
         x: NDArray[np.float32],
@@ -100,6 +109,17 @@ class Kernels:
         keys: NDArray[np.int32] | None,
         out: NDArray[np.float32],
         dtype: str,
+        threads: int,
+    ) -> None: ...
+    def search(
+        self,
+        rows: NDArray[Any],
+        queries: NDArray[Any],
+        scale: NDArray[np.float32] | None,
+        query_scale: NDArray[np.float32] | None,
+        bias: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        best: NDArray[np.float32],
         threads: int,
     ) -> None: ...
     def array(self, function: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import backends, checkpoint, heads
-from .catalog import folder_of
+from .batch import PackedBatch
+from .catalog import folder_of, lasting_name
 from .embedder import Embedder
-from .errors import InputError, TaskError, about, check_flag, check_int, listed, short
+from .errors import InputError, TaskError, about, check_flag, check_int, short
 from .inside import Inside
+from .origin import How, Origin, same_folder
+from .precision import check_precision, in_precision
+from .progress import Show
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
 from .sparse_embedder import SparseEmbedder
 from .token_embedder import TokenEmbedder
-from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, warn_of
+from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
+from .values import Filled, Found, Labels, Missing, Singles, Span, Texts, Vectors
+from .zero_shot import ZeroShot
 
 __all__ = ["Model", "load"]
 
@@ -40,7 +48,8 @@ def load(
                   or org/name@revision is a model on the hub: from the local hub cache, or downloaded into it
     device        "auto" (a usable GPU, else the compiled CPU backend, else NumPy), "cpu", "cpu:ISA", "cuda", "cuda:N", "numpy"; or a list
                   of these: each device gets the model, and they take batches in turn
-    dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "float16" (GPU) or "int8"; sums are float32
+    dtype         dtype to compute in: None (as the checkpoint suggests), "float32", "bfloat16", "int8" or "float16", which without a GPU
+                  is float32, with a BackendWarning; sums are float32
     threads       most threads per call, limited to the CPUs that this process may use; None: this limit
     max_depth     walk trees at most this many decisions deep; None: walk to the leaves
     validate      scan the weights for NaN and infinity; None: only when the files are small
@@ -54,22 +63,37 @@ def load(
     Raises CheckpointError, ConfigError or BackendError with the value found, the value expected and what to do.
     """
     folder = folder_of(path_or_name)
-    max_depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
+    depth = None if max_depth is None else check_int("max_depth", max_depth, 0)
     if not isinstance(device, str) and not (isinstance(device, Sequence) and device):
         raise InputError(f"device is {short(device)}, expected a string such as 'cpu', or a list of them")
     if validate is not None:
         check_flag("validate", validate)
     check_flag("copy", copy)
-    devices = [backends.get(d, dtype=dtype, threads=threads) for d in ([device] if isinstance(device, str) else device)]
-    with checkpoint.unchanged(folder):
-        config, stored, found = checkpoint.load_all(folder, validate=validate, copy=copy)
+    how = How(device if isinstance(device, str) else tuple(device), dtype, threads, depth, validate, copy)
+    return _opened(*lasting_name(path_or_name, folder), folder, how)
+
+
+def _opened(kind: str, name: str, folder: Path, how: How) -> Model:
+    """The Model in a folder. kind, name: the folder's catalog.lasting_name()."""
+    names = [how.device] if isinstance(how.device, str) else how.device
+    devices = [backends.get(device, dtype=how.dtype, threads=how.threads) for device in names]
+    with checkpoint.unchanged(folder) as stamps:
+        config, stored, found = checkpoint.load_all(folder, validate=how.validate, copy=how.copy)
         tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
+        mark = checkpoint.fingerprint(config, stored, how.max_depth)  # before prepare() lets go of what it packs
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
-            replicas = [Replica(ops, ops.prepare(config, stored, max_depth)) for ops in fitted]
-    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about)
+            replicas = [Replica(ops, ops.prepare(config, stored, how.max_depth)) for ops in fitted]
+    origin = Origin(kind, name, Path(name) if kind == "folder" else folder, stamps, how)
+    return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, origin, mark)
+
+
+def _reopened(kind: str, name: str, stamps: Any, digest: str, how: How) -> Model:
+    """The Model that a pickle stands for. The parameters are those that Origin.kept() gave."""
+    with same_folder(kind, name, stamps, digest) as folder:
+        return _opened(kind, name, folder, how)
 
 
 class Model(Inside):
@@ -89,68 +113,94 @@ class Model(Inside):
     fastinfer.tokenizer.TruncationWarning per call, which names the line of the call.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, self._kept()
+
     # --- tasks ---
 
     def embed(
         self,
-        texts: Any,
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
         normalize: bool | None = None,
         dim: int | None = None,
+        na: Missing = "raise",
+        precision: str = "float32",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
+        progress: Show = False,
+    ) -> Vectors:
         """One vector per text: (B, dim) float32, made as the checkpoint says.
 
         prompt        a text to put before each text; prompt_name: the name of one of the model's. None: the model's default, if any
         normalize     scale each vector to length 1; None: as the checkpoint says
         dim           keep this many numbers of a vector, and scale again if vectors have length 1; None: as the checkpoint says
+        na            what becomes of missing texts (None, NaN, pandas.NA): "raise" an error, take them as "empty" texts, or "skip" them,
+                      which gives a vector of NaN
+        precision     "float32"; "float16"; "int8": each vector times what makes its largest number 127 or -127, rounded; "binary" (int8) or
+                      "ubinary" (uint8): a bit for each number, set if it is positive, eight a byte, as sentence-transformers packs them
         batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
-        progress      show a progress bar on standard error
+        progress      show a progress bar on standard error; or a function that is called with (texts that are done, all texts)
         """
         embedder = self._embedder()
+        check_precision(precision)
+        texts, missing = present(texts, na)
+        if missing and not precision.startswith("float"):
+            raise InputError(f"na is 'skip' and texts[{missing[0]}] is missing, but {precision} has no NaN: take float32 or float16")
         cuts: list[TruncationWarning] = []
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
         out = embedder.embed(texts, wanted, Options(batch_tokens, threads, progress), cuts)
         warn_of(cuts)
-        return out
+        if missing:
+            out[missing] = np.nan
+        return in_precision(out, precision)
 
     def embed_iter(
         self,
-        texts: Iterable[Any],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
         normalize: bool | None = None,
         dim: int | None = None,
+        na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Vectors]:
         """embed() for a stream of any length: yields one (dim,) vector per text, in order, holding a bounded number of texts.
 
         One TruncationWarning at the end covers all texts that were cut.
         """
         embedder = self._embedder()
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
-        yield from embedder.stream(texts, wanted, Options(batch_tokens, threads))
+        yield from embedder.stream(texts, wanted, Options(batch_tokens, threads), na)
 
     def _embedder(self) -> Embedder:
         return Embedder(self._head("embed"), self._runner)
 
-    def embed_sparse(self, texts: Any, *, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False) -> Any:
+    def embed_sparse(
+        self, texts: Texts, *, na: Missing = "raise", batch_tokens: int | None = None, threads: int | None = None, progress: Show = False
+    ) -> Any:
         """A scipy.sparse.csr_array (B, V) float32 of SPLADE weights: a row per text, a column per token of the vocabulary.
 
         Any model with a fill_mask head has them. Pooling and activation are those of its embed_sparse head, else the largest
         log(1 + relu(logit)) over the tokens of a text. Only a model that was trained for it gives weights worth having.
         """
-        return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress))
+        texts, missing = present(texts, na)
+        return self._sparse_embedder().embed(texts, Options(batch_tokens, threads, progress), missing)
 
     def embed_tokens(
-        self, texts: Any, *, query: bool = False, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
-    ) -> list[np.ndarray]:
+        self,
+        texts: Singles | PackedBatch,
+        *,
+        query: bool = False,
+        na: Missing = "raise",
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: Show = False,
+    ) -> list[Vectors]:
         """Per text its vectors (tokens, dim) float32, one per token, as ColBERT compares them.
 
         query  the texts are queries: they get the marker of queries and are filled up with mask tokens, as the checkpoint says. Else
@@ -159,7 +209,11 @@ class Model(Inside):
         Texts are single, not pairs. The ids of a PackedBatch get no marker and are not filled up.
         """
         check_flag("query", query)
-        return self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
+        texts, missing = present(texts, na) if isinstance(texts, PackedBatch) else present_singles(texts, na)
+        answers = self._token_embedder().embed(texts, query, Options(batch_tokens, threads, progress))
+        for i in missing:
+            answers[i] = answers[i][:0]
+        return answers
 
     def _token_embedder(self) -> TokenEmbedder:
         return TokenEmbedder(self._head("embed_tokens"), self._runner)
@@ -169,73 +223,67 @@ class Model(Inside):
 
     def classify(
         self,
-        texts: Any,
+        texts: Texts,
         *,
         labels: Sequence[str] | None = None,
         template: str = "This example is {}.",
         multi_label: bool = False,
         top_k: int | None = None,
+        na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
-    ) -> list[Any]:
+        progress: Show = False,
+    ) -> list[Labels]:
         """Per text a list of (label, score), best first, at most top_k; for a model of one label, a float per text.
 
         labels       names of your own for a model of natural language inference (zero-shot): a label's score says how well the text
                      entails the template with the label in it. Texts are then single, not pairs; a long text is cut, the template is not
         template     a sentence with {} where the label goes
         multi_label  several labels may be right: each gets its own probability; False: the scores of a text add up to 1
+        na           as in embed(); the answer to a text that is skipped is an empty list or NaN
 
         Raises TaskError where labels are given and no class of the model begins with "entail".
         """
         head, options = self._head("classify"), Options(batch_tokens, threads, progress)
         top_k = positive("top_k", top_k)
+        texts, missing = present(texts, na) if labels is None else present_singles(texts, na)
         if labels is None:
-            return heads.classify.decode(self._text_logits(texts, "classify", options), head, top_k)
-        check_flag("multi_label", multi_label)
-        names = as_singles([] if isinstance(labels, str) else labels, "labels")
-        if not names or "" in names:
-            raise InputError(f"labels is {short(labels)}, expected a list of names such as ['politics', 'sports']")
-        if not isinstance(template, str) or "{}" not in template:
-            raise InputError(f"template is {short(template)}, expected a sentence with {{}} in it, such as 'This example is {{}}.'")
-        hypotheses = [template.replace("{}", name) for name in names]
-        return heads.classify.zero_shot(self._entailment_logits(as_singles(texts), hypotheses, options), names, multi_label, top_k)
-
-    def _entailment_logits(self, texts: list[str], hypotheses: list[str], options: Options) -> np.ndarray:
-        """The logits (B, hypotheses, 2) of contradiction and entailment of each text and each hypothesis."""
-        found = heads.classify.entailment(self._head("classify").labels)
-        if found is None:
-            known = listed(map(short, self._head("classify").labels))
-            raise TaskError(f"{self._name} cannot score labels of yours: none of its classes is entailment, they are {known}")
-        tokenizer = self._runner.tokenizer("classify")
-        cuts: list[list[TruncationWarning]] = [[] for _ in hypotheses]
-        pairs = (tokenizer.packed([(text, h) for text in texts], cut, only_first=True) for h, cut in zip(hypotheses, cuts, strict=True))
-        out = np.empty((len(hypotheses) * len(texts), 2), np.float32)
-        windows = self._runner.joined(itertools.chain.from_iterable(pairs))
-        for which, _, logits in self._runner.run(windows, len(out), self._forward("classify"), options):
-            out[which] = logits[:, found]
-        # The longest hypothesis cuts every text that another one cuts.
-        warn_of(max(cuts, key=lambda cut: sum(warning.cut for warning in cut)))
-        by_text: np.ndarray = out.reshape(len(hypotheses), len(texts), 2).swapaxes(0, 1)
-        return by_text
+            answers = heads.classify.decode(self._text_logits(texts, "classify", options), head, top_k)
+        else:
+            zero_shot = ZeroShot(head, self._runner, self._forward("classify"))
+            answers = zero_shot.classify(texts, labels, template, check_flag("multi_label", multi_label), top_k, options)
+        for i in missing:
+            answers[i] = math.nan if isinstance(answers[i], float) else []
+        return answers
 
     def fill_mask(
-        self, texts: Any, *, top_k: int = 5, batch_tokens: int | None = None, threads: int | None = None, progress: bool = False
-    ) -> list[list[list[tuple[str, float, str]]]]:
+        self,
+        texts: Texts,
+        *,
+        top_k: int = 5,
+        na: Missing = "raise",
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: Show = False,
+    ) -> list[list[list[Filled]]]:
         """Per text, per mask token: the top_k (token, score, text with that mask filled), best first.
+
+        na  as in embed(); the answer to a text that is skipped is an empty list
 
         Raises InputError for a text without the model's mask token (shown in the message).
         """
         self._head("fill_mask")
         best_k = positive("top_k", top_k)
         tokenizer, mask, options = self._runner.tokenizer("fill_mask"), self._mask(), Options(batch_tokens, threads, progress)
+        texts, skipped = present(texts, na)
+        missing = set(skipped)
         cuts: list[TruncationWarning] = []
 
         def fill(texts: list[Any], first: int) -> list[Any]:
             encodings = tokenizer.encode(texts, cuts=cuts)
             places = [[row for row, id_ in enumerate(encoding.ids) if id_ == mask] for encoding in encodings]
             for i, rows in enumerate(places):
-                if not rows:
+                if not rows and first + i not in missing:
                     name, limit = tokenizer.raw.id_to_token(mask), self.config.max_tokens
                     warn_of(cuts)
                     raise InputError(f"texts[{first + i}] has no {name} to fill in its first {limit} tokens: {short(texts[i])}")
@@ -255,18 +303,20 @@ class Model(Inside):
 
     def tag(
         self,
-        texts: Any,
+        texts: Singles,
         *,
         strategy: str = "first",
+        na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
-    ) -> list[list[tuple[Any, ...]]]:
+        progress: Show = False,
+    ) -> list[list[Span]]:
         """Per text its tagged spans: (start, end, label, score, text[start:end]), character offsets, in reading order.
 
         strategy  how a word gets its tag: "first", from its first token; "average", from the mean of its tokens' probabilities; "max",
                   from its most certain token. "simple" tags each token by itself: it suits languages without spaces, and may cut words.
                   "none" does so, too, and merges nothing: each token has a span with its whole label, such as "B-PER"
+        na        as in embed(); a text that is skipped has no spans
 
         The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
         not pairs.
@@ -285,34 +335,42 @@ class Model(Inside):
                 answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
             return answers
 
-        return self._runner.by_portions(as_singles(texts), tags, options, whole=True)
+        texts, missing = present_singles(texts, na)
+        answers = self._runner.by_portions(texts, tags, options, whole=True)
+        for i in missing:
+            answers[i] = []
+        return answers
 
     def answer(
         self,
-        questions: Any,
-        contexts: Any,
+        questions: Singles,
+        contexts: Singles,
         *,
         top_k: int | None = 1,
         no_answer: bool = False,
         whole_words: bool = True,
+        na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
-    ) -> list[list[tuple[Any, ...]]]:
+        progress: Show = False,
+    ) -> list[list[Found]]:
         """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
-        questions, contexts: a str each, or lists of equal length. A long context is read in windows that
-        overlap. The score is the product of the start's and the end's probability within its window.
+        questions, contexts: a str each, or lists of equal length. A long context is read in windows that overlap.
+        The score is the product of the start's and the end's probability within its window.
 
         no_answer    include (0, 0, score, "") among the answers, for "no answer"; for models that were trained on such questions
         whole_words  widen answers to whole words, and add up the scores of answers that become equal; False: answers end at any token
+        na           as in embed(); where the question or the context is missing, "skip" gives no answers
 
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
         self._head("answer")
         top_k = positive("top_k", top_k) or sys.maxsize
         tokenizer, options = self._runner.tokenizer("answer"), Options(batch_tokens, threads, progress)
-        questions, contexts = as_singles(questions, "questions"), as_singles(contexts, "contexts")
+        questions, gaps = present_singles(questions, na, "questions")
+        contexts, more = present_singles(contexts, na, "contexts")
+        missing = {*gaps, *more}
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
         none = self.config.ids.cls
@@ -324,6 +382,8 @@ class Model(Inside):
             wholes, windows = tokenizer.windows(pairs, first)
             pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
             for i, (question, context) in enumerate(pairs):
+                if first + i in missing:
+                    continue
                 if not question.strip():
                     raise InputError(f"questions[{first + i}] is {short(question)}, expected a question")
                 if not no_answer and all(piece.start == piece.end for piece in pieces[i]):
@@ -339,18 +399,20 @@ class Model(Inside):
                 answers.append(heads.answer.join(parts, context, no_answer)[:top_k])
             return answers
 
-        return self._runner.by_portions(list(zip(questions, contexts, strict=True)), spans, options, whole=True)
+        answers = self._runner.by_portions(list(zip(questions, contexts, strict=True)), spans, options, whole=True)
+        return [[] if i in missing else answer for i, answer in enumerate(answers)]
 
     def rank(
         self,
         query: str,
-        documents: Any,
+        documents: Singles,
         *,
         top_k: int | None = None,
         dim: int | None = None,
+        na: Missing = "raise",
         batch_tokens: int | None = None,
         threads: int | None = None,
-        progress: bool = False,
+        progress: Show = False,
     ) -> list[tuple[int, float]]:
         """(index of the document, score), best first: the similarity of embeddings, or the score of a classify head with one label.
 
@@ -360,11 +422,12 @@ class Model(Inside):
 
         documents  a batch of str; a tuple of str is a batch, too
         dim        compare the first numbers of each vector, so many; None: as the checkpoint says
+        na         as in embed(); documents that are skipped are not in the ranking
         """
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
         top_k = positive("top_k", top_k)
-        documents = as_singles(documents, "documents")
+        documents, missing = present_singles(documents, na, "documents")
         options = Options(batch_tokens, threads, progress)
         if self.config.tasks.embed:
             scores = self._embedder().scores(query, documents, dim, options)
@@ -375,11 +438,11 @@ class Model(Inside):
         elif self.config.tasks.embed_sparse:
             scores = self._sparse_embedder().scores(query, documents, options)
         elif self.config.tasks.classify and len(self.config.tasks.classify.labels) == 1:
-            logits = self._text_logits([(query, document) for document in documents], "classify", options)[:, 0]
-            scores = heads.common.sigmoid(logits) if self.config.tasks.classify.output == "sigmoid" else logits
+            logits = self._text_logits([(query, document) for document in documents], "classify", options)
+            scores = heads.classify.relevance(logits, self.config.tasks.classify)
         else:
             raise TaskError(
                 f"{self._name} cannot rank: it has no embed, embed_tokens or embed_sparse head, "
                 f"and no classify head of one label, only {self._tasks()}"
             )
-        return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
+        return heads.common.ranked(scores, top_k, missing)

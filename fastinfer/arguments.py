@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from . import search_command
 from .errors import printable, short
 from .files import naming
 from .heads.tag import STRATEGIES
@@ -51,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         error("give texts as arguments or with --input, not both")
     if args.input == "":
         error("--input is empty, expected the name of a file, or - for standard input")
-    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input) and sys.stdin.isatty())):
+    if reads_stdin(args) and (sys.stdin is None or (not (args.texts or args.input or args.command == "search") and sys.stdin.isatty())):
         error("no texts: give them as arguments, with --input FILE, or on standard input")
     if args.command == "embed" and args.sparse and args.normalize is not None:
         error("--normalize is for vectors, and --sparse gives weights of tokens: leave one of them out")
@@ -147,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-answer", action="store_true", help='allow "no answer" as an answer')
     sub.add_argument("--whole-words", action=argparse.BooleanOptionalAction, default=True, help="widen answers to whole words (default)")
 
+    search_command.add_arguments(commands, _command, _add_texts, _at_least)
     _command(commands, "info", "show what this installation can run and, with --model, what a model is", "", "fastinfer info -m MODEL")
 
     example = "example:\n  fastinfer bench cmm --shapes 1x11 --tokens 1,128,4096 --plot speed.svg"

@@ -8,7 +8,7 @@ from pathlib import Path
 from . import hub
 from .errors import CheckpointError, InputError, short
 
-__all__ = ["folder_of", "inside"]
+__all__ = ["folder_again", "folder_of", "inside", "lasting_name"]
 
 MODELS = Path(__file__).with_name("models")  # a folder per model that ships inside the package
 
@@ -41,3 +41,28 @@ def folder_of(path_or_name: str | os.PathLike[str] | None) -> Path:
         f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
         f"a name on the hub such as org/name, or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
     )
+
+
+def lasting_name(path_or_name: str | os.PathLike[str] | None, folder: Path) -> tuple[str, str]:
+    """(kind, name) by which folder_again() finds the folder that folder_of() gave, in any directory and on other machines.
+
+    ("inside", name) of a model inside the package; ("hub", "org/name@commit"); or ("folder", absolute path).
+    """
+    if folder.parent == MODELS:
+        return "inside", folder.name
+    if isinstance(path_or_name, str) and folder != Path(path_or_name) and hub.COMMIT.fullmatch(folder.name):
+        found = hub.NAME.fullmatch(path_or_name)
+        if found is not None:
+            return "hub", f"{found['repo']}@{folder.name}"
+    return "folder", os.path.abspath(folder)
+
+
+def folder_again(kind: str, name: str) -> Path:
+    """The folder with this lasting_name(). Raises CheckpointError where it does not exist."""
+    if kind == "hub":
+        return hub.find(name)
+    folder = MODELS / name if kind == "inside" else Path(name)
+    if not folder.is_dir():
+        here = f"inside fastinfer, which has {', '.join(inside()) or 'no model'}" if kind == "inside" else "on this machine"
+        raise CheckpointError(f"{name} does not exist {here}: put the folder there, or load the model by another name")
+    return folder

@@ -1,4 +1,4 @@
-"""The command line: fastinfer embed | rank | classify | fill-mask | tag | answer | info | bench."""
+"""The command line: fastinfer embed | rank | classify | fill-mask | tag | answer | index | search | info | bench."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import api, checkpoint
+from . import api, checkpoint, search_command
 from .arguments import CLASSES, parse
 from .config import Embed
 from .errors import CheckpointWarning, FastinferError, InputError, printable
@@ -228,7 +228,7 @@ def _rank(args: argparse.Namespace) -> None:
     as_text(query, "QUERY")
     with output(args) as out:
         model = _load(args)
-        documents = list(read_texts(args))
+        documents: list[Any] = list(read_texts(args))
         ranking = model.rank(query, documents, top_k=args.top_k, dim=args.dim, progress=sys.stderr.isatty(), **_batching(args))
         width = len(str(len(ranking)))
         for place, (index, score) in enumerate(ranking, 1):
@@ -325,6 +325,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "fill-mask": _fill_mask,
     "tag": _tag,
     "answer": _answer,
+    "index": lambda args: search_command.index(args, _load),
+    "search": lambda args: search_command.search(args, _load),
     "info": _info,
     "bench": _bench,
 }

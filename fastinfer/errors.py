@@ -19,6 +19,8 @@ import numpy as np
 
 __all__ = [
     "BackendError",
+    "BackendWarning",
+    "BusyError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -121,6 +123,17 @@ class TaskError(FastinferError, ValueError):
 
 class BackendError(FastinferError, RuntimeError):
     """The requested device, ISA or dtype cannot run here."""
+
+
+class BackendWarning(UserWarning):
+    """A model or a layer computes in another way than was asked for. Its message is printable()."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
+
+
+class BusyError(FastinferError, RuntimeError):
+    """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
 
 
 @contextlib.contextmanager

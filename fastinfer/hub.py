@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import layouts, refusals
-from .checkpoint.read import WEIGHTS, weights_file
+from .checkpoint.read import ADAPTERS, WEIGHTS, weights_file
 from .errors import CheckpointError, CheckpointWarning, FastinferError, short, warn
 from .strict_json import read_json
 
@@ -22,7 +22,6 @@ NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Endings of files that are not weights: settings, vocabularies, sentencepiece models, the settings of ColBERT.
 SETTINGS = (".json", ".txt", ".model", "artifact.metadata")
-ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names of the errors of a connection, in huggingface_hub and in the packages that it uses for it.
 UNREACHABLE = {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout", "ProxyError", "NetworkError"}
 

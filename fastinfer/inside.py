@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from . import heads
 from .config import FFF, Config
 from .errors import InputError, TaskError, check_int, listed, printable, short
+from .origin import Origin
 from .run import Head, Options, Replica, Runner
 from .tokenizer import Tokenizer, TruncationWarning, Window, warn_of
+from .values import Batch, Route, Vectors
 
 __all__ = ["Inside"]
 
@@ -19,14 +22,23 @@ class Inside:
     """The base of api.Model, which says what its attributes are."""
 
     def __init__(
-        self, config: Config, replicas: list[Replica], tokenizer: Tokenizer | None, name: str, nbytes: int, lacks: str = ""
+        self,
+        config: Config,
+        replicas: list[Replica],
+        tokenizer: Tokenizer | None,
+        name: str,
+        nbytes: int,
+        lacks: str = "",
+        origin: Origin | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
+        self.fingerprint = fingerprint
         self.device = ", ".join(ops.device for ops, _ in replicas)
-        self._name = name
+        self._name, self._origin = name, origin
         self._runner = Runner(config, replicas, tokenizer, name, lacks)
 
     def __repr__(self) -> str:
@@ -37,10 +49,39 @@ class Inside:
             f"tasks {', '.join(self.tasks) or 'none'}, {self.nbytes / 1e6:.1f} MB, device {self.device}>"
         )
 
+    # --- copies ---
+
+    def __copy__(self) -> Any:
+        """A model that shares the weights and the tokenizer, which no call changes."""
+        made = object.__new__(type(self))
+        made.__dict__ |= self.__dict__
+        return made
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.__copy__()
+
+    def _kept(self) -> Any:
+        """What a pickle holds. Raises CheckpointError where the files are not those that were loaded any more."""
+        if self._origin is None:
+            raise InputError(f"{self._name} was not made by fastinfer.load(), so a pickle cannot name the files to load it from")
+        if self.config is not self._runner.config:
+            raise InputError(f"{self._name} got another config after it was loaded, which a pickle, made to load it again, would lose")
+        return self._origin.kept()
+
     # --- states, logits and routes ---
 
+    @overload
     def hidden_states(
-        self, texts_or_batch: Any, *, layers: tuple[int, ...] = (-1,), batch_tokens: int | None = None, threads: int | None = None
+        self, texts_or_batch: Batch, *, layers: tuple[int] = ..., batch_tokens: int | None = ..., threads: int | None = ...
+    ) -> list[Vectors]: ...
+
+    @overload
+    def hidden_states(
+        self, texts_or_batch: Batch, *, layers: Sequence[int], batch_tokens: int | None = ..., threads: int | None = ...
+    ) -> list[tuple[Vectors, ...] | Any]: ...
+
+    def hidden_states(
+        self, texts_or_batch: Batch, *, layers: Sequence[int] = (-1,), batch_tokens: int | None = None, threads: int | None = None
     ) -> list[Any]:
         """Per text its hidden states (tokens, D) float32, or a tuple of them where several layers are asked for.
 
@@ -66,9 +107,42 @@ class Inside:
         warn_of(cuts)
         return result
 
+    @overload
     def logits(
         self,
-        texts_or_batch: Any,
+        texts_or_batch: Batch,
+        *,
+        task: Literal["classify"],
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> Vectors: ...
+
+    @overload
+    def logits(
+        self,
+        texts_or_batch: Batch,
+        *,
+        task: Literal["tag", "answer", "fill_mask"],
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> list[Vectors]: ...
+
+    @overload
+    def logits(
+        self,
+        texts_or_batch: Batch,
+        *,
+        task: str | None = ...,
+        positions: str = ...,
+        batch_tokens: int | None = ...,
+        threads: int | None = ...,
+    ) -> Vectors | list[Vectors] | Any: ...
+
+    def logits(
+        self,
+        texts_or_batch: Batch,
         *,
         task: str | None = None,
         positions: str = "mask",
@@ -103,7 +177,7 @@ class Inside:
         warn_of(cuts)
         return rows
 
-    def routes(self, texts_or_batch: Any, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Any]]:
+    def routes(self, texts_or_batch: Batch, *, batch_tokens: int | None = None, threads: int | None = None) -> list[list[Route | None]]:
         """Per text, per layer: (nodes, z), the visited nodes (tokens, P, depth + 1) int32, -1 after a stop, and their float32 logits.
 
         None stands for a dense layer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import numpy as np
 
 from . import backends
@@ -10,7 +12,19 @@ from .config import MAX_DEPTH, tree_nodes
 from .errors import DtypeError, InputError, ShapeError, check_array, check_int, short
 from .weights import FeedForward, Linear
 
+if TYPE_CHECKING:
+    from .backends.reference import Reference
+
 __all__ = ["FFF", "fff"]
+
+
+class Arrays(NamedTuple):
+    """The arrays of an FFF: nodes (P, N, 2, D), b_in, b_out, and dense as FFF takes it, but with w_out (D, W)."""
+
+    nodes: Tensor
+    b_in: np.ndarray | None
+    b_out: np.ndarray | None
+    dense: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None
 
 
 class FFF:
@@ -22,7 +36,8 @@ class FFF:
     depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
     b_out   (D,)      float32 or None
     dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
-    dtype   dtype of the weights and of computing: "float32", "bfloat16", "float16" (GPU only), "int8" (a scale per row); sums are float32
+    dtype   dtype of the weights and of computing: "float32", "bfloat16", "int8" (a scale per row), or "float16", which without a GPU is
+            float32; sums are float32
     device  "cpu", "cpu:ISA", "numpy", "cuda" or "cuda:N"
 
     At node n: z = x.w_in[n] + b_in[n]; y += gelu(z) * w_out[n]; go to 2n + 1 + (z > 0). z == 0 goes
@@ -62,13 +77,7 @@ class FFF:
         if b_out is not None:
             check_array("b_out", b_out, (hidden,), because=f"hidden={hidden} comes from w_in")
 
-        self._ops = ops = ops.fitted(hidden, 0, dtype)
-        self.trees, self.depth, self.hidden = trees, depth, hidden
-        self.dtype, self.device = dtype, ops.device
-        nodes = ops.own(Tensor(np.stack([w_in, w_out], axis=2), "float32"))
-        made = ops.trees(nodes, None if b_in is None else b_in.copy(), None, self.depth)
-        bias = None if b_out is None else ops.vector(Tensor(b_out.copy(), "float32"))
-        dense_in = dense_out = None
+        always = None
         if dense is not None:
             if not isinstance(dense, tuple) or len(dense) != 3:
                 raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
@@ -78,10 +87,45 @@ class FFF:
                 raise ShapeError(f"dense w_in is {d_in.shape}, expected at least one neuron that is always on, or dense=None")
             check_array("dense w_out", d_out, d_in.shape, because="it has the shape of the dense w_in")
             if d_bias is not None:
-                d_bias = ops.vector(Tensor(check_array("dense b_in", d_bias, (len(d_in),)).copy(), "float32"))
-            dense_in = Linear(ops.matrix(Tensor(d_in.copy(), "float32")), d_bias)
-            dense_out = Linear(ops.matrix(Tensor(np.ascontiguousarray(d_out.T), "float32")))
+                d_bias = check_array("dense b_in", d_bias, (len(d_in),)).copy()
+            always = d_in.copy(), d_bias, d_out.T.copy()
+        nodes = Tensor(np.stack([w_in, w_out], axis=2), "float32")
+        copies = [None if a is None else a.copy() for a in (b_in, b_out)]
+        self._prepare(Arrays(nodes, copies[0], copies[1], always), depth, activation, dtype, device, ops)
+
+    def _prepare(self, arrays: Arrays, depth: int, activation: str, dtype: str, device: str, ops: Reference) -> None:
+        """Make the layer of arrays of its own."""
+        trees, _, _, hidden = arrays.nodes.data.shape
+        self.trees, self.depth, self.hidden = trees, depth, hidden
+        self.dtype = dtype if dtype in ops.dtypes else "float32"  # float16 needs a GPU
+        self._ops = ops = ops.fitted(hidden, 0, self.dtype)
+        self.device = ops.device
+        arrays = arrays._replace(nodes=ops.own(arrays.nodes))
+        made = ops.trees(arrays.nodes, arrays.b_in, None, depth)
+        bias = None if arrays.b_out is None else ops.vector(Tensor(arrays.b_out, "float32"))
+        dense_in = dense_out = None
+        if arrays.dense is not None:
+            d_in, d_bias, d_out = arrays.dense
+            dense_in = Linear(ops.matrix(Tensor(d_in, "float32")), None if d_bias is None else ops.vector(Tensor(d_bias, "float32")))
+            dense_out = Linear(ops.matrix(Tensor(d_out, "float32")))
         self._layer = FeedForward("fff", None, made, dense_in, dense_out, bias, activation, {})
+        self._state = arrays, depth, activation, dtype, device
+
+    def __getstate__(self) -> tuple[Arrays, int, str, str, str]:
+        return self._state
+
+    def __setstate__(self, state: tuple[Arrays, int, str, str, str]) -> None:
+        *_, dtype, device = state
+        self._prepare(*state, backends.get(device, dtype=dtype))
+
+    def __copy__(self) -> FFF:
+        """A layer that shares the arrays, which no call changes."""
+        made = object.__new__(type(self))
+        made.__dict__ |= self.__dict__
+        return made
+
+    def __deepcopy__(self, memo: Any) -> FFF:
+        return self.__copy__()
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
         """The layer's output for x (T, D) float32: (T, D) float32, in `out` when given (it may not overlap x).

@@ -15,8 +15,8 @@ from . import batch
 from .backends.reference import Reference
 from .batch import PackedBatch
 from .config import Config
-from .errors import InputError, ShapeError, check_flag, check_int
-from .progress import Progress
+from .errors import InputError, ShapeError, check_int
+from .progress import Show, shown
 from .tokenizer import Tokenizer, TruncationWarning, as_texts
 from .weights import Weights
 from .workspace import Workspace
@@ -38,17 +38,31 @@ class Replica(NamedTuple):
     weights: Weights
 
 
+class Turn:
+    """A device for the time of one call: `with Turn(ops, weights) as (ops, weights, work)`."""
+
+    def __init__(self, ops: Reference, weights: Weights) -> None:
+        self._ops, self._weights = ops, weights
+
+    def __enter__(self) -> tuple[Reference, Weights, Workspace]:
+        self._work = self._ops.workspace()
+        return self._ops, self._weights, self._work
+
+    def __exit__(self, *_: object) -> None:
+        self._work.close()
+
+
 class Options(NamedTuple):
     """A caller's options for one call. Each is checked where it is used.
 
     batch_tokens  most tokens per packed batch (a longer text is a batch by itself); None: the device's default
     threads       most threads; None: as the model was loaded
-    progress      show a progress bar on standard error
+    progress      show a progress bar on standard error, or a function that is called with (texts that are done, all texts)
     """
 
     batch_tokens: int | None = None
     threads: int | None = None
-    progress: bool = False
+    progress: Show = False
 
 
 class Runner:
@@ -60,13 +74,10 @@ class Runner:
 
     # --- batches ---
 
-    @contextlib.contextmanager
-    def turn(self, threads: int | None, replica: int = 0) -> Iterator[tuple[Reference, Weights, Workspace]]:
+    def turn(self, threads: int | None, replica: int = 0) -> Turn:
         """(backend, weights, workspace) of a device, for one call."""
         ops, weights = self.replicas[replica]
-        ops = ops.using(threads)
-        with contextlib.closing(ops.workspace()) as work:
-            yield ops, weights, work
+        return Turn(ops.using(threads), weights)
 
     def parts(self, windows: Iterable[PackedBatch], options: Options) -> Iterator[tuple[np.ndarray, PackedBatch]]:
         """Yield (indices of texts, their batch) of at most batch_tokens tokens. Texts of similar length in a window go together."""
@@ -86,7 +97,7 @@ class Runner:
 
         Each device gets its next batch before the result of its last batch is awaited.
         """
-        with contextlib.ExitStack() as stack, Progress(total, enabled=check_flag("progress", options.progress)) as bar:
+        with contextlib.ExitStack() as stack, shown(options.progress, total) as bar:
             turns = itertools.cycle([stack.enter_context(self.turn(options.threads, i)) for i in range(len(self.replicas))])
             waiting: deque[tuple[np.ndarray, PackedBatch, Callable[[], np.ndarray]]] = deque()
 
@@ -164,7 +175,7 @@ class Runner:
         whole   `answer` does not cut long texts
         """
         answers: list[Any] = []
-        with Progress(len(texts), enabled=check_flag("progress", options.progress)) as bar:
+        with shown(options.progress, len(texts)) as bar:
             for portion in self.tokenizer("text").portions(texts, whole=whole):
                 answers += answer(portion, len(answers))
                 bar.advance(len(portion))
@@ -193,7 +204,7 @@ class Runner:
                 continue
             if values.shape != packed.ids.shape or values.dtype.kind not in "iu":
                 raise ShapeError(f"{name} is {values.dtype} {values.shape}, expected integers of shape {packed.ids.shape}")
-            if values.min() < 0 or values.max() >= size:
+            if values.view(np.uint32).max() >= size if values.dtype == np.int32 else values.min() < 0 or values.max() >= size:
                 t = int(np.argmax((values < 0) | (values >= size)))
                 b = int(np.searchsorted(cu, t, side="right")) - 1
                 raise InputError(f"{name} of text {b}, token {t - cu[b]} is {values[t]}, expected 0 to {size - 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ class SparseEmbedder:
     def __init__(self, head: EmbedSparse, decoder: FillMask, runner: Runner) -> None:
         self._head, self._decoder, self._runner = head, decoder, runner
 
-    def embed(self, texts: Any, options: Options) -> Any:
-        """A scipy.sparse.csr_array (B, V) float32: a row per text, a column per token of the vocabulary."""
+    def embed(self, texts: Any, options: Options, missing: Sequence[int] = ()) -> Any:
+        """A scipy.sparse.csr_array (B, V) float32: a row per text, a column per token of the vocabulary. missing: rows without weights."""
         from scipy.sparse import csr_array  # no other call needs this package, and importing it takes longer than many calls
 
         cuts: list[TruncationWarning] = []
@@ -37,6 +38,8 @@ class SparseEmbedder:
             for b, row in zip(which.tolist(), rows, strict=True):
                 found[b] = embed_sparse.weights_of(row, self._head)
         warn_of(cuts)
+        for b in missing:
+            found[b] = np.empty(0, np.int32), np.empty(0, np.float32)
         ids, values = ([np.empty(0, dtype), *(row[i] for row in found)] for i, dtype in enumerate((np.int32, np.float32)))
         starts = np.cumsum([0, *(len(row) for row, _ in found)])
         starts = starts.astype(np.int32 if starts[-1] <= np.iinfo(np.int32).max else np.int64)  # scipy gives the ids this dtype, too

@@ -30,6 +30,7 @@ __all__ = [
     "named",
     "output",
     "output_ending",
+    "read_records",
     "read_texts",
     "reads_stdin",
     "shown",
@@ -66,6 +67,19 @@ def read_texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
             yield from (_plain(line, args, where) for where, line in lines)
         else:
             yield from (_item(value, args, where) for where, value in _values(lines, name, document=kind == "json"))
+
+
+def read_records(args: argparse.Namespace) -> Iterator[tuple[Any, Any, str]]:
+    """Yield (id, text, where it is): the "id" of a JSON object, else None."""
+    kind = "plain" if args.texts and not reads_stdin(args) else _kind(args)
+    if kind == "plain":
+        yield from ((None, text, f"text {i}") for i, text in enumerate(read_texts(args), 1))
+        return
+    name = "standard input" if reads_stdin(args) else args.input
+    with naming(name), _opened(args) as file:
+        lines = _lines(file, name, DOCUMENT_MEGABYTES if kind == "json" else LINE_MEGABYTES)
+        for where, value in _values(lines, name, document=kind == "json"):
+            yield value.get("id") if isinstance(value, dict) else None, _item(value, args, where), where
 
 
 def _kind(args: argparse.Namespace) -> str:

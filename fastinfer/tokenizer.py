@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import operator
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
 from .cutting import settled, shortened, sides_of
-from .errors import CheckpointError, InputError, warn
+from .errors import CheckpointError, InputError, short, warn
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
+from .values import Missing, Text, check_missing, is_missing, kind_of, ordered
 
-__all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "warn_of"]
+__all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "present", "present_singles"]
+__all__ += ["warn_of"]
 
 SHARED = 128  # tokens that neighbouring windows of a long text share
 # Texts and characters that the library gets in one call. It handles no signal before the call ends (20 ms of English text on one CPU),
@@ -120,56 +123,70 @@ class Window(NamedTuple):
     tokens: Tokens
 
 
-def as_texts(texts: Any, name: str = "texts") -> list[Any]:
+def as_texts(texts: Any, name: str = "texts", missing: list[int] | None = None) -> list[Any]:
     """A list of texts, each a str or a pair (str, str) as a tuple. One str or one tuple is a batch of one.
+
+    missing  a list that gets the indices of missing texts, which become empty ones; None: a missing text is an error
 
     Raises InputError naming an item that is not a text, and for a collection whose texts or their order are not clear.
     """
-    return list(each_text(texts, name))
+    if type(texts) is str and texts.isascii():
+        return [texts]
+    if type(texts) is list and set(map(type, texts)) == {str} and all(map(str.isascii, texts)):
+        return list(texts)
+    return list(each_text(texts, name, missing))
 
 
-def each_text(texts: Any, name: str = "texts") -> Iterator[str | tuple[str, str]]:
+def each_text(texts: Any, name: str = "texts", missing: list[int] | None = None) -> Iterator[Text]:
     """Yield the items of as_texts() one by one, for a stream."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
-    for i, text in enumerate(_ordered(texts, name)):
+    for i, text in enumerate(ordered(texts, name)):
+        if type(text) is str and text.isascii():
+            yield text
+            continue
+        pair = isinstance(text, (tuple, list)) and len(text) == 2
+        if any(map(is_missing, text)) if pair else is_missing(text):
+            if missing is None:
+                hint = "fill or leave out such rows, or pass na='empty' or na='skip' to a task"
+                raise InputError(f"{name}[{i}] is {short(text)}, expected a str or a pair (str, str): {hint}")
+            missing.append(i)
+            text = tuple("" if is_missing(side) else side for side in text) if pair else ""
         yield as_text(text, f"{name}[{i}]")
 
 
-def as_singles(texts: Any, name: str = "texts") -> list[str]:
+def as_singles(texts: Any, name: str = "texts", missing: list[int] | None = None) -> list[str]:
     """as_texts() for tasks where pairs have no meaning: a tuple is a batch. Raises InputError for a pair."""
-    singles = as_texts(list(texts) if isinstance(texts, tuple) else texts, name)
+    singles = as_texts(list(texts) if isinstance(texts, tuple) else texts, name, missing)
     for i, text in enumerate(singles):
         if not isinstance(text, str):
             raise InputError(f"{name}[{i}] is a pair, expected a str")
     return singles
 
 
-def _ordered(texts: Any, name: str) -> Iterable[Any]:
-    """`texts`, an iterable whose items are the texts in their order. Raises InputError with the value to pass instead."""
-    expected = "a str, a pair (str, str), or a list of these"
-    if isinstance(texts, Mapping):
-        hint = f"the texts in it, such as list({name}.values())"
-    elif isinstance(texts, Set) and not isinstance(texts, KeysView):
-        hint = f"a list, such as sorted({name}): a set has no order to answer in"
-    elif hasattr(type(texts), "columns"):  # a table of pandas, polars or pyarrow, which iterates over its columns
-        hint = f'the texts of one column, such as list({name}["column"])'
-    elif isinstance(texts, np.ndarray) and texts.ndim == 0:
-        hint = f"the str in it, {name}.item()"
-    elif isinstance(texts, (bytes, bytearray, memoryview)):
-        hint = f"a str, such as {name}.decode()"
-    elif not isinstance(texts, Iterable):
-        raise InputError(f"{name} is {_kind(texts)}, expected {expected}")
-    else:
-        return texts
-    raise InputError(f"{name} is {_kind(texts)}, expected {expected}: pass {hint}")
+def present(texts: Any, na: Missing) -> tuple[Any, list[int]]:
+    """(texts with an empty one for each missing one, the indices of the missing ones whose answers are to be empty).
+
+    na  what becomes of missing texts: "raise", "empty" or "skip". "raise" leaves the texts to a later check, which refuses missing ones
+    """
+    if check_missing(na) == "raise" or isinstance(texts, PackedBatch):
+        return texts, []
+    missing: list[int] = []
+    return as_texts(texts, missing=missing), missing if na == "skip" else []
 
 
-def as_text(text: Any, name: str) -> str | tuple[str, str]:
+def present_singles(texts: Any, na: Missing, name: str = "texts") -> tuple[list[str], list[int]]:
+    """present() for tasks where pairs have no meaning, as as_singles() has it."""
+    missing: list[int] = []
+    singles = as_singles(texts, name, None if check_missing(na) == "raise" else missing)
+    return singles, missing if na == "skip" else []
+
+
+def as_text(text: Any, name: str) -> Text:
     """A str, or a pair of them as a tuple. Raises InputError for anything else, and for a str that is not valid Unicode."""
     if not isinstance(text, str):
         if not isinstance(text, (tuple, list)) or len(text) != 2 or not all(isinstance(t, str) for t in text):
-            raise InputError(f"{name} is {_kind(text)}, expected a str or a pair (str, str)")
+            raise InputError(f"{name} is {kind_of(text)}, expected a str or a pair (str, str)")
         for i, side in enumerate(text):
             as_text(side, f"{name}[{i}]")
         return text[0], text[1]
@@ -190,7 +207,7 @@ class Tokenizer:
 
     def __init__(self, source: Path | TokenizerFile, config: Config) -> None:
         file = read_tokenizer(source, config.vocabulary) if isinstance(source, Path) else source
-        self.raw = open_tokenizer(file, config.vocabulary)
+        self.raw, self._path = open_tokenizer(file, config.vocabulary), file.path
         size = self.raw.get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise CheckpointError(
@@ -204,6 +221,10 @@ class Tokenizer:
                     f"{file.path} adds {self.raw.num_special_tokens_to_add(count == 2)} tokens to a text, "
                     f"but max_tokens is {config.max_tokens}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the content of the tokenizer.json that the library would write."""
+        return _unpickled, (str(self._path), self.raw.to_str(), self._config, self._left)
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
         """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).
@@ -407,8 +428,8 @@ class Tokenizer:
             yield Window(i, rows, whole.take(rows))
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(type(v).__name__ for v in value[:3])})"
-    name = type(value).__name__
-    return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+def _unpickled(path: str, text: str, config: Config, left: bool) -> Tokenizer:
+    """A pickled Tokenizer. Its file was checked when it was first opened."""
+    made = Tokenizer(TokenizerFile(Path(path), json.loads(text), set()), config)
+    made._left = left
+    return made

@@ -6,6 +6,8 @@ ALL = [name for name, why_not in fastinfer.backends.available().items() if why_n
 # The compiled backends, by device and by ISA. Their answers are bitwise independent of batch, order and threads.
 COMPILED = [name for name in ALL if name.startswith("cpu:")]
 ISAS = [name.removeprefix("cpu:") for name in COMPILED]
+# Those that multiply in bfloat16 by instructions that sum pairs: they flush denormals, and attention rounds its factors.
+BFLOAT16_DOTS = ("cpu:avx512_amx", "cpu:avx512_bf16")
 DTYPES = ("float32", "bfloat16", "int8")
 
 # A logit farther from zero than this must have the same sign in float32 and in float64.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import signal
 import sys
 
@@ -11,9 +12,10 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+import fastinfer
 from fastinfer import backends, checkpoint, cli
 from fastinfer.backends import cpu
-from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Positions, Tag, Tasks
+from fastinfer.config import Answer, Classify, Embed, FillMask, Ids, Norm, Positions, Prompt, Tag, Tasks
 
 # device="auto" never takes a GPU in tests, because answers of the CPU do not depend on the batch. Tests of a GPU name it.
 backends.AUTO = ("cpu", "numpy")
@@ -70,11 +72,46 @@ def make_config(**changes):
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> str:
     """The folder of a model with random weights and every head."""
-    folder = tmp_path_factory.mktemp("random")
-    config = make_config()
+    return make_model(tmp_path_factory.mktemp("random"))
+
+
+def make_model(folder, **changes) -> str:
+    """The folder, with a model with random weights in it. changes: of its Config."""
+    config = make_config(**changes)
     checkpoint.save(folder, config, builders.weights(config))
     make_tokenizer().save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory) -> str:
+    """The folder of an embedder whose queries and documents have prompts, so that a missing or a wrong prompt changes a vector."""
+    head = Embed("mean", True, prompts=(Prompt("query", "who is "), Prompt("document", "the ")))
+    return make_model(tmp_path_factory.mktemp("embedder"), tasks=Tasks(head, None, None, None, None))
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory) -> str:
+    """The folder of a model that scores pairs."""
+    return make_model(tmp_path_factory.mktemp("cross"), tasks=Tasks(None, None, Classify(("score",), "sigmoid", "cls"), None, None))
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """12 random texts of three words, all different."""
+    return [f"{a} {b} {random.choice(WORDS[5:])}" for a, b in random.sample([(a, b) for a in WORDS[5:] for b in WORDS[5:]], 12)]
+
+
+@pytest.fixture
+def queries(embedder, texts) -> np.ndarray:
+    """The vectors that `embedder` itself gives to the texts as queries."""
+    return fastinfer.load(embedder).embed([f"who is {text}" for text in texts], prompt="")
+
+
+@pytest.fixture
+def documents(embedder, texts) -> np.ndarray:
+    """The vectors that `embedder` itself gives to the texts as documents."""
+    return fastinfer.load(embedder).embed([f"the {text}" for text in texts], prompt="")
 
 
 @pytest.fixture

@@ -103,6 +103,8 @@ def of_function(ops, name, rng, kind):
     with np.errstate(over="ignore", under="ignore"):
         want = FUNCTIONS[name](x.astype(np.float64))
         x, want = x[want <= MOST], want[want <= MOST]
+        if name == "exp":  # the kernels give 0 where the result would be denormal; test_math.py holds that
+            x, want = x[want >= np.finfo(np.float32).tiny], want[want >= np.finfo(np.float32).tiny]
         off = np.abs(apply(ops, name, x).astype(np.float64) - want)
     if OPS[name].relative_to != "ulp" and not kind:
         return (off / np.maximum(1, np.abs(x))).max()

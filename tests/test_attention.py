@@ -43,7 +43,7 @@ def in_float64(qkv, lengths, heads, size, keys=None):
 def test_attention(device, dtype, heads, size):
     ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 2, 3)]
     # In low precisions, an ISA with a bfloat16 dot product rounds factors to bfloat16. The others use float32.
-    low = dtype != "float32" and device == "cpu:avx512_bf16"
+    low = dtype != "float32" and device in backends.BFLOAT16_DOTS
     for lengths in TEXTS:
         rng = np.random.default_rng([size, len(lengths)])
         qkv = rng.standard_normal((sum(lengths), 3 * heads * size), np.float32)
@@ -63,7 +63,7 @@ def test_attention(device, dtype, heads, size):
 def test_attention_to_the_first_tokens_of_a_text(device, dtype, heads, size):
     ops = [fastinfer.backends.get(device, dtype=dtype, threads=threads) for threads in (1, 3)]
     equal = assert_array_equal if size % 8 == 0 else lambda x, y: assert_allclose(x, y, rtol=1e-5, atol=1e-6)  # NumPy's sums
-    low = dtype != "float32" and device == "cpu:avx512_bf16" and size % 8 == 0
+    low = dtype != "float32" and device in backends.BFLOAT16_DOTS and size % 8 == 0
     for lengths in TEXTS:
         rng = np.random.default_rng([size, len(lengths)])
         qkv = rng.standard_normal((sum(lengths), 3 * heads * size), np.float32)

@@ -1,6 +1,9 @@
 """The choice of a device, an ISA and a number of threads, and the errors for those that are not available."""
 
+import pickle
+
 import backends
+import numpy as np
 import pytest
 
 import fastinfer
@@ -104,3 +107,21 @@ def test_without_the_compiled_module(monkeypatch):
     assert fastinfer.info()["isas"] is None
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cpu'.*compiled module is missing.*Available here: numpy(, cuda)?\."):
         fastinfer.backends.get("cpu")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "numpy"])
+def test_float16_without_a_gpu_is_float32_with_one_warning(device, random_model):
+    if fastinfer.backends.available().get(device) is not None:
+        pytest.skip(f"{device} is not available here")
+    want = fastinfer.load(random_model, device=device, dtype="float32").embed("ada lived")
+    with pytest.warns(fastinfer.BackendWarning, match=f"dtype 'float16' needs a GPU, and device '{device}' is none") as caught:
+        model = fastinfer.load(random_model, device=device, dtype="float16")
+    assert [warning.filename for warning in caught] == [__file__]
+    np.testing.assert_array_equal(model.embed("ada lived"), want)
+    with pytest.warns(fastinfer.BackendWarning):
+        assert pickle.loads(pickle.dumps(model))._origin.how.dtype == "float16"  # it may be used on a machine with a GPU
+    w, x = np.ones((1, 3, 8), np.float32), np.ones((2, 8), np.float32)
+    with pytest.warns(fastinfer.BackendWarning) as caught:
+        layer = fastinfer.FFF(w, None, w, depth=1, dtype="float16", device=device)
+    assert (len(caught), layer.dtype) == (1, "float32")
+    np.testing.assert_array_equal(layer(x), fastinfer.FFF(w, None, w, depth=1, device=device)(x))

@@ -18,6 +18,7 @@ import safetensors
 
 import fastinfer
 from fastinfer import checkpoint
+from fastinfer.backends.pages import Pages
 from fastinfer.checkpoint import Tensor, check_children
 from fastinfer.config import FFF, Dense, Positions, Stored, tree_nodes
 from fastinfer.errors import check_array, printable
@@ -754,9 +755,10 @@ def test_the_compiled_module_checks_shapes_itself():
         with pytest.raises(SHAPE):
             _cpu.Trees(*arguments)
     trees = _cpu.Trees(nodes, "float32", None, None, None, 2)
-    matrix = kernels.pack(floats(5, 6), "float32", None, "float32", 1)
+    pages = Pages()
+    matrix = kernels.pack(floats(5, 6), "float32", None, "float32", pages.take, 1)
     right = {
-        kernels.pack: (floats(5, 6), "float32", None, "float32", 1),
+        kernels.pack: (floats(5, 6), "float32", None, "float32", pages.take, 1),
         kernels.fff: (floats(4, 6), trees, floats(6), floats(4, 6), floats(4, 6), np.zeros((4, 2, 3), np.int32), floats(4, 2, 3), 1),
         kernels.gemm: (floats(4, 6), matrix, floats(5), None, None, floats(4, 5), floats(4, 5), 1),
         kernels.norm: (floats(4, 6), floats(6), floats(6), 0.0, floats(4, 6), 1),

@@ -24,7 +24,7 @@ SOURCES = Path(__file__).parents[1] / "src" / "cpu"
 STUB = Path(fastinfer.__file__).with_name("_cpu.pyi")
 # {C type: its names in the stub}. Only the stub says whether None is accepted.
 ANNOTATIONS = {
-    "": {"NDArray[Any]", "str"},  # any Python object
+    "": {"NDArray[Any]", "str", "Callable[[int], NDArray[np.uint8]]"},  # any Python object
     "str": {"str"},
     "int": {"int"},
     "bint": {"bool"},

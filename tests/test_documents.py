@@ -2,13 +2,15 @@
 
 All ```python blocks of a document run in one namespace, and lines that begin with "# > " show what a block prints. A ```text block
 after a ```sh block with one fastinfer command shows what the command prints. Numbers may differ as much as between ISAs and GPUs.
-The line <!-- not run: why --> before a block excludes it.
+The line <!-- not run: why --> before a block excludes it. The line <!-- needs: names --> names the modules that a page is about:
+without them its examples are skipped, with that reason.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import itertools
 import json
@@ -16,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +54,19 @@ def blocks(page: Path) -> list[Block]:
     return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 2, text[: m.start()].rstrip().endswith("-->")) for m in found]
 
 
+def missing(page: Path) -> list[str]:
+    """The modules that a page needs and that are not installed."""
+    needed = [name for line in re.findall(r"^<!-- needs: (.+) -->$", page.read_text(), re.M) for name in line.split()]
+    return [name for name in needed if not installed(name)]
+
+
+def installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
 def commands(code: str) -> list[list[str]]:
     """The fastinfer commands of a shell block, as lists of arguments."""
     lines = re.sub(r"\\\n\s*|&&\n", lambda m: "&& " if m[0].startswith("&") else " ", code).splitlines()
@@ -72,6 +88,14 @@ def test_assert_same_tells_numbers_and_words():
             assert_same("a 0.50, b", other, "here")
 
 
+def test_modules_that_a_page_needs(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n<!-- needs: json fastinfer.nothing nothing.at.all -->\n")
+    assert missing(page) == ["fastinfer.nothing", "nothing.at.all"]
+    page.write_text("# A page\n")
+    assert missing(page) == []
+
+
 def test_commands_of_a_block():
     code = "pip install . &&\nfastinfer rank \"a && b\" \\\n  'c'\nfastinfer info  # all\npython -m fastinfer info\n"
     assert commands("fastinfer info\n") == [["info"]]
@@ -91,8 +115,12 @@ def example_models(tmp_path_factory) -> Path:
     "page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_python_examples(page, example_models, monkeypatch):
+    if lacks := missing(page):
+        pytest.skip(f"not installed: {', '.join(lacks)}")
     monkeypatch.chdir(example_models)
-    namespace: dict = {}
+    if "<!-- needs:" in page.read_text():
+        warnings.simplefilter("ignore")  # other packages may warn of anything
+    namespace: dict = {"__name__": page.stem}
     for block in blocks(page):
         if block.language != "python" or block.left_out:
             continue

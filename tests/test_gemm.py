@@ -116,6 +116,8 @@ def test_sums_are_taken_in_the_written_order(device, dtype):
     """The exact bits are one FMA per input from zero, ascending, then the bias. (In float64 a product is exact; an FMA rounds once.)"""
     if dtype == "bfloat16" and device == "cpu:avx512_bf16":
         pytest.skip("VDPBF16PS takes inputs in pairs, in an order of its own")
+    if dtype == "bfloat16" and device == "cpu:avx512_amx":
+        pytest.skip("TDPBF16PS takes inputs in blocks: the next test")
     x, weight, bias, _ = case(50, 65, 17)
     a, b = (bfloat16(m.astype(np.float64)) if dtype == "bfloat16" else m.astype(np.float64) for m in (x, weight))
     want = np.zeros((17, 50), np.float32)
@@ -123,6 +125,24 @@ def test_sums_are_taken_in_the_written_order(device, dtype):
         term = a[:, k, None] * b[:, k]
         want = (want + (term.astype(np.float32) if device == "cpu:portable" else term)).astype(np.float32)
     ops = fastinfer.backends.get(device, dtype=dtype)
+    assert_array_equal(product(ops, x, ops.matrix(Tensor(weight, "float32")), bias), want + bias)
+
+
+@pytest.mark.skipif("cpu:avx512_amx" not in backends.COMPILED, reason="this CPU has no AMX")
+@pytest.mark.parametrize("tokens", [1, 16, 17, 33])
+def test_tiles_sum_bfloat16_in_blocks(tokens):
+    """Of 32 inputs the even and the odd ones are summed apart, by FMAs from zero; their sum is added to that of the blocks before."""
+    x, weight, bias, _ = case(50, 70, tokens)
+    a, b = (bfloat16(m.astype(np.float64)) for m in (x, weight))
+    want = np.zeros((tokens, 50), np.float32)
+    for block in range(0, 70, 32):
+        halves = []
+        for half in (0, 1):
+            halves.append(np.zeros((tokens, 50), np.float32))
+            for k in range(block + half, min(block + 32, 70), 2):
+                halves[half] = (halves[half] + a[:, k, None] * b[:, k]).astype(np.float32)
+        want += halves[0] + halves[1]
+    ops = fastinfer.backends.get("cpu:avx512_amx", dtype="bfloat16")
     assert_array_equal(product(ops, x, ops.matrix(Tensor(weight, "float32")), bias), want + bias)
 
 

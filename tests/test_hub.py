@@ -111,14 +111,18 @@ def server():
 
 
 RUN = """\
-import json, sys, warnings
+import json, os, pickle, sys, warnings
+from pathlib import Path
 import fastinfer
 for name in sys.argv[1:]:
     out = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = fastinfer.load(name, device="numpy")
+            is_pickle = name.endswith(".pickle")
+            model = pickle.loads(Path(name).read_bytes()) if is_pickle else fastinfer.load(name, device="numpy")
+            if "TO_PICKLE" in os.environ:
+                Path(os.environ["TO_PICKLE"]).write_bytes(pickle.dumps(model))
             out |= {"tasks": model.tasks, "folder": repr(model).split()[1].rstrip(":")}
             out["vector"] = model.embed("ada lived")[0].tolist() if "embed" in model.tasks else None
         except fastinfer.FastinferError as error:
@@ -188,6 +192,20 @@ def test_revisions(server, load, expected):
     assert again["vector"] == tag["vector"]
     assert server.files() == []
     assert (missing["kind"], missing["error"]) == ("CheckpointError", "org/name on the hub has no branch, tag or commit 'v3'")
+
+
+def test_a_pickle_names_the_commit(server, load, expected, tmp_path):
+    """It is what was loaded, in another cache, and also after the branch moved; a folder of the same name is not it."""
+    server.add("org/name", MODEL)
+    load("org/name", TO_PICKLE=str(tmp_path / "it.pickle"))
+    assert len((tmp_path / "it.pickle").read_bytes()) < 1000
+    server.add("org/name", MODEL | {"1_Pooling/config.json": b'{"pooling_mode_cls_token": true}'}, SECOND)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    server.files()
+    found = load("it.pickle", HF_HOME=str(tmp_path / "another"), TO_PICKLE=str(tmp_path / "again.pickle"))
+    assert (found["vector"], Path(found["folder"]).name) == (expected, FIRST)
+    assert server.files() == sorted(MODEL)
+    assert load("again.pickle")["folder"] == str(tmp_path / "home" / "hub" / "models--org--name" / "snapshots" / FIRST)
 
 
 def test_a_bin_where_there_are_no_safetensors(server, load):

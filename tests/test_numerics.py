@@ -36,13 +36,13 @@ def test_the_document_states_the_same_bounds():
 
 @pytest.mark.parametrize("device", backends.COMPILED)
 def test_exp_of_what_is_far_from_zero(device):
-    x = np.array([88.72, 88.73, 89, 1e30, -87.34, -95, -103.9, -104.1, -1e30], np.float32)
+    x = np.array([88.72, 88.73, 89, 1e30, -87.33, -87.34, -95, -103.9, -1e30], np.float32)
     y = numerics.apply(fastinfer.backends.get(device), "exp", x)
     with np.errstate(over="ignore"):
         want = np.exp(x.astype(np.float64)).astype(np.float32)
     assert_array_equal(y[1:4], INF)
-    assert_array_equal(y[7:], 0)
-    assert_allclose(y, want, rtol=2e-7, atol=TINY)
+    assert_array_equal(y[5:], 0)
+    assert_allclose(y[:5], want[:5], rtol=2e-7)
 
 
 @each_device
@@ -132,7 +132,7 @@ def test_pooling_keeps_what_is_no_number(device, kind):
 def test_denormal_factors_of_products(device):
     """float32 keeps denormals, and so does bfloat16, except that VDPBF16PS reads zeros. int8 takes rows below 1e-30 for zeros."""
     x, weight = np.full((1, 2), 1e-39, np.float32), np.ones((1, 2), np.float32)
-    for dtype, want in (("float32", 2e-39), ("bfloat16", 0 if device == "cpu:avx512_bf16" else 2e-39), ("int8", 0)):
+    for dtype, want in (("float32", 2e-39), ("bfloat16", 0 if device in backends.BFLOAT16_DOTS else 2e-39), ("int8", 0)):
         ops, out = fastinfer.backends.get(device, dtype=dtype), np.empty((1, 1), np.float32)
         ops.linear(x, ops.matrix(Tensor(weight, "float32")), out=out)
         assert_allclose(out, want, rtol=0.02, atol=0)  # a denormal bfloat16 has few digits

@@ -31,7 +31,7 @@ def rounded(device, dtype, x):
 
 
 def is_low(device, dtype):
-    return dtype != "float32" and device == "cpu:avx512_bf16"
+    return dtype != "float32" and device in backends.BFLOAT16_DOTS
 
 
 def expected(qkv, lengths, heads, added, window=None, causal=False):

@@ -293,8 +293,8 @@ def calls(model, layer, folder):
     device = model.device
     found = {}
     inference = copy.copy(model)  # the same model with another name for a class
-    tasks = dataclasses.replace(model.config.tasks, classify=dataclasses.replace(model.config.tasks.classify, labels=("no", "entails")))
-    inference.config = dataclasses.replace(model.config, tasks=tasks)
+    entails = dataclasses.replace(model.config.tasks, classify=dataclasses.replace(model.config.tasks.classify, labels=("no", "entails")))
+    inference.config = dataclasses.replace(model.config, tasks=entails)
 
     def add(name, call, right):
         found[name] = call, right
@@ -304,6 +304,7 @@ def calls(model, layer, folder):
             add(f"{name} {option}", lambda value, option=option: call(**{option: value}), values)
 
     common = {"batch_tokens": NONE | ANY_LARGE, "threads": NONE | LARGE}
+    tasks = common | {"na": {}}
 
     def sparse(texts, **options):
         return model.embed_sparse(texts, **options).toarray()
@@ -312,9 +313,9 @@ def calls(model, layer, folder):
     late.config = dataclasses.replace(model.config, tasks=dataclasses.replace(model.config.tasks, embed_tokens=EmbedTokens()))
     late.tasks = late.config.tasks.names
     add("embed_sparse texts", sparse, TEXTS)
-    options("embed_sparse", lambda **o: sparse("ada", **o), progress=FLAGS, **common)
+    options("embed_sparse", lambda **o: sparse("ada", **o), progress=FLAGS, **tasks)
     add("embed_tokens texts", late.embed_tokens, BATCHES)
-    options("embed_tokens", lambda **o: late.embed_tokens("ada", **o), query=FLAGS, progress=FLAGS, **common)
+    options("embed_tokens", lambda **o: late.embed_tokens("ada", **o), query=FLAGS, progress=FLAGS, **tasks)
     for name in ("embed", "classify", "hidden_states", "routes"):
         add(f"{name} texts", getattr(model, name), TEXTS)
     add("embed_iter texts", lambda texts: list(model.embed_iter(texts)), TEXTS)
@@ -329,16 +330,16 @@ def calls(model, layer, folder):
     add("rank documents", lambda texts: model.rank("ada", texts), BATCHES)
     words = {name: text for name, text in TEXTS.items() if isinstance(text, str)}
     vectors = {"prompt": NONE | words, "prompt_name": NONE, "normalize": NONE | FLAGS, "dim": NONE | INTEGERS}
-    options("embed", lambda **o: model.embed("ada", **o), **vectors, progress=FLAGS, **common)
-    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), **vectors, **common)
-    options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
+    options("embed", lambda **o: model.embed("ada", **o), **vectors, progress=FLAGS, **tasks)
+    options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), **vectors, **tasks)
+    options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **tasks)
     options("classify", lambda **o: inference.classify("ada", **({"labels": ["is"]} | o)), labels=NAMES, template={}, multi_label=FLAGS)
-    options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **common)
-    options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **common)
+    options("fill_mask", lambda **o: model.fill_mask("a [MASK]", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **tasks)
+    options("tag", lambda **o: model.tag("ada", **o), strategy={}, progress=FLAGS, **tasks)
     given = {"no_answer": FLAGS, "whole_words": FLAGS, "top_k": NONE | ANY_LARGE, "progress": FLAGS}
-    options("answer", lambda **o: model.answer("ada", "ada lived", **o), **given, **common)
+    options("answer", lambda **o: model.answer("ada", "ada lived", **o), **given, **tasks)
     given = {"top_k": NONE | ANY_LARGE, "dim": NONE | INTEGERS, "progress": FLAGS}
-    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), **given, **common)
+    options("rank", lambda **o: model.rank("ada", ["ada", "lived"], **o), **given, **tasks)
     options("hidden_states", lambda **o: model.hidden_states("ada", **o), layers={"array [0-d]": [1]}, **common)
     options("logits", lambda **o: model.logits("a [MASK]", **({"task": "fill_mask"} | o)), task={}, positions={}, **common)
     options("routes", lambda **o: model.routes("ada", **o), **common)
@@ -420,6 +421,8 @@ def test_every_argument_of_every_call(every_call, capfd):
     wrong = []
     for call, (function, right) in every_call.items():
         for name, make in ZOO.items():
+            if call.endswith(" progress") and name in ("class", "function"):
+                continue  # a function of the caller's own, whose errors are theirs
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendError, short
+from ..errors import BackendError, BackendWarning, short, warn
 
 if TYPE_CHECKING:
     from .reference import Reference
@@ -19,7 +19,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 def get(device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Reference:
     """The backend for `device`: "auto", "cpu", "cpu:ISA", "cuda", "cuda:N" or "numpy".
 
-    dtype    the dtype of computing; None: the stored dtype decides
+    dtype    the dtype of computing; None: the stored dtype decides. "float16" becomes "float32" with a BackendWarning where no GPU is used
     threads  most threads per call, but never more than the CPUs that this process may use; None: as many as these
 
     Raises BackendError, which names the devices that can run here.
@@ -46,7 +46,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
         if rest and rest not in isas():
             raise _cannot(device, f"this CPU has no ISA {short(rest)}")
-        backend, arguments = CPU, {"isa": rest or None, "threads": threads, "dtype": dtype}
+        backend, arguments = CPU, {"isa": rest or None, "threads": threads}
     elif kind == "cuda":
         why = _why_no_cuda()
         if why:
@@ -54,12 +54,15 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         from .cuda.device import device_number
         from .cuda.ops import CUDA
 
-        backend, arguments = CUDA, {"number": device_number(device), "dtype": dtype}
+        backend, arguments = CUDA, {"number": device_number(device)}
     else:
         raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
+    if dtype == "float16" and kind != "cuda":
+        warn(BackendWarning(f"dtype 'float16' needs a GPU, and device {short(device)} is none here: float32 is computed instead"))
+        dtype = "float32"
     if dtype not in (None, *backend.dtypes):
         raise BackendError(f"dtype {dtype!r} was asked for, but device {short(device)} computes in {', '.join(backend.dtypes)}")
-    made: Reference = backend(**arguments)
+    made: Reference = backend(**arguments) if backend is Reference else backend(**arguments, dtype=dtype)
     return made
 
 

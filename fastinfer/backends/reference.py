@@ -25,6 +25,7 @@ from ..positions import distance_table, relative_rows, rotary_table, sinusoids
 from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
 from .pooling import pooled
+from .search import Search
 
 FLOAT32 = np.dtype(np.float32)
 forward_fff = KINDS["fff"].forward  # looked up once: a layer alone has no other kind, and one token takes 3 us
@@ -59,7 +60,7 @@ class Trees(NamedTuple):
     depth: int
 
 
-class Reference:
+class Reference(Search):
     """Every op in NumPy and float32."""
 
     name = "numpy"

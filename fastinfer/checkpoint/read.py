@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +19,19 @@ from ..strict_json import parse_json, read_json
 from . import torch_file
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
-__all__ = ["INDEX", "SINGLE", "WEIGHTS", "map_file", "map_folder", "unchanged", "weights_file"]
+__all__ = ["ADAPTERS", "INDEX", "SINGLE", "WEIGHTS", "digest", "map_file", "map_folder", "stamps", "unchanged", "weights_file"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, "pytorch_model.bin")  # files of weights, the preferred one first; each may be in shards, with an index
-# Name endings of the files that unchanged() watches, and the names of the folders in which it does, such as 2_Dense.
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# Name endings of the files that stamps() lists, and the names of the folders in which it does, such as 2_Dense.
 FILES = (
     *("config.json", "modules.json", "tokenizer.json", "tokens.json", "map.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *(".model", ".safetensors", ".bin", ".index.json"),
+    *("config_sentence_transformers.json", "artifact.metadata", ".model", ".safetensors", ".bin", ".index.json"),
 )
 MODULE = re.compile(r"\d+_\w+")
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
+DIGEST_BYTES = 1 << 20  # bytes read at a time
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 
 
@@ -132,21 +134,48 @@ def map_file(path: Path, copy: bool = False) -> dict[str, Tensor]:
     return found
 
 
+def stamps(folder: Path) -> dict[str, tuple[int, ...] | None]:
+    """{name: its files.stamp()} of the files in a folder that decide what load() makes of it. Empty where there is no such folder."""
+    names: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        for name in sorted(os.listdir(folder)):
+            inside = os.listdir(folder / name) if MODULE.fullmatch(name) and os.path.isdir(folder / name) else []
+            names += [name, *(f"{name}/{file}" for file in sorted(inside))]
+    return {name: stamp(folder / name) for name in names if name.endswith(FILES)}
+
+
 @contextlib.contextmanager
-def unchanged(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError when a file of the checkpoint changed during the block, because the tensors may then mix two versions."""
-
-    def stamps() -> dict[str, Any]:
-        names: list[str] = []
-        with contextlib.suppress(OSError, ValueError):
-            for name in sorted(os.listdir(folder)):
-                inside = os.listdir(folder / name) if MODULE.fullmatch(name) and os.path.isdir(folder / name) else []
-                names += [name, *(f"{name}/{file}" for file in sorted(inside))]
-        return {name: stamp(folder / name) for name in names if name.endswith(FILES)}
-
-    before = stamps()
-    yield
-    after = stamps()
+def unchanged(folder: Path) -> Iterator[dict[str, tuple[int, ...] | None]]:
+    """Yield stamps(). Raise CheckpointError when they change during the block, because the tensors may then mix two versions."""
+    before = stamps(folder)
+    yield before
+    after = stamps(folder)
     if before != after:
         changed = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
         raise CheckpointError(f"{folder / changed[0]} changed while it was read: load the checkpoint again when its writer is done")
+
+
+def digest(folder: Path) -> str:
+    """The SHA-256 of the names and contents of the files that stamps() lists, in hexadecimal.
+
+    Of weights in several formats, only those that load() reads count. Raises CheckpointError for a file that cannot be read.
+    """
+    total = hashlib.sha256()
+    with unchanged(folder) as names:
+        for name in names:
+            if not _is_read(folder / name):
+                continue
+            content = hashlib.sha256()
+            with regular(folder / name) as file:
+                while block := file.read(DIGEST_BYTES):
+                    content.update(block)
+            total.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _is_read(file: Path) -> bool:
+    """Whether load() reads this file: of weights, only those in the preferred format."""
+    if not file.name.endswith((".safetensors", ".bin", ".index.json")):
+        return True
+    chosen = (weights_file(file.parent, names) for names in (WEIGHTS, ADAPTERS))
+    return any(name and file.name.startswith(name.split(".")[0]) and Path(name).suffix in file.suffixes for name in chosen)

@@ -15,7 +15,7 @@ from .common import Shapes, layers_tensors, linear, linear_tensors, pool, sigmoi
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["LOGITS", "decode", "entailment", "forward", "tensors", "zero_shot"]
+__all__ = ["LOGITS", "decode", "entailment", "forward", "relevance", "tensors", "zero_shot"]
 
 LOGITS = "text"
 
@@ -39,6 +39,12 @@ def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
         return [float(value) for value in scores[:, 0]]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     return [[(head.labels[k], float(row[k])) for k in best] for row, best in zip(scores, order, strict=True)]
+
+
+def relevance(logits: np.ndarray, head: Classify) -> np.ndarray:
+    """The score (B,) of each pair (query, document) from the logits (B, 1) of a cross-encoder."""
+    scores: np.ndarray = (sigmoid(logits) if head.output == "sigmoid" else logits)[:, 0]
+    return scores
 
 
 def entailment(labels: Sequence[str]) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from ..weights import Norm, Weights
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["Shapes", "layers_tensors", "linear", "linear_tensors", "pool", "sigmoid", "softmax", "through_layers"]
+__all__ = ["Shapes", "layers_tensors", "linear", "linear_tensors", "pool", "ranked", "sigmoid", "softmax", "through_layers"]
 
 Shapes: TypeAlias = dict[str, tuple[tuple[int, ...], str]]  # {name: (shape, family)}; Spec lists the families
 
@@ -72,3 +72,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     e = np.exp(-np.abs(logits))
     s: np.ndarray = np.where(logits >= 0, 1, e) / (1 + e)
     return s
+
+
+def ranked(scores: np.ndarray, top_k: int | None, missing: Sequence[int] = ()) -> list[tuple[int, float]]:
+    """The (index, score) of the top_k largest of scores (B,) but those at `missing`, largest first; None: of all. Ties keep their order."""
+    order = np.argsort(-scores, kind="stable")
+    if missing:
+        order = order[~np.isin(order, missing)]
+    return [(int(i), float(scores[i])) for i in order[:top_k]]

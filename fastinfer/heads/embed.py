@@ -66,7 +66,8 @@ def finished(vectors: np.ndarray, head: Embed, normalize: bool | None, dim: int 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Each row scaled to length 1. A row of zeros stays zero."""
-    units: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    lengths = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))  # np.linalg.norm() takes three times as long for one row
+    units: np.ndarray = vectors / np.maximum(lengths, np.float32(1e-12))
     return units
 
 

@@ -122,6 +122,17 @@ cdef extern from "kernels.h" nogil:
         const fi_matrix *relative_keys
         const fi_matrix *relative_queries
         const int32_t *relative_rows
+    enum: FI_SEARCH_F32, FI_SEARCH_I8, FI_SEARCH_BITS, FI_SEARCH_GROUP
+    ctypedef struct fi_search_call:
+        const void *rows
+        const void *queries
+        const float *scale
+        const float *query_scale
+        const float *bias
+        float *out
+        float *best
+        Py_ssize_t out_stride, best_stride
+        int kind, row_count, query_count, inputs
     ctypedef struct fi_isa:
         const char *name
         int (*usable)() noexcept nogil
@@ -140,6 +151,7 @@ cdef extern from "kernels.h" nogil:
         int (*attention_team)(const fi_attention_call *, int) noexcept nogil
         size_t (*attention_workspace)(const fi_attention_call *, int) noexcept nogil
         void (*attention)(const fi_attention_call *, void *, fi_team) noexcept nogil
+        void (*search)(const fi_search_call *, fi_team) noexcept nogil
         array_kernel gelu, tanh, erf, exp
         float (*probe_fma)(size_t) noexcept nogil
         float (*probe_read)(const float *, size_t, size_t) noexcept nogil
@@ -169,10 +181,13 @@ cdef extern from "ladder.h" nogil:
 
 cdef dict DTYPES = {"float32": FI_F32, "bfloat16": FI_BF16, "int8": FI_I8}
 cdef dict ACTIVATIONS = _NUMBERS
+cdef dict SEARCH_KINDS = {"float32": FI_SEARCH_F32, "int8": FI_SEARCH_I8, "uint8": FI_SEARCH_BITS}
 
 cdef size_t KEEP_BYTES = 16 << 20  # bytes: the largest workspace that is kept for the next call; a larger one is freed
 
 cdef double PATIENCE = 0.05  # seconds: how long a call runs ops before it looks for signals, such as Ctrl-C
+
+cdef Py_ssize_t SEARCH_PER_THREAD = 1 << 18  # products of a search that repay waking one more thread
 
 cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay waking one more thread
 
@@ -300,7 +315,7 @@ cdef class Matrix:
     """A dense weight (outputs, inputs), packed once for the kernels of one ISA."""
 
     cdef fi_matrix c
-    cdef Memory _packed
+    cdef unsigned char[::1] _packed
 
     @property
     def outputs(self):
@@ -358,6 +373,7 @@ cdef union AnyCall:
     fi_norm_heads_call norm_heads
     fi_rotate_call rotate
     fi_attention_call attention
+    fi_search_call search
     fi_rows pack
 
 ctypedef void (*run_step)(const fi_isa *, const Step *, void *, fi_team) noexcept nogil
@@ -409,6 +425,10 @@ cdef void run_rotate(const fi_isa *isa, const Step *step, void *workspace, fi_te
 
 cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.attention(&step.call.attention, workspace, team)
+
+
+cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.search(&step.call.search, team)
 
 
 cdef double seconds() noexcept nogil:
@@ -516,10 +536,14 @@ cdef class Kernels:
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
         self._submit(&step, (x, trees, bias, residual, out, nodes, z))
 
-    def pack(self, rows, str stored, const float[::1] scale, str dtype, int threads):
-        """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,)."""
+    def pack(self, rows, str stored, const float[::1] scale, str dtype, take, int threads):
+        """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,).
+
+        take(bytes) gives the memory for it, aligned to cache lines.
+        """
         cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
         cdef Matrix matrix = Matrix.__new__(Matrix)
+        cdef size_t size
         cdef Step step
         matrix.c.dtype = DTYPES[dtype]
         matrix.c.outputs = _size("the outputs of a matrix", rows.shape[0], 1, MOST_SIZE)
@@ -529,8 +553,11 @@ cdef class Kernels:
         _scaled(scale, stored)
         if scale is not None:
             _long("scale", scale.shape[0], matrix.c.outputs)
-        matrix._packed = Memory(self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs))
-        matrix.c.packed = matrix._packed.data
+        size = self.isa.pack_bytes(matrix.c.dtype, matrix.c.outputs, matrix.c.inputs)
+        matrix._packed = take(size)
+        if <size_t> matrix._packed.shape[0] < size or <size_t> &matrix._packed[0] % 64:
+            raise ShapeError(f"packed weights got {matrix._packed.shape[0]} bytes, expected {size}, aligned to 64")
+        matrix.c.packed = &matrix._packed[0]
         step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]
@@ -768,6 +795,42 @@ cdef class Kernels:
         step.size = self.isa.attention_team(call, threads)
         step.workspace = self.isa.attention_workspace(call, threads)
         self._submit(&step, (qkv, cu_seqlens, distances, relative, keys, out))
+
+    def search(
+        self, rows, queries, const float[::1] scale, const float[::1] query_scale, const float[::1] bias, float[:, ::1] out,
+        float[:, ::1] best, int threads,
+    ):
+        """out (Q, N) = queries (Q, K) @ rows.T (K, N) * (query_scale (Q,) * scale (N,)) + bias (N,); best (Q, groups): their largest.
+
+        rows and queries are both float32, both int8, or both uint8: bits, whose product is that of vectors of 1 and -1.
+        """
+        cdef Step step
+        cdef fi_search_call *call = &step.call.search
+        cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
+        cdef const unsigned char[::1] asked = queries.reshape(-1).view("u1")
+        call.kind = SEARCH_KINDS[rows.dtype.name]
+        if queries.dtype != rows.dtype:
+            raise ShapeError(f"the queries are {queries.dtype}, expected {rows.dtype}, as the rows are")
+        call.row_count, call.query_count = _tokens(rows.shape[0]), _tokens(queries.shape[0])
+        if call.row_count == 0 or call.query_count == 0:
+            return
+        call.inputs = _size("the numbers of a vector", rows.shape[1], 1, MOST_INT8_INPUTS)
+        _rows("queries", queries.shape[0], queries.shape[1], call.query_count, call.inputs)
+        _rows("out", out.shape[0], out.shape[1], call.query_count, call.row_count)
+        _rows("best", best.shape[0], best.shape[1], call.query_count, (call.row_count + FI_SEARCH_GROUP - 1) // FI_SEARCH_GROUP)
+        call.scale, call.query_scale, call.bias = NULL, NULL, NULL
+        if scale is not None:
+            _long("scale", scale.shape[0], call.row_count)
+            _long("query_scale", query_scale.shape[0], call.query_count)
+            call.scale, call.query_scale = &scale[0], &query_scale[0]
+        if bias is not None:
+            _long("bias", bias.shape[0], call.row_count)
+            call.bias = &bias[0]
+        call.rows, call.queries, call.out, call.best = &raw[0], &asked[0], &out[0, 0], &best[0, 0]
+        call.out_stride, call.best_stride = out.shape[1], best.shape[1]
+        step.run, step.weights, step.workspace = run_search, NULL, 0
+        step.size = <int> min(<double> threads, 1 + <double> call.row_count * call.query_count * call.inputs / SEARCH_PER_THREAD)
+        self._submit(&step, (rows, queries, scale, query_scale, bias, out, best))
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""

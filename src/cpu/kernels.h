@@ -19,9 +19,13 @@
  *     then + bias, then + residual.
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
- *     instead, which flushes denormals. int8: exact in integers, then one FMA: sum * (token's scale * output's scale) + bias.
- *   - attention: a score as a matrix product, then the two relative products, then one FMA for its distance; weights exp(scale * (score - largest)), their sum by lanes over keys ascending, then
- *     vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *     instead, which flushes denormals; with AMX, as amx.inc says. int8: exact in integers, then one FMA: sum * (token's scale *
+ *     output's scale) + bias.
+ *   - attention: a score as a matrix product, then the sum of the two relative products, then one FMA for its distance; a weight
+ *     exp(scale * (score - largest)) as 2**x, x one FMA of the score, 0 for x below -125.5; the weights' sum by lanes over keys ascending,
+ *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *   - search: a dot product along K, in one accumulator vector, lane l takes l, l + VL ... ascending, one FMA each, then vf_sum.
+ *   - no function of math.inc gives a denormal: exp is 0 below -87.33654, the tail of GELU and erf beyond 11.62.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
  *     gives the rest of the mean, and of its squares, whose mean less the rest's square is the variance.
  */
@@ -151,6 +155,19 @@ typedef struct {
     const int32_t *relative_rows;                      /* (2 reach - 1,), each from 0 to relative_width - 1 */
 } fi_attention_call;
 
+enum fi_search_kind { FI_SEARCH_F32 = 0, FI_SEARCH_I8 = 1, FI_SEARCH_BITS = 2 };
+enum { FI_SEARCH_GROUP = 64 }; /* rows that have one `best` */
+
+/* out[q][r] = rows[r] . queries[q] * (scale[r] * query_scale[q]) + bias[r], of one kind each; best[q][g]: the largest of group g. */
+typedef struct {
+    const void *rows, *queries;       /* (row_count, inputs), (query_count, inputs): float32, int8, or bytes of bits */
+    const float *scale, *query_scale; /* (row_count,), (query_count,), or both NULL */
+    const float *bias;                /* (row_count,) or NULL */
+    float *out, *best;                /* (query_count, row_count), (query_count, groups) */
+    ptrdiff_t out_stride, best_stride;
+    int kind, row_count, query_count, inputs; /* inputs <= 131072 for int8, whose sums are int32 */
+} fi_search_call;
+
 typedef struct fi_isa {
     const char *name;
     int (*usable)(void); /* whether this CPU and its OS have the ISA */
@@ -172,7 +189,8 @@ typedef struct fi_isa {
     int (*attention_team)(const fi_attention_call *, int most);
     size_t (*attention_workspace)(const fi_attention_call *, int team_size); /* bytes, 64-aligned by the caller */
     void (*attention)(const fi_attention_call *, void *workspace, fi_team);  /* waits at one barrier, at its start */
-    void (*gelu)(const float *x, float *out, size_t count);                  /* exact, through erf; out may be x, here and below */
+    void (*search)(const fi_search_call *, fi_team);
+    void (*gelu)(const float *x, float *out, size_t count); /* exact, through erf; out may be x, here and below */
     void (*tanh)(const float *x, float *out, size_t count);
     void (*erf)(const float *x, float *out, size_t count);
     void (*exp)(const float *x, float *out, size_t count);

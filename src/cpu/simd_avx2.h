@@ -34,6 +34,12 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
 static inline float vf_sum(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -79,6 +85,18 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
         _mm_storeu_ps(to + i * stride, _mm256_castps256_ps128(q[i]));
         _mm_storeu_ps(to + (4 + i) * stride, _mm256_extractf128_ps(q[i], 1));
     }
+}
+
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    for (int i = 0; i < 4; i++)
+        to[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[i] + at)), _mm_loadu_ps(row[i + 4] + at), 1);
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(to[0], to[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(to[0], to[1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(to[2], to[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(to[2], to[3]));
+    to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
 }
 
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */

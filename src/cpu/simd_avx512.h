@@ -28,6 +28,8 @@ static inline vf vf_select_lt(vf a, vf b, vf yes, vf no) { return _mm512_mask_bl
 static inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_pow2(vf n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); } /* 2**n for integral n in [-126, 127] */
 static inline vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }             /* a * 2**n for integral n, rounded once */
+static inline vf vf_low_to_exponent(vf a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) { return _mm512_reduce_max_ps(a); }
 static inline float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -65,6 +67,22 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
         _mm_storeu_ps(to + (8 + i) * stride, _mm512_extractf32x4_ps(q[i], 2));
         _mm_storeu_ps(to + (12 + i) * stride, _mm512_extractf32x4_ps(q[i], 3));
     }
+}
+
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    for (int i = 0; i < 4; i++) { /* part j of a vector gets four values of row i + 4 j, by a load that fills the part alone */
+        to[i] = _mm512_castps128_ps512(_mm_loadu_ps(row[i] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0x00f0, _mm_loadu_ps(row[i + 4] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0x0f00, _mm_loadu_ps(row[i + 8] + at));
+        to[i] = _mm512_mask_broadcast_f32x4(to[i], 0xf000, _mm_loadu_ps(row[i + 12] + at));
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(to[0], to[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(to[0], to[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(to[2], to[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(to[2], to[3]));
+    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
 }
 
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */

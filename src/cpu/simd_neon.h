@@ -38,6 +38,8 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23)); } /* bits << 23 */
+static inline float vf_most(vf a) { return vmaxvq_f32(a); }
 static inline float vf_sum(vf a) {
     float32x2_t s = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(vpadd_f32(s, s), 0);
@@ -80,6 +82,13 @@ static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, 
     vst1q_f32(to + stride, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
     vst1q_f32(to + 2 * stride, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
     vst1q_f32(to + 3 * stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+}
+
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    float t[4 * VL];
+    vf_store_transposed4(t, VL, vf_load(row[0] + at), vf_load(row[1] + at), vf_load(row[2] + at), vf_load(row[3] + at));
+    for (int i = 0; i < 4; i++) to[i] = vf_load(t + i * VL);
 }
 
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */

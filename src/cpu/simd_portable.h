@@ -43,6 +43,11 @@ static inline vf vf_ldexp(vf a, vf n) { /* a * 2**n for integral n in [-252, 254
     const vf half = vf_round(vf_mul(n, vf_set1(0.5f)));
     return vf_mul(vf_mul(a, vf_pow2(half)), vf_pow2(vf_sub(n, half)));
 }
+static inline vf vf_low_to_exponent(vf a) { return vf_bits_((vi_)((vu_)a << 23)); } /* bits << 23 */
+static inline float vf_most(vf a) {
+    const float low = a[0] > a[2] ? a[0] : a[2], high = a[1] > a[3] ? a[1] : a[3];
+    return low > high ? low : high;
+}
 static inline float vf_sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 static inline vf vf_load_bf16(const uint16_t *p) {
     const vu_ t = {p[0], p[1], p[2], p[3]};
@@ -82,6 +87,13 @@ static inline vi vi_and(vi a, vi b) { return a & b; }
 /* Store lane u of the four rows at to[u * stride + 0..3]. */
 static inline void vf_store_transposed4(float *to, size_t stride, vf r0, vf r1, vf r2, vf r3) {
     for (int u = 0; u < VL; u++) vf_store(to + u * stride, (vf){r0[u], r1[u], r2[u], r3[u]});
+}
+
+/* to[t] = values row[0][at + t], row[1][at + t], ..., row[VL - 1][at + t], for t < 4. */
+static inline void vf_load_transposed4(const float *const row[VL], int at, vf to[4]) {
+    float t[4 * VL];
+    vf_store_transposed4(t, VL, vf_load(row[0] + at), vf_load(row[1] + at), vf_load(row[2] + at), vf_load(row[3] + at));
+    for (int i = 0; i < 4; i++) to[i] = vf_load(t + i * VL);
 }
 
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */

@@ -121,6 +121,7 @@ static void task(void *argument, fi_team team) {
 }
 static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->call, j->workspace, team); }
 static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
+static void run_search(const job *j, fi_team team) { j->isa->search(j->call, team); }
 static void run_norm(const job *j, fi_team team) { j->isa->norm(j->call, team); }
 static void run_embed(const job *j, fi_team team) { j->isa->embed(j->call, team); }
 static void run_norm_heads(const job *j, fi_team team) { j->isa->norm_heads(j->call, team); }
@@ -290,6 +291,35 @@ static void try_norm(const fi_isa *isa) {
         fi_run(task, &j, i ? p.size : 1);
         same("norm", isa, out[i], out[0], values);
         if (sum[i]) same("norm's sum", isa, sum[i], sum[0], values);
+    }
+}
+
+static void try_search(const fi_isa *isa) {
+    fi_search_call c = {.kind = byte() % 3, .row_count = sometimes(80, 300), .query_count = number(1, 14), .inputs = sometimes(150, 600)};
+    const int stored_as = c.kind == FI_SEARCH_F32 ? FI_F32 : FI_I8;
+    const size_t each = c.kind == FI_SEARCH_F32 ? 4 : 1, width = (size_t)c.inputs * each;
+    const char *rows = stored(stored_as, (size_t)c.row_count * c.inputs), *queries = stored(stored_as, (size_t)c.query_count * c.inputs);
+    c.scale = byte() % 2 ? scales(c.row_count) : NULL;
+    c.query_scale = c.scale ? scales(c.query_count) : NULL;
+    c.bias = perhaps(c.row_count);
+    const plan p = team_plan(0);
+    const int row = number(0, c.row_count - 1), query = number(0, c.query_count - 1);
+    float *out[3];
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and the rows and queries from some on */
+        fi_search_call mine = c;
+        const int r = i == 2 ? row : 0, q = i == 2 ? query : 0;
+        mine.row_count -= r, mine.query_count -= q;
+        mine.rows = copy(rows + r * width, mine.row_count * width, each);
+        mine.queries = copy(queries + q * width, mine.query_count * width, each);
+        mine.scale = c.scale ? c.scale + r : NULL, mine.query_scale = c.query_scale ? c.query_scale + q : NULL;
+        mine.bias = c.bias ? c.bias + r : NULL;
+        mine.out_stride = mine.row_count, mine.best_stride = (mine.row_count + FI_SEARCH_GROUP - 1) / FI_SEARCH_GROUP;
+        mine.out = out[i] = room((size_t)mine.query_count * mine.row_count * sizeof **out, sizeof **out);
+        mine.best = room((size_t)mine.query_count * mine.best_stride * sizeof **out, sizeof **out);
+        job j = {isa, run_search, NULL, &mine, NULL, 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        for (int k = 0; k < mine.query_count; k++)
+            same("search", isa, out[i] + (size_t)k * mine.row_count, out[0] + (size_t)(q + k) * c.row_count + r, mine.row_count);
     }
 }
 
@@ -474,7 +504,10 @@ static void try_attention(const fi_isa *isa) {
         same("attention", isa, out[i], out[0] + begin, count);
     }
     c.qkv = qkv, c.out = out[0];
-    team_of(isa->attention_team(&c, p.asked), p.asked, "attention_team", isa);
+    const int team = isa->attention_team(&c, p.asked);
+    team_of(team, p.asked, "attention_team", isa);
+    c.window = c.causal = 0;
+    team_of(team, isa->attention_team(&c, p.asked), "attention_team of a window", isa); /* fewer pairs repay no more threads */
 }
 
 /* The result of a value in an array is that of the value alone. */
@@ -492,8 +525,8 @@ static void try_arrays(const fi_isa *isa) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const kernels[])(const fi_isa *) = {try_fff,   try_fff,       try_gemm,   try_gemm,   try_norm,
-                                                      try_embed, try_attention, try_arrays, try_rotate, try_norm_heads};
+    static void (*const kernels[])(const fi_isa *) = {try_fff,       try_fff,    try_gemm,   try_gemm,       try_norm,  try_embed,
+                                                      try_attention, try_arrays, try_rotate, try_norm_heads, try_search};
     const fi_isa *isas[16];
     int usable = 0;
     for (int i = 0; fi_isas[i]; i++)

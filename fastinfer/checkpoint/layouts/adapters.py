@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, CheckpointWarning, ConfigError, listed, short, warn
-from ..read import map_folder
+from ..read import ADAPTERS, map_folder
 from ..tensor import Tensor
 from .names import BODY, bare_name
 from .settings import read_object
 
 __all__ = ["merge"]
 
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PART = re.compile(r"(.*)\.(lora_(?:embedding_)?[AB])(?:\.weight)?", re.DOTALL)
 # Settings that change what is computed, and that merge() does not know. None, false and empty values turn them off.
 REFUSED = (
@@ -41,7 +40,7 @@ def merge(data: dict[str, Any], stored: Mapping[str, Tensor], folder: Path) -> t
     scale = _scale(settings, folder / "adapter_config.json")
     merged, heads = dict(stored), dict[str, Tensor]()
     pairs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in map_folder(folder, FILES).items():
+    for name, tensor in map_folder(folder, ADAPTERS).items():
         part = PART.fullmatch(name)
         if part is not None:
             pairs.setdefault(part[1], {})[part[2]] = tensor
