@@ -156,10 +156,12 @@ def use_of(model: api.Model, groups: Iterator[Sequence[Any]], *, layer: int | No
         texts += len(group)
         for part in _portions(list(zip(group, encodings, strict=True)), max(1, BYTES // size)):
             for (text_, encoding), found in zip(part, model.routes(tokenizer.batch([encoding for _, encoding in part])), strict=True):
-                tokens += len(found[layer - 1][0])
+                walked = {number: route for number, route in enumerate(found, 1) if route is not None}  # by layer
                 for number, use in layers.items():
-                    use.add(*found[number - 1])
-                path = found[layer - 1][0][:, tree - 1]
+                    use.add(*walked[number])
+                nodes, _ = walked[layer]
+                path = nodes[:, tree - 1]
+                tokens += len(path)
                 leaf_of = path[np.arange(len(path)), (path >= 0).sum(1) - 1].tolist()
                 ends.update(leaf_of)
                 for leaf, word in zip(leaf_of, _words(text_, encoding), strict=False):
