@@ -16,7 +16,7 @@ from . import backends, checkpoint, heads
 from .batch import PackedBatch
 from .catalog import folder_of, lasting_name
 from .embedder import Embedder
-from .errors import InputError, TaskError, about, check_flag, check_int, short
+from .errors import InputError, TaskError, about, check_flag, check_int, near, short
 from .inside import Inside
 from .origin import How, Origin, same_folder
 from .precision import check_precision, in_precision
@@ -103,6 +103,7 @@ class Model(Inside):
     tasks      names of its heads, some of embed, fill_mask, classify, tag, answer
     tokenizer  fastinfer.tokenizer.Tokenizer, or None for a checkpoint without tokenizer.json
     nbytes     bytes of the stored weights
+    fingerprint  a text that another model does not have; an Index holds it
 
     Every `texts` argument is a text or a batch of texts. A text is a str or a pair (str, str); a single
     text is a batch of one and still gives a batch back. A batch is any iterable that holds its texts in
@@ -324,7 +325,8 @@ class Model(Inside):
         head = self._head("tag")
         tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
-            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
+            known = ", ".join(map(repr, heads.tag.STRATEGIES))
+            raise InputError(f"strategy is {short(strategy)}, expected one of {known}{near(strategy, heads.tag.STRATEGIES)}")
 
         def tags(texts: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(texts, first)

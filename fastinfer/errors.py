@@ -7,6 +7,7 @@ files, callers and other libraries. So every message is bounded and made printab
 from __future__ import annotations
 
 import contextlib
+import importlib
 import operator
 import re
 import reprlib
@@ -27,6 +28,7 @@ __all__ = [
     "DtypeError",
     "FastinferError",
     "InputError",
+    "InputWarning",
     "ShapeError",
     "TaskError",
     "about",
@@ -35,8 +37,10 @@ __all__ = [
     "check_int",
     "is_plain",
     "listed",
+    "near",
     "no_scipy",
     "printable",
+    "required",
     "short",
     "warn",
 ]
@@ -118,6 +122,10 @@ class InputError(FastinferError, ValueError):
     """A text, a row of ids or an argument cannot be used."""
 
 
+class InputWarning(UserWarning):
+    """Not all of a text was read."""
+
+
 class TaskError(FastinferError, ValueError):
     """The model has no head for the requested task."""
 
@@ -140,6 +148,14 @@ def no_scipy(what: str) -> InputError:
 
 class BusyError(FastinferError, RuntimeError):
     """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
+
+
+def required(package: str, what: str, extra: str) -> Any:
+    """A package that only `what` needs, imported. Raises InputError, which names the extra of fastinfer that brings it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{what} needs {package}: pip install {package}, or fastinfer[{extra}] ({error})") from None
 
 
 @contextlib.contextmanager
