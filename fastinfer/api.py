@@ -16,7 +16,7 @@ from . import backends, checkpoint, heads
 from .batch import PackedBatch
 from .catalog import folder_of, lasting_name
 from .embedder import Embedder
-from .errors import InputError, TaskError, about, check_flag, check_int, short
+from .errors import InputError, TaskError, about, check_flag, check_int, near, short
 from .inside import Inside
 from .origin import How, Origin, same_folder
 from .precision import check_precision, in_precision
@@ -325,7 +325,8 @@ class Model(Inside):
         head = self._head("tag")
         tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
-            raise InputError(f"strategy is {short(strategy)}, expected one of {', '.join(map(repr, heads.tag.STRATEGIES))}")
+            known = ", ".join(map(repr, heads.tag.STRATEGIES))
+            raise InputError(f"strategy is {short(strategy)}, expected one of {known}{near(strategy, heads.tag.STRATEGIES)}")
 
         def tags(texts: list[Any], first: int) -> list[Any]:
             wholes, windows = tokenizer.windows(texts, first)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from pathlib import Path
 
 from . import hub
-from .errors import CheckpointError, InputError, short
+from .errors import CheckpointError, InputError, near, short
 
 __all__ = ["folder_again", "folder_of", "inside", "lasting_name"]
 
 MODELS = Path(__file__).with_name("models")  # a folder per model that ships inside the package
+BESIDE = 1000  # folders beside one that does not exist, among which the one that was meant is sought
 
 
 def inside() -> list[str]:
@@ -35,12 +38,24 @@ def folder_of(path_or_name: str | os.PathLike[str] | None) -> Path:
         return hub.snapshot_in(Path(path_or_name)) or Path(path_or_name)
     if path_or_name in inside():
         return MODELS / path_or_name
+    meant = near(os.fspath(path_or_name), [*inside(), *_beside(path_or_name)])
     if isinstance(path_or_name, str) and hub.NAME.fullmatch(path_or_name):
-        return hub.find(path_or_name)
+        try:
+            return hub.find(path_or_name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{meant}") from error.__cause__
     raise CheckpointError(
         f"{os.fspath(path_or_name) or 'an empty name'} is no checkpoint folder; expected one with config.json and model.safetensors, "
-        f"a name on the hub such as org/name, or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'})"
+        f"a name on the hub such as org/name, or the name of a model inside fastinfer ({', '.join(inside()) or 'there is none'}){meant}"
     )
+
+
+def _beside(path: str | os.PathLike[str]) -> list[str]:
+    """The folders beside a path that does not exist, spelled as it is."""
+    with contextlib.suppress(OSError, ValueError), os.scandir(os.path.dirname(path) or ".") as found:
+        folders = itertools.islice((entry.name for entry in found if entry.is_dir()), BESIDE)
+        return [os.path.join(os.path.dirname(path), name) for name in folders]
+    return []
 
 
 def lasting_name(path_or_name: str | os.PathLike[str] | None, folder: Path) -> tuple[str, str]:

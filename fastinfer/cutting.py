@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,33 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .tokenizer import Tokens
 
-__all__ = ["settled", "shortened", "sides_of"]
+__all__ = ["next_cut", "sections", "settled", "shortened", "sides_of"]
+
+# Characters of a text without a boundary before it is cut all the same. Tokenizing takes up to 800 bytes a character, so this bounds
+# memory. No word or sentence is so long; what comes so far behind the first max_tokens tokens does not change them.
+SOLID = 1 << 17
+SECTION = 1 << 18  # characters of a long text whose windows are computed together, at 500 bytes each
+BETWEEN = re.compile(r"(?<=\w)(?=\W)|(?<=\W)(?=\w)")  # the end or the beginning of a word, in any language
+
+
+def next_cut(text: str, at: int, boundary: re.Pattern[str] | None) -> int:
+    """The first place from `at` on where a text can be cut: a boundary, else the end of a word within SOLID characters; or its end."""
+    found = boundary.search(text, at, at + SOLID) if boundary else None
+    if found is None and len(text) > at + SOLID:
+        found = BETWEEN.search(text, at, at + SOLID)
+        return found.start() if found else at + SOLID
+    return found.start() if found else len(text)
+
+
+def sections(text: str, boundary: re.Pattern[str] | None) -> list[tuple[int, str]]:
+    """(start, part) of the parts of a text of over SECTION characters, which are read one after another; of a shorter text, the whole."""
+    found: list[tuple[int, str]] = []
+    at = 0
+    while at < len(text) or not found:
+        end = next_cut(text, at + SECTION, boundary) if len(text) > at + SECTION else len(text)
+        found.append((at, text[at:end]))
+        at = end
+    return found
 
 
 def shortened(tokens: Tokens, limit: int, only_first: bool, end: bool = False) -> Tokens:

@@ -11,7 +11,7 @@ import numpy as np
 from .batch import PackedBatch
 from .config import Embed
 from .embedding import PROMPTS
-from .errors import InputError, check_flag, check_int, listed, short
+from .errors import InputError, check_flag, check_int, listed, near, short
 from .heads import embed
 from .run import Options, Runner
 from .tokenizer import TruncationWarning, as_text, as_texts, each_text, warn_of
@@ -135,7 +135,8 @@ class Embedder:
         text = self._head.text_of(name) if isinstance(name, str) else None
         if text is None:
             known = dict.fromkeys((*PROMPTS, *(known.name for known in self._head.prompts)))
-            raise InputError(f"prompt_name is {short(name)}, expected the name of a prompt of this model: {listed(map(short, known))}")
+            said = listed(map(short, known)) + near(name, known)
+            raise InputError(f"prompt_name is {short(name)}, expected the name of a prompt of this model: {said}")
         as_text(text, f"the prompt {short(name)}")
         return text
 

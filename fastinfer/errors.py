@@ -7,6 +7,7 @@ files, callers and other libraries. So every message is bounded and made printab
 from __future__ import annotations
 
 import contextlib
+import importlib
 import operator
 import re
 import reprlib
@@ -27,6 +28,7 @@ __all__ = [
     "DtypeError",
     "FastinferError",
     "InputError",
+    "InputWarning",
     "ShapeError",
     "TaskError",
     "about",
@@ -35,7 +37,10 @@ __all__ = [
     "check_int",
     "is_plain",
     "listed",
+    "near",
+    "no_scipy",
     "printable",
+    "required",
     "short",
     "warn",
 ]
@@ -117,6 +122,10 @@ class InputError(FastinferError, ValueError):
     """A text, a row of ids or an argument cannot be used."""
 
 
+class InputWarning(UserWarning):
+    """Not all of a text was read."""
+
+
 class TaskError(FastinferError, ValueError):
     """The model has no head for the requested task."""
 
@@ -126,14 +135,27 @@ class BackendError(FastinferError, RuntimeError):
 
 
 class BackendWarning(UserWarning):
-    """A model or a layer computes in another way than was asked for. Its message is printable()."""
+    """A model or a layer computes otherwise than was asked for, or slower than it could. Its message is printable()."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
 
 
+def no_scipy(what: str) -> InputError:
+    """The error for `what` where SciPy is missing, which is an extra."""
+    return InputError(f"{what}, and SciPy is missing: pip install 'fastinfer[scipy]'")
+
+
 class BusyError(FastinferError, RuntimeError):
     """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
+
+
+def required(package: str, what: str, extra: str) -> Any:
+    """A package that only `what` needs, imported. Raises InputError, which names the extra of fastinfer that brings it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{what} needs {package}: pip install {package}, or fastinfer[{extra}] ({error})") from None
 
 
 @contextlib.contextmanager

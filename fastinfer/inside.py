@@ -9,7 +9,7 @@ import numpy as np
 
 from . import heads
 from .config import FFF, Config
-from .errors import InputError, TaskError, check_int, listed, printable, short
+from .errors import InputError, TaskError, check_int, listed, near, printable, short
 from .origin import Origin
 from .run import Head, Options, Replica, Runner
 from .tokenizer import Tokenizer, TruncationWarning, Window, warn_of
@@ -155,7 +155,7 @@ class Inside:
         positions  for fill_mask: "mask" (mask tokens only) or "all" (tokens, V)
         """
         if not isinstance(positions, str) or positions not in ("mask", "all"):
-            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'")
+            raise InputError(f"positions is {short(positions)}, expected 'mask' or 'all'" + near(positions, ("mask", "all")))
         named = [t for t in self.tasks if heads.HEADS[t].LOGITS is not None]
         if task is None and len(named) != 1:
             raise TaskError(f"{self._name} has {self._tasks()}: " + ("name one with task=" if named else "no head that gives logits"))
@@ -235,7 +235,8 @@ class Inside:
 
     def _head(self, task: str) -> Any:
         if not isinstance(task, str) or task not in self.tasks:
-            raise TaskError(f"{self._name} has no {task if isinstance(task, str) else short(task)} head; it has {self._tasks()}")
+            name = task if isinstance(task, str) else short(task)
+            raise TaskError(f"{self._name} has no {name} head; it has {self._tasks()}{near(name, self.tasks)}")
         return getattr(self.config.tasks, task)
 
     def _tasks(self) -> str:

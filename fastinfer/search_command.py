@@ -6,19 +6,21 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from . import index_file
-from .api import Model
+from .arguments import add_dim, add_model, add_output, add_texts, at_least, describe
 from .catalog import inside
 from .errors import InputError, short
 from .files import naming
 from .index import Index
+from .reading import read_records, read_texts, reads_stdin, windows
 from .rows import PRECISIONS
-from .text_io import as_json, json_line, output, read_records, read_texts, reads_stdin, shown, windows
+from .text_commands import load
+from .text_io import as_json, json_line, output, shown
 
-__all__ = ["add_arguments", "index", "search"]
+__all__ = ["add_index", "add_search", "index", "search"]
 
 PORTION = 1024  # texts that are read and added at a time
 PASSAGE = 1000  # characters: paragraphs of a file are joined up to so many, about as many as a model reads at once
@@ -36,27 +38,34 @@ where each line is answered at once.
 """
 
 
-def add_arguments(commands: Any, command: Callable[..., Any], add_texts: Callable[..., None], at_least: Callable[..., Any]) -> None:
-    """Add the parsers of both commands, with the functions that arguments.py has for the others."""
-    sub = command(commands, "index", "embed texts once, to search them", INDEX_HELP, "fastinfer index notes.npz -i notes/")
-    sub.add_argument("index", metavar="INDEX", help="the .npz file or the folder to write")
-    add_texts(sub, "TEXT")
-    sub.add_argument("--add", action="store_true", help="add to INDEX instead of replacing it")
-    sub.add_argument("--precision", choices=PRECISIONS, default="float32", help="how vectors are stored (default: float32)")
-    sub.add_argument("--dim", type=at_least(1), metavar="N", help="keep the first N numbers of a vector (default: as the checkpoint says)")
-    sub = command(
-        commands, "search", "find the texts of an index that are most like a query", SEARCH_HELP, 'fastinfer search notes.npz "rice" -k 3'
-    )
-    sub.add_argument("index", metavar="INDEX", help="the .npz file or the folder that fastinfer index wrote")
-    add_texts(sub, "QUERY")
-    sub.add_argument("-k", "--top-k", type=at_least(1), default=10, metavar="N", help="show the best N (default: 10)")
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the options of index."""
+    describe(parser, "Embed texts once, to search them.\n" + INDEX_HELP, "fastinfer index notes.npz -i notes/")
+    parser.add_argument("index", metavar="INDEX", help="the .npz file or the folder to write")
+    add_model(parser)
+    add_output(parser)
+    add_texts(parser)
+    parser.add_argument("--add", action="store_true", help="add to INDEX instead of replacing it")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how vectors are stored (default: float32)")
+    add_dim(parser)
 
 
-def index(args: argparse.Namespace, load: Callable[[argparse.Namespace], Model]) -> None:
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the options of search."""
+    how = "Find the texts of an index that are most like a query.\n" + SEARCH_HELP
+    describe(parser, how, 'fastinfer search notes.npz "rice" -k 3')
+    parser.add_argument("index", metavar="INDEX", help="the .npz file or the folder that fastinfer index wrote")
+    add_model(parser)
+    add_output(parser)
+    add_texts(parser, "QUERY", interactive=True)
+    parser.add_argument("-k", "--top-k", type=at_least(1), default=10, metavar="N", help="show the best N (default: 10)")
+
+
+def index(args: argparse.Namespace) -> None:
     """Write an index of the texts that the arguments name, and say how many it has."""
     folder = args.input is not None and os.path.isdir(args.input)
     with output(args) as out:
-        found = _opened(args, load) if args.add else Index(load(args), precision=args.precision, dim=args.dim, keep_texts=True)
+        found = _opened(args) if args.add else Index(load(args), precision=args.precision, dim=args.dim, keep_texts=True)
         records = _passages(args.input) if folder else _with_ids(args, len(found) if args.add else 0)
         batching = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
         while portion := list(itertools.islice(records, PORTION)):
@@ -74,18 +83,18 @@ def index(args: argparse.Namespace, load: Callable[[argparse.Namespace], Model])
         out.line(json_line(record) if as_json(args) else f"{args.index}: {len(found)} texts, vectors of {found.dim} numbers, {size}")
 
 
-def search(args: argparse.Namespace, load: Callable[[argparse.Namespace], Model]) -> None:
+def search(args: argparse.Namespace) -> None:
     """Write the best texts of an index for each query, as soon as they are known."""
     with output(args) as out:
-        found = _opened(args, load)
+        found = _opened(args)
         batching = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
-        for queries in ([text] for text in read_texts(args)) if reads_stdin(args) else windows(args):
+        for queries in ([text] for text in read_texts(args)) if reads_stdin(args) else windows(args, read_texts(args)):
             for query, best in zip(queries, found.search(queries, args.top_k, **batching), strict=True):
                 out.line(json_line(_record(found, query, best)) if as_json(args) else "\n".join(_lines(found, query, best, args)))
             out.flush()
 
 
-def _opened(args: argparse.Namespace, load: Callable[[argparse.Namespace], Model]) -> Index:
+def _opened(args: argparse.Namespace) -> Index:
     """The index that the arguments name, with the model that they name or, by default, the one inside that made it."""
     if args.model is None:
         name = index_file.read(args.index)[0].named.name

@@ -22,7 +22,7 @@ import numpy as np
 from .batch import PackedBatch
 from .boundaries import boundaries
 from .config import Config
-from .cutting import settled, shortened, sides_of
+from .cutting import next_cut, sections, settled, shortened, sides_of
 from .errors import CheckpointError, InputError, short, warn
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
 from .values import Missing, Text, check_missing, is_missing, kind_of, ordered
@@ -291,12 +291,16 @@ class Tokenizer:
             size, part = CHARACTERS_PER_TOKEN * limit, begun[i]
             while part is not text and not settled(encodings[i], part, text, limit, only_first):
                 size *= 4
+                if isinstance(text, str) and size > CALL_CHARACTERS:
+                    encodings[i] = self._whole((text,), limit)
+                    break
                 part = self._beginning(text, size)
                 encodings[i] = self._call([part])[0]
-            if len(encodings[i]) > limit:
+            if len(encodings[i].ids) > limit:
                 cut.append(i)
-                longest = max(longest, len(encodings[i]))
-                encodings[i] = shortened(Tokens.of(encodings[i]), limit, only_first, self._left)
+                longest = max(longest, len(encodings[i].ids))
+                tokens = encodings[i] if isinstance(encodings[i], Tokens) else Tokens.of(encodings[i])
+                encodings[i] = shortened(tokens, limit, only_first, self._left)
         cuts.append(TruncationWarning(len(cut), len(texts), longest, limit, cut[0] if cut else None))
         return encodings
 
@@ -313,30 +317,34 @@ class Tokenizer:
         if not isinstance(text, str):
             begun = tuple(self._beginning(side, size) for side in text)
             return text if all(map(operator.is_, begun, text)) else begun
-        found = self._boundary.search(text, size) if len(text) > size and self._boundary else None
-        return text[: found.start()] if found else text
+        end = next_cut(text, size, self._boundary) if len(text) > size else len(text)
+        return text if end == len(text) else text[:end]
+
+    def sections(self, text: str) -> list[tuple[int, str]]:
+        """(start, part) of the parts in which a very long text is read, so that memory is bounded; of another text, the whole."""
+        return sections(text, self._boundary)
 
     @functools.cached_property
     def _boundary(self) -> re.Pattern[str] | None:
         return boundaries(self.raw)
 
-    def _whole(self, text: tuple[str, ...]) -> Tokens:
-        """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries."""
+    def _whole(self, text: tuple[str, ...], most: int = sys.maxsize) -> Tokens:
+        """All tokens of a text, or of a pair whose second text is long, taken from pieces between boundaries; or the first over `most`."""
         *first, long = text
         parts: list[Tokens] = []
         before = after = Tokens([], [], [], [], [])
-        at = words = 0
-        while at < len(long):
+        at = words = count = 0
+        while at < len(long) and count <= most:
             lead = min(at, 1)  # with one character in front, the piece is not tokenised as the beginning of a text
             start = at - lead
-            found = self._boundary.search(long, at + CALL_CHARACTERS) if self._boundary else None
-            at = found.start() if found else len(long)
+            at = next_cut(long, at + CALL_CHARACTERS, self._boundary) if len(long) > at + CALL_CHARACTERS else len(long)
             piece = Tokens.of(self._call([(*first, long[start:at]) if first else long[start:at]])[0])
             rows = [row for row, side in enumerate(piece.sequence_ids) if side == len(first)]
             inside = piece.take([row for row in rows if piece.offsets[row][1] > 1]) if lead else piece.take(rows)
             if inside.ids:
                 before, after = piece.take(range(rows[0])), piece.take(range(rows[-1] + 1, len(piece.ids)))
                 parts.append(inside.moved(start, words - (inside.word_ids[0] or 0)))
+                count += len(inside.ids)
                 words = (parts[-1].word_ids[-1] or 0) + 1
         return Tokens.join([before, *parts, after]) if parts else piece
 

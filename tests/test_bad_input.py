@@ -298,7 +298,7 @@ def test_every_fault_in_one_message(weights):
         "surplus    'colour' (2, 3) int8",
         "shape      embedding.position is (16, 8), expected (8, 16)",
         "dtype      layers.0.attention.norm.weight is float16, expected float32",
-        "convert the original with tools/convert.py",
+        "convert the original with fastinfer convert",
     ):
         assert line in said
 

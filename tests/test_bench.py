@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastinfer
-from fastinfer import backends
+from fastinfer import backends, cli
 from fastinfer.bench import command, layers, machine, timing
 from fastinfer.bench.cases import FFFCase, dense_weights
 from fastinfer.bench.oracle import dense64
@@ -89,9 +89,15 @@ def test_start_of_a_model(bench):
     ("arguments", "message"),
     [
         (["cmm", "--device", "numpy"], "the NumPy reference has no benchmark"),
-        (["cmm", "--dtypes", "float64"], "expected some of float32, bfloat16, int8"),
+        (["cmm", "--dtypes", "float64"], "expected some of float32, bfloat16, float16, int8"),
         (["model", "-m", "MODEL", "--engines", "nosuch"], "no engine matches --engines nosuch"),
         (["model", "-m", "MODEL", "--tokenizer", "t.json"], "a checkpoint folder has its own"),
+        (["cmm", "--dtypes", "flaot32"], ": did you mean float32?"),
+        (["cmm", "--plot", "x.gif"], "--plot x.gif: .gif is not drawn, expected .svg, .png, .pdf"),
+        (["cmm", "--plot", "no/x.svg"], "--plot no/x.svg: no is no folder"),
+        (["model", "-m", "no-model"], "--model no-model does not exist"),
+        (["gemm", "--plot", "x.svg"], "unrecognized arguments: --plot"),
+        (["gem"], ": did you mean gemm?"),
         (["cmm", "rest"], "unrecognized arguments: rest"),
         (["nothing"], "invalid choice: 'nothing'"),
     ],
@@ -107,7 +113,12 @@ def test_refusals(arguments, message, run, random_model, monkeypatch):
 def test_help(run):
     status, out, _ = run("bench", "--help")
     assert status == 0
-    assert {"{cmm,gemm,ladder,model}", "--shapes", "--start"} <= set(out.split())
+    assert set(command.KINDS) <= set(out.split())
+    for kind in command.KINDS:
+        status, out, _ = run("bench", kind, "--help")
+        assert (status, "--shapes" in out, "--start" in out) == (0, kind in ("cmm", "model"), kind == "model")
+        words = out.split("example:\n")[1].split()
+        assert cli.parse(words[1:]).what == kind
 
 
 def test_dense_layers_compute_the_same():

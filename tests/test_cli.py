@@ -19,7 +19,7 @@ from conftest import WORDS, make_config, make_tokenizer
 from numpy.testing import assert_allclose
 
 import fastinfer
-from fastinfer import arguments, cli, progress, text_io
+from fastinfer import cli, progress, reading, text_commands
 from fastinfer.config import Classify, Embed, FillMask, Project, Prompt, Tasks
 
 COMMANDS = ["embed", "rank", "classify", "fill-mask", "tag", "answer"]
@@ -167,7 +167,7 @@ def test_help_has_an_example_that_parses(run, command):
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
     assert words[:2] == ["fastinfer", command]
     # the first examples use the shipped model, an embedder; others name a model
-    assert arguments.parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
+    assert cli.parse(words[1:]).model == (None if command in ("embed", "rank") else "MODEL")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,26 @@ def test_help_has_an_example_that_parses(run, command):
         (["embed", "-m", "M", "ada", "--threads", "0"], "--threads: '0' is no integer of at least 1"),
         (["embed", "-m", "M", "ada", "--max-depth", "-1"], "--max-depth"),
         (["classify", "-m", "M", "ada", "-k", "x"], "'x' is no integer of at least 1"),
-        (["embed", "-m", "M", "ada", "--json", "-o", "x.npy"], "--output FILE.npy is for embed without --json"),
-        (["tag", "-m", "M", "ada", "-o", "x.npy"], "--output FILE.npy is for embed without --json"),
+        (["embed", "-m", "M", "ada", "--json", "-o", "x.npy"], "--json and --output x.npy name two formats"),
+        (["embed", "-m", "M", "ada", "--json", "-o", "x.csv"], "--json and --output x.csv name two formats"),
+        (["tag", "-m", "M", "ada", "-o", "x.npy"], "--output x.npy: .npy holds arrays, and the answers of this command are none"),
+        (["embed", "-m", "M", "ada", "--sparse", "-o", "x.npz"], "--output x.npz: weights of tokens are no array"),
+        (["embed", "-m", "M", "ada", "--sparse", "--dim", "3"], "--dim is for vectors"),
+        (["embed", "-m", "M", "ada", "--sparse", "--prompt", "x"], "--prompt is for vectors"),
+        (["embed", "-m", "M", "ada", "--resume"], "--resume goes on with an interrupted --output FILE: name that file"),
+        (["embed", "-m", "M", "ada", "--column", "x"], "--column is for texts from a file or from standard input"),
+        (["embed", "-m", "M", "ada", "--jsonl"], "--jsonl is for texts from a file or from standard input"),
+        (["tag", "-m", "M", "-i", "x.csv", "--column", "a", "--column", "b"], "--column is given 2 times, expected once"),
+        (["answer", "-m", "M", "-i", "x.csv", "--column", "a"], "--column is given 1 times, expected twice"),
+        (["classify", "-m", "M", "ada", "--template", "{}"], "--template is for labels of your own"),
+        (["classify", "-m", "M", "ada", "--multi-label"], "--multi-label is for labels of your own"),
+        (["info", "--dtype", "int8"], "--dtype says how a model is loaded: name one with --model"),
+        (["embd", "ada"], "invalid choice: 'embd' (choose from embed, rank,"),
+        (["embd", "ada"], ": did you mean embed?"),
+        (["embed", "ada", "--treads", "2"], "unrecognized arguments: --treads: did you mean --threads?"),
+        (["tag", "ada", "--strategy", "frist"], ": did you mean first?"),
+        (["embed", "ada", "-o", "x.parqet"], ": .parqet is not written here, expected "),
+        (["embed", "ada", "-o", "x.parqet"], ": did you mean .parquet?"),
     ],
 )
 def test_wrong_usage_ends_with_2(run, arguments, message):
@@ -256,18 +274,22 @@ def test_prompts_and_shorter_vectors(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["texts.txt", "texts.txt.gz"])
 def test_a_line_that_is_too_long(run, random_model, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(text_io, "LINE_MEGABYTES", 1)
+    monkeypatch.setattr(reading, "LINE_MEGABYTES", 1)
     path = tmp_path / name
     lines = b"ada\n" + b"a" * (1 << 20) + b"\n" + b"a" * ((1 << 20) + 1)
     path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     status, out, err = run("embed", "-m", random_model, "-i", path)
-    assert (status, out.count("\n")) == (1, 2)
-    assert err == f"fastinfer: error: {path}, line 3 has more than 1 MB, expected one text per line: split it\n"
+    assert (status, out.count("\n")) == (0, 3)
+    assert err.startswith(f"fastinfer: warning: {path}, line 3 has more than 1 MB: only its first 1 MB were read\n")
+    for command in ("tag", "answer"):  # they answer about the whole text
+        status, out, err = run(command, "-m", random_model, "-i", path, *(["-q", "is?"] if command == "answer" else []))
+        assert status == 1
+        assert f"{path}, line 3 has more than 1 MB, expected one text per line: split it\n" in err
 
 
 def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(text_io, "WINDOW_TEXTS", 4)
-    monkeypatch.setattr(text_io, "WINDOW_CHARACTERS", 60)
+    monkeypatch.setattr(reading, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(reading, "WINDOW_CHARACTERS", 60)
     texts = [f"{'ada ' * (i % 9)}{WORDS[5 + i % 15]}" for i in range(30)] + ["paris " * 50, "ada", "london " * 60]
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(texts))
@@ -275,7 +297,7 @@ def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp
     model = fastinfer.load(random_model)
     compute = model.embed
     monkeypatch.setattr(model, "embed", lambda window, **options: sizes.append(window) or compute(window, **options))
-    monkeypatch.setattr(cli.api, "load", lambda *_, **__: model)
+    monkeypatch.setattr(text_commands.api, "load", lambda *_, **__: model)
     status, out, err = run("embed", "-m", random_model, "-i", path, "--json")
     assert status == 0
     assert [json.loads(line)["text"] for line in out.splitlines()] == texts
@@ -291,7 +313,7 @@ def test_long_input_is_answered_in_order_window_by_window(run, random_model, tmp
 
 
 def test_an_error_in_a_later_window_says_where(run, readable_model, monkeypatch):
-    monkeypatch.setattr(text_io, "WINDOW_TEXTS", 2)
+    monkeypatch.setattr(reading, "WINDOW_TEXTS", 2)
     folder = readable_model()
     status, out, err = run("fill-mask", "-m", folder, "[MASK]", "is [MASK]", "[MASK]", "ada")
     assert (status, out.count("\n")) == (1, 12)
@@ -429,8 +451,8 @@ def test_no_model_inside(run, monkeypatch, tmp_path):
 
 def test_output_files(run, random_model, tmp_path):
     for name in ("out.txt", "out.jsonl"):
-        want = run("embed", "-m", random_model, "ada", "é", *(["--json"] if name == "out.jsonl" else []))[1]
-        assert run("embed", "-m", random_model, "ada", "é", "-o", tmp_path / name) == (0, "", "")
+        want = run("classify", "-m", random_model, "ada", "é", *(["--json"] if name == "out.jsonl" else []))[1]
+        assert run("classify", "-m", random_model, "ada", "é", "-o", tmp_path / name) == (0, "", "")
         assert (tmp_path / name).read_text(encoding="utf-8") == want
     assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.txt"]
 
@@ -508,7 +530,7 @@ def test_options_reach_the_model(run, random_model, monkeypatch):
         model.embed = lambda texts, **options: seen.update(options) or embed(texts, **options)
         return model
 
-    monkeypatch.setattr(cli.api, "load", recorded)
+    monkeypatch.setattr(text_commands.api, "load", recorded)
     options = ["--device", "numpy", "--dtype", "float32", "--threads", 2, "--max-depth", 1, "--batch-tokens", 77, "--normalize"]
     options += ["--dim", 7, "--prompt", "in "]
     assert run("embed", "-m", random_model, "ada", *options)[0] == 0
@@ -536,7 +558,7 @@ def test_other_warnings_are_one_line(run, random_model, monkeypatch):
             warnings.showwarning("something odd", UserWarning, "file.py", 3)
         return fastinfer.Model
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(text_commands, "load", load)
     monkeypatch.setattr(cli, "_describe", lambda *_: {})
     assert run("info", "-m", random_model)[2] == "fastinfer: warning: something odd\n"
 
@@ -546,7 +568,7 @@ def test_interrupted(run, random_model, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fastinfer.Model, "embed", interrupt)
-    assert run("embed", "-m", random_model, "ada", "-o", tmp_path / "x.npy") == (130, "", "")
+    assert run("embed", "-m", random_model, "ada", "-o", tmp_path / "x.npy") == (130, "", "fastinfer: interrupted\n")
     assert os.listdir(tmp_path) == []
 
 
@@ -564,12 +586,12 @@ def test_ctrl_c(random_model):
     with subprocess.Popen(
         command("embed", "-m", random_model, "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        process.stdin.write(b"ada\n" * text_io.WINDOW_TEXTS)
+        process.stdin.write(b"ada\n" * reading.WINDOW_TEXTS)
         process.stdin.flush()
         process.stdout.readline()  # the command runs and waits for more input
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert err == b""
+    assert err == b"fastinfer: interrupted\n"
     assert process.returncode == 130
 
 
@@ -585,7 +607,7 @@ def terminal(monkeypatch):
         stream.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(progress, "INTERVAL", 0)
-        monkeypatch.setattr(text_io, "WINDOW_TEXTS", 2)
+        monkeypatch.setattr(reading, "WINDOW_TEXTS", 2)
         return stream
 
     return terminal

@@ -1,4 +1,4 @@
-"""Every recognised layout is converted and compared with the model's own PyTorch code. convert.py refuses all else."""
+"""Every recognised layout is converted and compared with the model's own PyTorch code. `fastinfer convert` refuses all else."""
 
 import io
 import json
@@ -8,28 +8,27 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
 import backends
 import numpy as np
 import pytest
-from models import load_tool
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 from scipy.special import erf, logsumexp
 
 import fastinfer
-from fastinfer import checkpoint
+from fastinfer import checkpoint, cli, conversion
 from fastinfer.checkpoint import torch_file
 from fastinfer.config import Answer, Classify, Embed, FillMask, HeadLayer, Ids, Tag, Tasks
-from fastinfer.errors import CheckpointError, ConfigError
+from fastinfer.errors import CheckpointError, CheckpointWarning, ConfigError
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
-convert = load_tool("convert")
 
 VOCABULARY, HIDDEN, LAYERS, POSITIONS = 60, 24, 2, 20
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS}
@@ -161,7 +160,7 @@ def golden(tmp_path):
 def test_hugging_face(name, options, logits, tasks, random_model, tmp_path):
     model = random_model(name, options)
     model.save_pretrained(tmp_path / "src")
-    convert.convert(tmp_path / "src", tmp_path / "out")
+    conversion.convert(tmp_path / "src", tmp_path / "out")
     assert fastinfer.load(tmp_path / "src").config.tasks == tasks
     assert_agrees(tmp_path / "src", model, logits)
     assert_agrees(tmp_path / "out", model, logits, devices=["numpy"])
@@ -238,7 +237,7 @@ def test_torch_files(form, random_model, tmp_path):
     else:
         torch.save(weights, source / "pytorch_model.bin", _use_new_zipfile_serialization=form != "legacy")
     assert_agrees(source, model.float(), "logits")
-    convert.convert(source, out)
+    conversion.convert(source, out)
     assert_agrees(out, model.float(), "logits")
 
 
@@ -256,7 +255,12 @@ def test_torch_files(form, random_model, tmp_path):
 def test_labels(labels, expected, golden):
     folder = golden("crammedbert-1x5-cls")
     edit(folder, lambda c: c.update(id2label=labels))
-    assert fastinfer.load(folder).config.tasks.classify.labels == expected
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", CheckpointWarning)
+        assert fastinfer.load(folder, device="numpy").config.tasks.classify.labels == expected
+    told = [str(w.message) for w in given if "id2label has" in str(w.message)]
+    assert len(told) == (labels is not None and expected[0] != "a")  # transformers, too, says LABEL_0 where none is given
+    assert all("expected a name of its own for each of 3: they are called LABEL_0" in text for text in told)
 
 
 # --- folders without transformers ------------------------------------------------------------------
@@ -491,15 +495,15 @@ def test_crammed_in_half_precision(device, golden):
         assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-# --- convert.py ------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------
 
 
 def error(capsys, *arguments):
-    """The message of convert.py on standard error. It must exit with code 1 and print nothing else."""
-    assert convert.main([str(a) for a in arguments]) == 1
+    """The message of the command on standard error. It must exit with code 1 and print nothing else."""
+    assert cli.main(["convert", *map(str, arguments)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("convert: ")
+    assert err.startswith("fastinfer: error: ")
     return err
 
 
@@ -510,7 +514,7 @@ ROUNDING = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}
 @pytest.mark.parametrize("name", ["crammedbert-4x3-mlm", "crammedbert-dense-mlm"])
 def test_stored_dtypes(name, dtype, tmp_path):
     source = checkpoint.load(GOLDEN / name)[1]
-    convert.convert(GOLDEN / name, tmp_path / "out", dtype=dtype)
+    conversion.convert(GOLDEN / name, tmp_path / "out", dtype=dtype)
     config, made = checkpoint.load(tmp_path / "out")
     expected = dtype or "float32"
     assert (config.stored.embeddings, config.stored.matrices) == (expected, expected)
@@ -532,8 +536,8 @@ def test_stored_dtypes(name, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_converting_again_to_float32_keeps_the_values(dtype, tmp_path):
-    convert.convert(GOLDEN / "crammedbert-4x3-mlm", tmp_path / "small", dtype=dtype)
-    convert.convert(tmp_path / "small", tmp_path / "large", dtype="float32")
+    conversion.convert(GOLDEN / "crammedbert-4x3-mlm", tmp_path / "small", dtype=dtype)
+    conversion.convert(tmp_path / "small", tmp_path / "large", dtype="float32")
     small, large = (checkpoint.load(tmp_path / which)[1] for which in ("small", "large"))
     for name, tensor in large.items():
         assert tensor.dtype == "float32"
@@ -542,14 +546,14 @@ def test_converting_again_to_float32_keeps_the_values(dtype, tmp_path):
 
 def test_shards(bert, tmp_path):
     rename(bert, lambda w: w | {"embeddings.word_embeddings.weight": np.ones((50_000, 24), np.float32)})
-    convert.convert(bert, tmp_path / "out", max_shard_mb=1)
+    conversion.convert(bert, tmp_path / "out", max_shard_mb=1)
     files = sorted(f.name for f in (tmp_path / "out").glob("*.safetensors"))
     assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert fastinfer.load(tmp_path / "out").config.vocabulary == 50_000
 
 
 def test_it_prints_what_it_made(tmp_path, capsys):
-    assert convert.main([str(GOLDEN / "crammedbert-4x3-mlm"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert cli.main(["convert", str(GOLDEN / "crammedbert-4x3-mlm"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["tasks"] == "fill_mask"
     assert (rows["layers"], rows["hidden"], rows["heads"], rows["feedforward"]) == ("2", "64", "4", "4x3")
@@ -568,9 +572,9 @@ def test_where_it_may_write(bert, tmp_path, capsys):
     assert "is a file" in error(capsys, bert, out)
     out.unlink()
     out.mkdir()
-    convert.convert(bert, out)
+    conversion.convert(bert, out)
     (out / "tokenizer.json").write_text("that of another model")
-    convert.convert(GOLDEN / "crammedbert-4x3-mlm", out)
+    conversion.convert(GOLDEN / "crammedbert-4x3-mlm", out)
     assert fastinfer.load(out).tasks == ("fill_mask",)
     assert not (out / "tokenizer.json").exists()
     before = {f.name: f.read_bytes() for f in bert.iterdir()}
@@ -613,13 +617,13 @@ def test_folders_that_lack_something(bert, tmp_path, capsys):
 
 
 def test_as_a_command(tmp_path):
-    run = [sys.executable, ROOT / "tools" / "convert.py"]
+    run = [sys.executable, "-m", "fastinfer", "convert"]
     good = subprocess.run([*run, GOLDEN / "crammedbert-1x5-cls", tmp_path / "out"], capture_output=True, text=True)
     assert (good.returncode, good.stderr) == (0, "")
     assert "classify (3 labels, softmax)" in good.stdout
     bad = subprocess.run([*run, tmp_path, tmp_path / "new"], capture_output=True, text=True)
     assert (bad.returncode, bad.stdout) == (1, "")
-    assert bad.stderr.startswith("convert: ")
+    assert bad.stderr.startswith("fastinfer: error: ")
     assert "Traceback" not in bad.stderr
 
 
@@ -647,14 +651,14 @@ def test_a_bin_needs_no_torch(bert, tmp_path):
     """A .bin that torch wrote gives the same checkpoint as a safetensors file, in a process that cannot import torch."""
     torch = pytest.importorskip("torch")
     weights = load_file(bert / "model.safetensors")
-    convert.convert(bert, tmp_path / "first")
+    conversion.convert(bert, tmp_path / "first")
     (bert / "model.safetensors").unlink()
     for zipped in (True, False):
         path = bert / "pytorch_model.bin"
         torch.save({name: torch.from_numpy(w) for name, w in weights.items()}, path, _use_new_zipfile_serialization=zipped)
-        code = "import sys; sys.modules['torch'] = None; import convert; sys.exit(convert.main(sys.argv[1:]))"
+        code = "import sys; sys.modules['torch'] = None; from fastinfer import cli; sys.exit(cli.main(['convert', *sys.argv[1:]]))"
         out = tmp_path / f"second{zipped}"
-        subprocess.run([sys.executable, "-c", code, bert, out], env={**os.environ, "PYTHONPATH": str(ROOT / "tools")}, check=True)
+        subprocess.run([sys.executable, "-c", code, bert, out], check=True)
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "first" / "model.safetensors").read_bytes()
 
 
@@ -793,7 +797,7 @@ def wordpiece(folder, tokens=WORDPIECE, **settings):
 )
 def test_a_wordpiece_vocabulary_becomes_a_tokenizer(settings, text, tokens, bert, tmp_path):
     wordpiece(bert, **settings)
-    assert "tokenizer    WordPiece, built from vocab.txt" in convert.convert(bert, tmp_path / "out")
+    assert "tokenizer    WordPiece, built from vocab.txt" in conversion.convert(bert, tmp_path / "out")
     model = fastinfer.load(tmp_path / "out")
     assert model.config.ids == Ids(pad=0, mask=4, cls=2, sep=3)
     (encoding,) = model.tokenizer.encode([text])
@@ -808,7 +812,7 @@ def test_special_tokens_by_other_names(bert, tmp_path):
     tokens = ["<s>" if t == "[CLS]" else t for t in WORDPIECE]
     wordpiece(bert, tokens)
     (bert / "special_tokens_map.json").write_text(json.dumps({"cls_token": {"content": "<s>"}}))
-    convert.convert(bert, tmp_path / "out")
+    conversion.convert(bert, tmp_path / "out")
     assert fastinfer.load(tmp_path / "out").tokenizer.encode(["x"])[0].tokens == ["<s>", "x", "[SEP]"]
 
 
@@ -822,7 +826,7 @@ def test_special_tokens_by_other_names(bert, tmp_path):
 )
 def test_other_vocabularies_give_no_tokenizer(tokens, settings, reason, bert, tmp_path):
     wordpiece(bert, tokens, **settings)
-    about = convert.convert(bert, tmp_path / "out")
+    about = conversion.convert(bert, tmp_path / "out")
     assert "tokenizer    none: " in about
     assert reason in about
     model = fastinfer.load(tmp_path / "out")
@@ -842,9 +846,9 @@ def test_tokenizers_that_cannot_be(bert, tmp_path, capsys):
 
 def test_a_tokenizer_of_the_source_is_kept(bert, tmp_path):
     wordpiece(bert)
-    convert.convert(bert, tmp_path / "first")
+    conversion.convert(bert, tmp_path / "first")
     shutil.copy(tmp_path / "first" / "tokenizer.json", bert)
     (bert / "vocab.txt").unlink()
-    assert "tokenizer.json of the source" in convert.convert(bert, tmp_path / "second")
+    assert "tokenizer.json of the source" in conversion.convert(bert, tmp_path / "second")
     assert (tmp_path / "second" / "tokenizer.json").read_bytes() == (tmp_path / "first" / "tokenizer.json").read_bytes()
     assert fastinfer.load(tmp_path / "second").config.ids == Ids(pad=0, mask=4, cls=2, sep=3)

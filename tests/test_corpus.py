@@ -1,4 +1,4 @@
-"""tools/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
+"""fastinfer/evaluation/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
 
 import gzip
 import json
@@ -12,9 +12,10 @@ from conftest import make_tokenizer
 from models import load_tool
 
 from fastinfer.errors import InputError
+from fastinfer.evaluation import articles
 
 pytest.importorskip("tqdm", reason="tools/training needs tqdm")
-articles, text = load_tool("articles"), load_tool("training.corpus")
+text = load_tool("training.corpus")
 
 WIKI = "\n".join(
     f"= Title {i} =\nParagraph one of {i}. It has two sentences.\n\nParagraph two of {i}, with a comma; and a semicolon." for i in range(60)

@@ -26,7 +26,7 @@ import pytest
 
 import fastinfer
 from fastinfer import cli
-from fastinfer.arguments import parse
+from fastinfer.cli import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("fastinfer/models/*/*.md")])
@@ -108,6 +108,8 @@ def example_models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     subprocess.run([sys.executable, ROOT / "tools" / "example_models.py", folder / "examples"], check=True)
     (folder / "texts.txt").write_text("A text.\nAnother one.\n")
+    (folder / "big.txt").write_text("A text.\nAnother one.\n" * 9)
+    (folder / "reviews.csv").write_text('id,review\n1,"Roast the carrots, then eat."\n2,Shares fell again.\n')
     return folder
 
 
@@ -147,6 +149,27 @@ def test_commands(page, example_models, monkeypatch, capsys):
         if shows and len(given) == 1:
             assert cli.main(given[0]) == 0
             assert_same(capsys.readouterr().out, below.code, where)
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "command-line.md"], ids=lambda page: page.name)
+def test_commands_run(page, example_models, monkeypatch, capsys):
+    """Every command of these pages that names no model of the reader's, and measures nothing, does what it says without a word."""
+    monkeypatch.chdir(example_models)
+    count = 0
+    for block in blocks(page):
+        for arguments in commands(block.code) if block.language == "sh" else []:
+            model = arguments[arguments.index("-m") + 1] if "-m" in arguments else "examples"
+            if "--help" in arguments or arguments[0] == "bench" or model != "examples":
+                continue
+            if any(word.endswith(".parquet") for word in arguments) and not importlib.util.find_spec("pyarrow"):
+                continue
+            assert cli.main(arguments) == 0, f"{page.name}:{block.line}: {shlex.join(arguments)}"
+            out, err = capsys.readouterr()
+            assert (err, bool(out)) == ("", "-o" not in arguments)
+            if "-o" in arguments:
+                assert Path(arguments[arguments.index("-o") + 1]).stat().st_size > 0
+            count += 1
+    assert count >= 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -1,4 +1,4 @@
-"""tools/evaluate.py, run as a command on tiny models with scores computed by hand."""
+"""`fastinfer evaluate`, run as a command on tiny models with scores computed by hand."""
 
 import json
 import lzma
@@ -8,12 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from conftest import LABELS, WORDS
-from models import load_tool
 
 import fastinfer
+from fastinfer import cli
 from fastinfer.config import Classify, Embed, FillMask, Tag, Tasks
-
-evaluate, tasks = load_tool("evaluate"), load_tool("evaluation.tasks")
 
 
 def write(path, text):
@@ -28,7 +26,7 @@ def run(capsys):
 
     def run(*arguments):
         try:
-            status = evaluate.main(list(map(str, arguments)))
+            status = cli.main(["evaluate", *map(str, arguments)])
         except SystemExit as stop:
             status = stop.code
         out, err = capsys.readouterr()
@@ -153,7 +151,7 @@ def test_a_model_with_every_head_and_two_dtypes(run, random_model, tmp_path):
     articles(tmp_path)
     status, out, err = run(random_model, "--data", tmp_path, "--dtype", "float32,int8")
     assert status == 0
-    assert err.count("left out") == err.count("evaluate: CLINC150 left out") == 2
+    assert err.count("left out") == err.count("fastinfer: CLINC150 left out") == 2
     header, *rows = out.splitlines()
     assert header.split() == ["random0", "float32", "random0", "int8"]
     assert [row for row in rows if not row.startswith(" ")] == [

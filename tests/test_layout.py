@@ -133,7 +133,7 @@ def test_the_runtime_never_imports_tools():
     """It imports tools neither by the names that commands use nor as tools.NAME, and not in functions either."""
     files = [path for path in (ROOT / "tools").iterdir() if path.suffix == ".py" or path.is_dir()]
     known = {"tools", *(path.stem for path in files)}
-    assert {"train", "training", "conversion"} <= known
+    assert {"train", "training", "zoo"} <= known
     for path in (ROOT / "fastinfer").rglob("*.py"):
         name = module_name(path, ROOT)
         for statement in imports(ast.parse(path.read_text("utf-8")), later=True):

@@ -9,6 +9,7 @@ from models import load_tool
 
 import fastinfer
 from fastinfer import catalog
+from fastinfer.evaluation import scoring, tasks
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TEXTS = [
@@ -66,9 +67,8 @@ def test_training_and_engine_agree(model):
 def test_its_quality(task, metric, goal, dtype):
     """The goal for CLINC150 is the teacher's 91.67 minus 1.5."""
     for module in ("tqdm", "sklearn"):
-        pytest.importorskip(module, reason=f"tools/ needs {module}")
+        pytest.importorskip(module, reason=f"the metrics need {module}")
     if not DATA.is_dir():
         pytest.skip("the data sets are not beside the repository, at ../shared/data")
-    evaluate, tasks = load_tool("evaluate"), load_tool("evaluation.tasks")
-    result = evaluate.evaluate(fastinfer.load(dtype=dtype), tasks.TASKS[task], DATA, "inside", dtype)
+    result = scoring.evaluate(fastinfer.load(dtype=dtype), tasks.TASKS[task], DATA, "inside", dtype)
     assert result.metrics[metric] >= goal

@@ -7,6 +7,7 @@ from models import load_tool
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastinfer
+from fastinfer import conversion
 from fastinfer.errors import ConfigError
 
 SIZES = {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
@@ -50,7 +51,7 @@ def test_padding_inside_a_text_is_that_of_transformers(device, made):
 
 def test_padding_survives_conversion_and_training(made, tmp_path):
     folder, want = made
-    load_tool("conversion").convert(folder, tmp_path / "out")
+    conversion.convert(folder, tmp_path / "out")
     model = fastinfer.load(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["positions"]["skip"] in (1, 4)
     for mine, theirs in zip(model.hidden_states(fastinfer.PackedBatch.from_ids(LINES)), want, strict=True):
@@ -64,7 +65,7 @@ def test_padding_survives_conversion_and_training(made, tmp_path):
 
 
 def test_what_may_take_no_position(made, tmp_path):
-    load_tool("conversion").convert(made[0], tmp_path / "out")
+    conversion.convert(made[0], tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     stored = json.loads(path.read_text())
     for skip, said in ((40, "expected 0 to vocabulary-1=39"), (-1, "expected 0 to"), ("1", "expected an integer")):

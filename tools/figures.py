@@ -15,16 +15,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from fastinfer.svg import COLOURS, FAINT, SIZE, TEXT, WIDTH, circle, line, svg, text
+
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
-TEXT = "#767676"  # contrast 4.5 on white and 4.6 on black
-FAINT = "#76767677"
-COLOURS = ("#2f81f7", "#d9730d", "#1a9e5c", "#a371f7", "#767676")  # contrast at least 3 on both
-WIDTH, ROW, SIZE = 760, 22, 13  # pixels: of a figure, of a bar, of its letters
+ROW = 22  # pixels of a bar
 SENTENCE, TOKEN, LAYER = "How do I cook rice?", "rice", 3  # what tree.svg shows
 
 
@@ -46,36 +44,6 @@ def read(name: str) -> list[Row]:
     return [
         Row(r["group"], r["series"], r["x"], float(r["y"]), *(float(v) if (v := r.get(k)) else None for k in ("low", "high"))) for r in rows
     ]
-
-
-# --- SVG -------------------------------------------------------------------------------------------
-
-
-def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = TEXT, bold: bool = False, size: int = SIZE) -> str:
-    """Words at a place; anchor: which end of them stands there (start, middle, end)."""
-    weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}"{weight}>{escape(words)}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, *, colour: str = FAINT, width: float = 1, dash: str = "") -> str:
-    """A straight line; dash: SVG's pattern of dashes."""
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dashes}/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str, *, filled: bool = True) -> str:
-    """A disc, or a ring."""
-    paint = f'fill="{colour}"' if filled else f'fill="none" stroke="{colour}" stroke-width="1.5"'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {paint}/>'
-
-
-def svg(title: str, height: float, parts: Sequence[str]) -> str:
-    """A whole picture, WIDTH pixels wide."""
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" role="img" '
-        f'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">'
-    )
-    return "\n".join([head, f"<title>{escape(title)}</title>", *parts, "</svg>", ""])
 
 
 def short(value: float) -> str:

@@ -19,8 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from conversion import check_out, convert
-
+from fastinfer.conversion import check_out, convert
 from fastinfer.errors import FastinferError
 
 

@@ -55,8 +55,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from articles import held_out
-
+from fastinfer.evaluation.articles import held_out
 from fastinfer.files import replacing, replacing_all
 
 DOCUMENT = re.compile(r'<doc [^>]*title="([^"]*)"[^>]*>\n(.*?)</doc>', re.DOTALL)

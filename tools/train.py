@@ -22,7 +22,6 @@ try:
     import matplotlib  # noqa: F401, which draws at the end of a run
     import torch
     import torch.distributed as dist
-    from conversion import STORED, check_out
     from training import recipe, runs, study
     from training.distill import Distill, distill
     from training.finetune import Finetune
@@ -30,6 +29,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"train: {missing}: pip install -r tools/requirements.txt")
 
+from fastinfer.conversion import STORED, check_out
 from fastinfer.errors import FastinferError
 
 COMMANDS = (("pretrain", Pretrain, pretrain), ("distill", Distill, distill), ("finetune", Finetune, study.run))

@@ -25,13 +25,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the imports that read it
 import sentence_transformers
 import torch
 import transformers
-from conversion import convert
 from families import FAMILIES
 from families.build import Family, build
 from families.lists import LISTS
 from families.oracle import Oracle, difference, opened
 
 from fastinfer import Model
+from fastinfer.conversion import convert
 from fastinfer.errors import FastinferError
 from fastinfer.files import replacing
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendError, BackendWarning, short, warn
+from ..errors import BackendError, BackendWarning, near, short, warn
 
 if TYPE_CHECKING:
     from .reference import Reference
 
-__all__ = ["available", "get", "gpus"]
+__all__ = ["COMPUTE_DTYPES", "available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
+REBUILD = "install fastinfer again with pip's --force-reinstall --no-deps --no-cache-dir"  # pip keeps a wheel without the module
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -30,11 +32,14 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     if not isinstance(device, str):
         raise BackendError(f"device is {short(device)}, expected a string such as 'cpu' or 'numpy'")
     if not (dtype is None or (isinstance(dtype, str) and dtype in COMPUTE_DTYPES)):
-        raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None")
+        hint = near(dtype, COMPUTE_DTYPES)
+        raise BackendError(f"dtype is {short(dtype)}, expected one of {', '.join(COMPUTE_DTYPES)}, or None{hint}")
     kind, _, rest = device.partition(":")
     if kind == "auto" and not rest:
         why_not: dict[str, Callable[[], str | None]] = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
         kind = next(name for name in AUTO if why_not[name]() is None)
+        if kind == "numpy":
+            warn(BackendWarning(f"computing with NumPy, many times slower than the compiled kernels: {_why_no_cpu()}"))
     if kind == "numpy" and not rest:
         backend: Any = Reference
         arguments: dict[str, Any] = {}
@@ -45,7 +50,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         from .cpu import CPU, isas
 
         if rest and rest not in isas():
-            raise _cannot(device, f"this CPU has no ISA {short(rest)}")
+            raise _cannot(device, f"this CPU has no ISA {short(rest)}" + near(rest, isas()))
         backend, arguments = CPU, {"isa": rest or None, "threads": threads}
     elif kind == "cuda":
         why = _why_no_cuda()
@@ -56,7 +61,7 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
 
         backend, arguments = CUDA, {"number": device_number(device)}
     else:
-        raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy")
+        raise _cannot(device, "no such device; expected auto, cpu, cpu:ISA, cuda, cuda:N or numpy" + near(device, ("auto", *available())))
     if dtype == "float16" and kind != "cuda":
         warn(BackendWarning(f"dtype 'float16' needs a GPU, and device {short(device)} is none here: float32 is computed instead"))
         dtype = "float32"
@@ -90,7 +95,9 @@ def _why_no_cpu() -> str | None:
     try:
         from .. import _cpu  # noqa: F401
     except ImportError as error:
-        return f"the compiled module is missing ({error}); build it with: pip install ."
+        if importlib.util.find_spec("fastinfer._cpu") is not None:
+            return f"the compiled module cannot be imported ({error}). Please {REBUILD}"
+        return f"the compiled module is missing: fastinfer was built without a C compiler, or not at all. Install one, then {REBUILD}"
     return None
 
 

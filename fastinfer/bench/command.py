@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import backends, checkpoint
+from ..arguments import Parser, at_least
 from ..config import Config, Dense, Gated
-from ..errors import InputError
+from ..errors import InputError, near, short
 from . import gpu_layers, gpu_models, layers, models, report
 from .engines import Engine, FindEngines, bert_base, own_engines, stored_as
 from .machine import describe_cpu, describe_gpu
 from .oracle import Oracle
-from .plot import plot_cmm, plot_models
+from .plot import check_plot, plot_cmm, plot_models
 from .report import Output, Row
 from .rivals import Rivals, installed_dense
 from .start import bench_start
@@ -36,52 +37,105 @@ def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 def _shape(text: str) -> tuple[int, int]:
     """(P, D) of "PxD", such as trees and depth."""
-    trees, depth = map(int, text.split("x"))
-    return trees, depth
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{short(text)} is no pair of integers such as 16x7")
+    return int(found[1]), int(found[2])
+
+
+_count = at_least(1)
+
+
+def _dtype(text: str) -> str:
+    known = backends.COMPUTE_DTYPES
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{short(text)}, expected some of {', '.join(known)}{near(text, known)}")
+    return text
+
+
+KINDS = {
+    "cmm": "fast feedforward layers beside dense ones",
+    "gemm": "packed matrix products",
+    "ladder": "the paper's BLAS levels",
+    "model": "whole models",
+}
+EXAMPLES = {
+    "cmm": "--shapes 1x11 --tokens 1,128,4096 --plot speed.svg",
+    "gemm": "--tokens 128 --dtypes bfloat16,int8",
+    "ladder": "--tokens 128",
+    "model": "--sizes 1x128,32x128 --engines fastinfer",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the description and options of `fastinfer bench` and tools/bench.py to a parser."""
+    """Add the description and options of `fastinfer bench` and tools/bench.py to a parser: a parser for each kind of benchmark."""
     parser.description = __doc__
-    parser.add_argument(
-        "what",
-        choices=["cmm", "gemm", "ladder", "model"],
-        help="cmm: fast feedforward layers; gemm: packed matrix products; ladder: the paper's BLAS levels; model: whole models",
+    parser.epilog = "fastinfer bench KIND --help shows the options of a kind."
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    parsers = {}
+    for kind, what in KINDS.items():
+        sub = kinds.add_parser(kind, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.description = f"Measure {what}, on this machine."
+        sub.epilog = f"example:\n  fastinfer bench {kind} {EXAMPLES[kind]}"
+        # A kind has some of these options. The others are None, so that run() may ask for any.
+        sub.set_defaults(what=kind, parser=sub, **dict.fromkeys(ONLY_SOME), device="cpu", paths="balanced", cold=False, start=False)
+        if kind != "gemm":
+            sub.add_argument("--device", help="cpu (default), cpu:ISA, cuda or cuda:N")
+        if kind in ("cmm", "gemm", "model"):
+            known = "float32, bfloat16, int8" + (", float16 (GPU)" if kind != "gemm" else "")
+            sub.add_argument("--dtypes", type=_listed(_dtype), metavar="DTYPE,...", help=f"some of {known} (default: all)")
+        if kind != "model":
+            sub.add_argument("--tokens", type=_listed(_count), metavar="T,...", help="tokens per call")
+        sub.add_argument("--threads", type=_count, metavar="N", help="threads of every engine (default: the CPUs this process may use)")
+        sub.add_argument("--seconds", type=float, metavar="S", help="time per engine and row (default: 1, on a GPU 0.05)")
+        sub.add_argument("--json", action="store_true", help="write one JSON object per row")
+        if kind in ("cmm", "model"):
+            sub.add_argument("--plot", metavar="FILE", help="draw the speeds into FILE (.svg, .png or .pdf; needs matplotlib)")
+        parsers[kind] = sub
+    _add_cmm_options(parsers["cmm"])
+    _add_model_options(parsers["model"])
+
+
+ONLY_SOME = ("dtypes", "tokens", "plot", "shapes", "model", "sizes", "engines", "cache", "texts", "tokenizer")
+
+
+def _add_cmm_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--shapes", type=_listed(_shape), metavar="PxD,...", help="trees x depth (default: 1x11,16x7,64x5,128x4,512x2)")
+    sub.add_argument("--paths", choices=["balanced", "skewed"], help="how tokens spread over a tree (default: balanced)")
+    sub.add_argument("--cold", action="store_true", help="evict all caches before each call (a GPU is measured both ways)")
+
+
+def _add_model_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-m", "--model", metavar="FOLDER", help="a checkpoint folder (default: BERT-base with random weights)")
+    sub.add_argument(
+        "--shapes", type=_listed(_shape), metavar="PxD,...", help="trees x depth of fast models with random weights (default: 1x11)"
     )
-    parser.add_argument(
-        "--shapes",
-        type=_listed(_shape),
-        metavar="PxD,...",
-        help="cmm: trees x depth (default 1x11,16x7,64x5,128x4,512x2)",
-    )
-    parser.add_argument("--tokens", type=_listed(int), metavar="T,...", help="tokens per call")
-    parser.add_argument("--dtypes", type=_listed(str), metavar="DTYPE,...", help="float32, float16 (GPU), bfloat16, int8 (default: all)")
-    parser.add_argument("--device", default="cpu", help="cpu, cpu:ISA, cuda or cuda:N (cmm, ladder, model)")
-    parser.add_argument("--threads", type=int, help="threads of every engine (default: the CPUs this process may use)")
-    parser.add_argument("--paths", default="balanced", choices=["balanced", "skewed"], help="cmm: how tokens spread over a tree")
-    parser.add_argument("--cold", action="store_true", help="cmm: evict all caches before each call (a GPU is measured both ways)")
-    parser.add_argument("--seconds", type=float, help="time per engine and row (default 1, on a GPU 0.05)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per row")
-    parser.add_argument("--plot", metavar="FILE", help="cmm, model: draw the speeds (.svg or .png; needs matplotlib)")
-    parser.add_argument("-m", "--model", metavar="FOLDER", help="model: a checkpoint folder (default: BERT-base with random weights)")
-    parser.add_argument(
-        "--sizes",
-        type=_listed(_shape),
-        metavar="BxS,...",
-        help="model: texts x tokens (default 1x16, 1x128 ... 8x512 or, on a GPU, 64x512)",
-    )
-    parser.add_argument("--engines", metavar="WORD,...", help="model: only engines whose name, model or dtype contains one of these words")
-    parser.add_argument("--cache", metavar="FOLDER", help="model: the folder that keeps prepared models (default: a temporary folder)")
-    parser.add_argument("--start", action="store_true", help="model: measure load time, first answer and memory of fresh processes")
-    parser.add_argument("--texts", metavar="FILE", help="model: real texts, one per line, instead of random tokens")
-    parser.add_argument("--tokenizer", metavar="FILE", help="model: tokenizer.json for --texts with random weights")
+    sizes = "texts x tokens (default: 1x16, 1x128 ... 8x512 or, on a GPU, 64x512)"
+    sub.add_argument("--sizes", type=_listed(_shape), metavar="BxS,...", help=sizes)
+    sub.add_argument("--engines", metavar="WORD,...", help="only engines whose name, model or dtype contains one of these words")
+    sub.add_argument("--cache", metavar="FOLDER", help="the folder that keeps prepared models (default: a temporary folder)")
+    sub.add_argument("--start", action="store_true", help="measure load time, first answer and memory of fresh processes")
+    sub.add_argument("--texts", metavar="FILE", help="real texts, one per line, instead of random tokens")
+    sub.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for --texts with random weights")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options in an argument list of `fastinfer bench`, for run()."""
-    parser = argparse.ArgumentParser(prog="fastinfer bench", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="fastinfer bench", formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return parser.parse_args(argv)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for files that are missing, and for a plot that could not be drawn, before anything is measured."""
+    if options.tokenizer and options.model:
+        raise InputError("--tokenizer goes with random weights: a checkpoint folder has its own")
+    for name in ("model", "texts", "tokenizer"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"--{name} {path} does not exist")
+    if options.plot is not None:
+        check_plot(options.plot)
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -89,6 +143,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, rivals: Rivals | None = None) -> None:
     """Run the benchmark that parsed options ask for, and print its rows. rivals: other projects' engines for the device."""
+    check(options)
     ops = backends.get(options.device, threads=options.threads)
     rivals = rivals or Rivals()
     if ops.name == "cuda":
@@ -176,8 +231,6 @@ class Source(NamedTuple):
         if options.model:
             cache = cache / re.sub(r"\W+", "-", str(folder.resolve())).strip("-")
         if options.tokenizer:
-            if options.model:
-                raise InputError("--tokenizer goes with random weights: a checkpoint folder has its own")
             (folder / "tokenizer.json").write_bytes(Path(options.tokenizer).read_bytes())
         return cls(folder, cache, config, base)
 

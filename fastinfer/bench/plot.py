@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, required
 from .oracle import TOLERANCE
 from .report import Row
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def check_plot(path: str) -> None:
+    """Raise InputError unless a figure can be drawn into this file."""
+    _pyplot()
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in FORMATS:
+        raise InputError(f"--plot {path}: {ending or 'a name without an ending'} is not drawn, expected {', '.join(FORMATS)}")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise InputError(f"--plot {path}: {os.path.dirname(path)} is no folder")
 
 
 def _pyplot() -> Any:
     """matplotlib.pyplot, set to draw into files. Raises InputError if matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
+    required("matplotlib", "--plot", "plot").use("Agg")
     from matplotlib import pyplot
 
     return pyplot

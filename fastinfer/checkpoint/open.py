@@ -18,7 +18,7 @@ from .tensor import Tensor
 
 __all__ = ["load", "load_all"]
 
-CONVERT = "\n  Where the file came from another tool, convert the original with tools/convert.py."
+CONVERT = "\n  Where the file came from another tool, convert the original with fastinfer convert."
 VALIDATE_BELOW = 64 << 20  # bytes: smaller checkpoints are scanned for NaN by default
 
 

@@ -49,13 +49,12 @@ if ATHERIS:
 else:
     atheris = None
 
-with atheris.instrument_imports(include=["fastinfer", "conversion"]) if atheris else contextlib.nullcontext():
-    import conversion
+with atheris.instrument_imports(include=["fastinfer"]) if atheris else contextlib.nullcontext():
     import numpy as np
     import seeds
 
     import fastinfer
-    from fastinfer import checkpoint
+    from fastinfer import checkpoint, conversion
     from fastinfer.checkpoint import Tensor, layouts, torch_file
     from fastinfer.checkpoint.layouts.tokenizer import find_tokenizer
     from fastinfer.config import Config

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evaluation.metrics import score
-from evaluation.table import short_names
-from evaluation.tasks import GLUE, NOT_HAD
 from tqdm import tqdm
 
+from fastinfer.evaluation.metrics import score
+from fastinfer.evaluation.table import short_names
+from fastinfer.evaluation.tasks import GLUE, NOT_HAD
 from training.finetune import Finetune, tasks_of
 
 DRAWS = 400  # resampled sets of the bootstrap

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from articles import articles, held_out
 from tqdm import tqdm
 
 from fastinfer.errors import InputError
+from fastinfer.evaluation.articles import articles, held_out
 from fastinfer.files import replacing
 
 SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)]))\s+(?=["'“‘(]*[A-Z0-9])""")

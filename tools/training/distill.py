@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from evaluation.tasks import GLUE
 from torch import Tensor
 
 from fastinfer import checkpoint
 from fastinfer.config import FFF, Config, Dense, Embed, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
+from fastinfer.evaluation.tasks import GLUE
 from training import corpus, runs
 from training.encoder import Encoder, kept
 from training.feedforward import Feedforward

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from evaluation.tasks import METRICS_OF, TASKS, Kind, Task, own_task
 from torch import Tensor
 from tqdm import tqdm
 
 from fastinfer.config import Classify, Config, Embed, HeadLayer, Tag, Tasks
 from fastinfer.errors import InputError, near
+from fastinfer.evaluation.tasks import METRICS_OF, TASKS, Kind, Task, own_task
 from training.encoder import Encoder, kept
 from training.labelled import Epochs, Split, padded_length
 from training.loop import Descent, fit

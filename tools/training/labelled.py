@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluation.tasks import Examples, Kind, first_rows
 from torch import Tensor
 
+from fastinfer.evaluation.tasks import Examples, Kind, first_rows
 from fastinfer.tokenizer import Tokenizer
 from training.objectives import IGNORED
 

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from evaluation.tasks import Kind
 from torch import Tensor, nn
 
+from fastinfer.evaluation.tasks import Kind
 from training.encoder import Encoder
 from training.workers import every_row, mean_of_processes
 

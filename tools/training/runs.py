@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from articles import text_file
-from conversion import STORED, summary
 from torch import Tensor
 
 from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
 from fastinfer.config import FFF, Config, Dense, Gated
+from fastinfer.conversion import STORED, summary
 from fastinfer.errors import CheckpointError, InputError, near
+from fastinfer.evaluation.articles import text_file
 from fastinfer.files import replacing
 from training import encoder as encoders
 from training import memory

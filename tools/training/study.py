@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conversion import STORED
-from evaluation.metrics import score
-from evaluation.table import short_names
-from evaluation.tasks import Task
 from tqdm import tqdm
 
 from fastinfer.catalog import folder_of
+from fastinfer.conversion import STORED
 from fastinfer.errors import InputError, near
+from fastinfer.evaluation.metrics import score
+from fastinfer.evaluation.table import short_names
+from fastinfer.evaluation.tasks import Task
 from training import encoder as encoders
 from training import memory
 from training.comparison import plot, table

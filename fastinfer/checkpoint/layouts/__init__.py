@@ -1,7 +1,7 @@
 """Checkpoints of other tools: how each is recognised, its config, and the names of its tensors in this format.
 
 Tensors are only renamed, transposed, concatenated and dropped. So load() opens these folders directly, and
-tools/convert.py writes them in this project's format. A setting that would need another op is refused by name.
+`fastinfer convert` writes them in this project's format. A setting that would need another op is refused by name.
 """
 
 from __future__ import annotations

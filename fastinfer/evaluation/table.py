@@ -1,13 +1,14 @@
-"""The table that evaluate.py prints: models side by side, with the names that tell them apart."""
+"""The table that `fastinfer evaluate` prints: models side by side, with the names that tell them apart."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluation.scoring import Result
-from evaluation.tasks import GLUE, NOT_HAD, TASKS
+from .scoring import Result
+from .tasks import GLUE, NOT_HAD, TASKS
 
 Column = tuple[str, str | None]  # model, dtype
 
@@ -37,16 +38,23 @@ def _block(results: dict[Column, Result], columns: Sequence[Column]) -> list[lis
 
     rows = [[f"{first.task}: {first.how}, {first.examples:,} examples"]]
     for metric in first.metrics:
-        rows.append(row(f"  {metric}", lambda r, m=metric: f"{r.metrics[m]:.2f} {_range(r.intervals[m])}"))
+        rows.append(row(f"  {metric}", functools.partial(_score, metric)))
         if any(r.differences for r in results.values()):
-            rows.append(row("    less the first's", lambda r, m=metric: _less(r, first, m) if r.differences else ""))
+            rows.append(row("    less the first's", functools.partial(_less, first, metric)))
     rows.append(row("  texts/s", lambda r: f"{r.texts_per_second:,.0f}"))
     rows.append(row("  tokens/s", lambda r: f"{r.tokens_per_second:,.0f}"))
     return rows
 
 
-def _less(result: Result, first: Result, metric: str) -> str:
-    """The difference to the first model's score, with its interval."""
+def _score(metric: str, result: Result) -> str:
+    """The score, with its interval."""
+    return f"{result.metrics[metric]:.2f} {_range(result.intervals[metric])}"
+
+
+def _less(first: Result, metric: str, result: Result) -> str:
+    """The difference to the first model's score, with its interval; "" for the first model."""
+    if not result.differences:
+        return ""
     return f"{result.metrics[metric] - first.metrics[metric]:+.2f} {_range(result.differences[metric])}"
 
 

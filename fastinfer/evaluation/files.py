@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from articles import articles, held_out
-
-from fastinfer.errors import InputError, near, short
+from ..errors import InputError, near, short
+from .articles import articles, held_out
 
 SHOWN = 8  # names that a message lists
-# This is stricter than training.corpus.sentences, because a query has to be a whole sentence: a full stop after a capital, which may be an
+# It is stricter than what training needs, because a query has to be a whole sentence: a full stop after a capital, which may be an
 # initial, ends nothing.
 SENTENCE_END = re.compile(r"""(?:(?<=[a-z0-9)"'][.!?])|(?<=[a-z0-9][.!?]["')]))\s+(?=[A-Z"(])""")
 SENTENCE, REST, LONGEST = 40, 160, 1200  # characters: at least of the first sentence, at least of the rest, at most of both

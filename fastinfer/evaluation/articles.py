@@ -12,12 +12,13 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from fastinfer.errors import InputError, short
+from ..errors import InputError, short
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 TITLE = re.compile(r"= (.*) =")
 HELD_OUT = "one article in five, chosen by a checksum of its title, is held out"
 
@@ -27,7 +28,7 @@ def held_out(title: str) -> bool:
     return zlib.crc32(title.encode()) % 5 == 0
 
 
-def text_file(path: str | os.PathLike) -> Path:
+def text_file(path: str | os.PathLike[str]) -> Path:
     """The path of a text file. Raises InputError for a file that does not exist, and for an ending that is not known."""
     path = Path(path)
     plain = path.with_suffix("") if path.suffix in OPENERS else path
@@ -38,7 +39,7 @@ def text_file(path: str | os.PathLike) -> Path:
     return path
 
 
-def lines(path: str | os.PathLike) -> Iterator[str]:
+def lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """The lines of a text file, or of each "text" in a .jsonl file, stripped and without empty ones.
 
     Raises InputError as text_file does, and with file and line for bytes that are not UTF-8, a line without a "text", and a broken
@@ -66,13 +67,15 @@ def lines(path: str | os.PathLike) -> Iterator[str]:
         raise InputError(f"{path}, after line {number}: the archive is broken: {error}") from None
 
 
-def articles(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str | None, list[str]]]:
+def articles(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str | None, list[str]]]:
     """(title, paragraphs) of each article. A paragraph outside of any article counts as an article without a title.
 
     Raises InputError for a file without text.
     """
     for path in paths:
-        title, paragraphs, empty = None, [], True
+        title: str | None = None
+        paragraphs: list[str] = []
+        empty = True
         for line in lines(path):
             heading = TITLE.fullmatch(line)
             if heading and paragraphs:

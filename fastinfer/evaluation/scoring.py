@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
-import fastinfer
-from evaluation.metrics import interval, resampled, score
-from evaluation.tasks import TASKS, Examples, Task, first_rows
-from fastinfer import PackedBatch
-from fastinfer.config import Classify, Tag
-from fastinfer.errors import InputError, TaskError
-from fastinfer.progress import Progress
+from ..api import Model
+from ..batch import PackedBatch
+from ..config import Classify, Tag
+from ..errors import InputError, TaskError
+from ..progress import Progress
+from .metrics import interval, resampled, score
+from .tasks import TASKS, Examples, Task, first_rows
 
 OF_EMBEDDERS = ("STS-B", "CLINC150", "retrieval")  # tasks that an embedder is scored on where none is named
 
@@ -48,12 +47,12 @@ class Result:
 class Meter:
     """A model, the number of texts and tokens that it was given, and the seconds that its answers took."""
 
-    def __init__(self, model: fastinfer.Model) -> None:
-        self.model = model
+    def __init__(self, model: Model) -> None:
+        self.model: Any = model
         self.texts = self.tokens = 0
         self.seconds = 0.0
 
-    def call(self, method: Callable, batch: Any, tokens: int | None = None, **options: Any) -> Any:
+    def call(self, method: Callable[..., Any], batch: Any, tokens: int | None = None, **options: Any) -> Any:
         """method(batch), where method is a task of the model. Its time includes tokenizing."""
         start = time.perf_counter()
         answers = method(batch, **options)
@@ -65,7 +64,8 @@ class Meter:
 
     def embed(self, texts: Sequence[Any]) -> np.ndarray:
         """The normalised embeddings of the texts."""
-        return self.call(self.model.embed, texts, normalize=True, progress=visible())
+        vectors: np.ndarray = self.call(self.model.embed, texts, normalize=True, progress=visible())
+        return vectors
 
 
 # --- the answers of each head ----------------------------------------------------------------------
@@ -83,7 +83,8 @@ def by_head(meter: Meter, examples: Examples) -> np.ndarray:
 def by_cosine(meter: Meter, examples: Examples) -> np.ndarray:
     """The cosine of the embeddings of each pair."""
     first, second = (meter.embed(list(side)) for side in zip(*examples.inputs, strict=True))
-    return (first * second).sum(1)
+    cosines: np.ndarray = (first * second).sum(1)
+    return cosines
 
 
 def by_centroid(meter: Meter, examples: Examples, train: Examples) -> np.ndarray:
@@ -91,13 +92,15 @@ def by_centroid(meter: Meter, examples: Examples, train: Examples) -> np.ndarray
     vectors, targets = meter.embed(train.inputs), np.array(train.targets)
     centroids = np.stack([vectors[targets == k].mean(0) for k in range(len(train.labels))])
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-    return (meter.embed(examples.inputs) @ centroids.T).argmax(1)
+    classes: np.ndarray = (meter.embed(examples.inputs) @ centroids.T).argmax(1)
+    return classes
 
 
 def by_nearest(meter: Meter, examples: Examples) -> np.ndarray:
     """For each first text, the row of the nearest second text."""
     first, second = (meter.embed(list(side)) for side in zip(*examples.inputs, strict=True))
-    return (first @ second.T).argmax(1)
+    rows: np.ndarray = (first @ second.T).argmax(1)
+    return rows
 
 
 def by_tags(meter: Meter, examples: Examples) -> list[list[str]]:
@@ -116,6 +119,8 @@ def by_tags(meter: Meter, examples: Examples) -> list[list[str]]:
 
 def by_guess(meter: Meter, examples: Examples) -> np.ndarray:
     """(texts, 3), with each token of a text masked in turn: tokens guessed right, the sum of -log p of the true tokens, tokens."""
+    from scipy.special import log_softmax
+
     model, counts = meter.model, []
     mask = model.config.ids.mask
     if mask is None:
@@ -152,7 +157,7 @@ def read(task: Task, data: Path, split: str, labels: tuple[str, ...] | None = No
     return task.read(data, split, labels)
 
 
-def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
+def way(model: Model, task: Task, data: Path) -> Way | None:
     """The way to score the model on the task; None where it has no head for it.
 
     Raises InputError for data that cannot be read or do not fit the head.
@@ -180,7 +185,7 @@ def way(model: fastinfer.Model, task: Task, data: Path) -> Way | None:
     return None
 
 
-def labelled(model: fastinfer.Model, task: Task) -> Classify | Tag | None:
+def labelled(model: Model, task: Task) -> Classify | Tag | None:
     """The model's head for a task of this kind, whatever its labels are. A head with one label gives a score, with several, classes."""
     heads = model.config.tasks
     if task.kind == "tags":
@@ -189,7 +194,7 @@ def labelled(model: fastinfer.Model, task: Task) -> Classify | Tag | None:
     return head if head is not None and (task.kind == "score") == (len(head.labels) == 1) else None
 
 
-def fitting(model: fastinfer.Model, data: Path, say: Callable[[str], None]) -> list[Task]:
+def fitting(model: Model, data: Path, say: Callable[[str], None]) -> list[Task]:
     """The tasks that the model is scored on where none is named: those of embedders, those of fill_mask, and the one whose labels it has.
 
     say  called with a message for each task that is left out because its data cannot be read
@@ -218,7 +223,7 @@ def fitting(model: fastinfer.Model, data: Path, say: Callable[[str], None]) -> l
 
 
 def evaluate(
-    model: fastinfer.Model, task: Task, data: Path, name: str, dtype: str | None, first: dict[str, dict[str, np.ndarray]] | None = None
+    model: Model, task: Task, data: Path, name: str, dtype: str | None, first: dict[str, dict[str, np.ndarray]] | None = None
 ) -> Result:
     """Score `model` on `task`. Raises TaskError where it has no head for it.
 

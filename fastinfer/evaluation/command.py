@@ -1,11 +1,11 @@
-"""Measure the quality and the speed of models through the engine: python tools/evaluate.py MODEL [MODEL ...] --data FOLDER
+"""Measure the quality and the speed of models through the engine.
 
-    python tools/evaluate.py .models/minilm --data data                        # on every data set that fits its heads
-    python tools/evaluate.py .models/minilm .models/fast --data data --dtype float32,int8
-    python tools/evaluate.py .models/sst2 --data data --tasks SST-2 --json
-    python tools/evaluate.py .models/mine --file reviews.csv --text review --target stars
-    python tools/evaluate.py fastminilm-1x11 --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
-    python tools/evaluate.py fastminilm-1x11 --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
+    fastinfer evaluate .models/minilm --data data                        # on every data set that fits its heads
+    fastinfer evaluate .models/minilm .models/fast --data data --dtype float32,int8
+    fastinfer evaluate .models/sst2 --data data --tasks SST-2 --json
+    fastinfer evaluate .models/mine --file reviews.csv --text review --target stars
+    fastinfer evaluate fastminilm-1x11 --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
+    fastinfer evaluate fastminilm-1x11 --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
 
 A MODEL is a checkpoint folder, or the name of a model inside fastinfer. Its heads decide what is measured:
 
@@ -28,49 +28,46 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
-from evaluation.scoring import evaluate, fitting, read, visible
-from evaluation.table import table
-from evaluation.tasks import METRICS_OF, TASKS, Task, own_task
+from .. import api
+from ..arguments import at_least
+from ..catalog import folder_of
+from ..errors import InputError, near
+from ..tokenizer import TruncationWarning
+from .scoring import evaluate, fitting, read, visible
+from .table import table
+from .tasks import METRICS_OF, TASKS, Task, own_task
 
-import fastinfer
-from fastinfer.catalog import folder_of
-from fastinfer.errors import FastinferError, InputError, near
-from fastinfer.tokenizer import TruncationWarning
+__all__ = ["add_arguments", "run"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 failed; wrong usage exits with 2."""
-    args = _parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     warnings.simplefilter("ignore", TruncationWarning)  # cutting long texts is part of what is scored
-    results, first = [], {}
+    results: list[Any] = []
+    first: dict[str, Any] = {}
     try:
         named = _named(args)
         for name in args.models:
             folder_of(name)
         for name in args.models:
             for dtype in args.dtype:
-                model = fastinfer.load(name, device=args.device, dtype=dtype, threads=args.threads)
+                model = api.load(name, device=args.device, dtype=dtype, threads=args.threads)
                 for task in named or fitting(model, args.data, _say):
                     if visible():
                         _say(f"{name} {dtype or ''} on {task.name} ...")
                     results.append(evaluate(model, task, args.data, name, dtype, first))
                     if args.json:
                         print(json.dumps(dataclasses.asdict(results[-1])), flush=True)
-    except (FastinferError, OSError) as error:
-        _say(error)
-        return 1
     except ImportError as error:
-        _say(f"{error}: pip install -r tools/requirements.txt")
-        return 1
+        raise InputError(f"this metric needs a package: pip install 'fastinfer[evaluate]' ({error})") from None
     except KeyboardInterrupt:
-        _say(f"interrupted; {len(results)} results are shown")
         if results and not args.json:
             print(table(results))
-        return 130
+        raise
     if not args.json:
         print(table(results))
-    return 0
 
 
 def _named(args: argparse.Namespace) -> list[Task]:
@@ -89,9 +86,9 @@ def _named(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the options of the command."""
+    parser.description = __doc__
     parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoint folder, or the name of a model inside fastinfer")
     parser.add_argument("--data", type=Path, default=Path("."), metavar="FOLDER", help="folder that holds the data sets (default: here)")
     parser.add_argument("--tasks", type=_names, metavar="NAME,...", help=f"data sets by name: {', '.join(TASKS)} (default: those that fit)")
@@ -115,9 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         help="dtypes to compute in, each a column of the table (default: the one that the stored dtype suggests)",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cpu:ISA, cuda, cuda:N or numpy")
-    parser.add_argument("--threads", type=int, metavar="N", help="largest number of threads (default: the CPUs that this process may use)")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="use at most N threads (default: the CPUs this process may use)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON per model and task")
-    return parser
 
 
 def _names(given: str) -> list[str]:
@@ -130,8 +126,4 @@ def _names(given: str) -> list[str]:
 
 
 def _say(message: object) -> None:
-    print(f"evaluate: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"fastinfer: {message}", file=sys.stderr)

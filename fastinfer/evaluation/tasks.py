@@ -1,4 +1,4 @@
-"""The data sets, each defined once: evaluate.py scores models on them, and finetune trains on them.
+"""The data sets, each defined once: `fastinfer evaluate` scores models on them, and finetune trains on them.
 
 GLUE tasks, CLINC150, WNUT17 and articles of Wikipedia are read as they are published, from a data folder that the user names. A user's own
 file is a table (.csv, .tsv, .jsonl) with named columns, has a word and its tag on each line (.conll), or is a text (.txt).
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from articles import HELD_OUT, OPENERS
-
-from evaluation.files import find, read_articles, read_splits, read_table, read_tagged, some_of
-from fastinfer.errors import InputError, short
+from ..errors import InputError, short
+from .articles import HELD_OUT, OPENERS
+from .files import find, read_articles, read_splits, read_table, read_tagged, some_of
 
 Kind = Literal["classes", "score", "tags", "pairs", "masks"]
 
@@ -31,8 +30,8 @@ class Examples:
     labels   names of the classes or tags; for a score, the one name of the scored quantity
     """
 
-    inputs: list
-    targets: list
+    inputs: list[Any]
+    targets: list[Any]
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -119,7 +118,7 @@ def _glue(name: str, metrics: str, labels: Mapping[str, str] | None = None, *, t
 
 
 _ENTAILMENT = {label: label for label in ("entailment", "not_entailment")}
-_SENTENCES = {"text": "sentence1", "pair": "sentence2"}
+_SENTENCES: dict[str, Any] = {"text": "sentence1", "pair": "sentence2"}
 
 GLUE = {
     task.name: task
@@ -191,6 +190,6 @@ def _number(text: str, where: str) -> float:
     return value
 
 
-def _tag_order(label: str) -> tuple:
+def _tag_order(label: str) -> tuple[Any, ...]:
     """The key of an order with O first, B-x beside I-x, and the rest by name."""
     return label != "O", label[2:] if label[:2] in ("B-", "I-") else label, label

@@ -1,19 +1,39 @@
-"""Conversion of checkpoints to fastinfer's own format: what convert.py, get_model.py and training share."""
+"""Conversion of checkpoints to fastinfer's own format: `fastinfer convert`, which the tools that make models share."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from fastinfer import checkpoint
-from fastinfer.catalog import folder_of
-from fastinfer.config import Config, Dense, Embed, Stored
-from fastinfer.errors import CheckpointError
-from fastinfer.strict_json import read_json
-from fastinfer.tokenizer import Tokenizer
+from . import checkpoint
+from .arguments import at_least, describe
+from .catalog import folder_of
+from .checkpoint import layouts
+from .config import Config, Dense, Embed, Stored
+from .errors import CheckpointError
+from .strict_json import read_json
+from .tokenizer import Tokenizer
 
 STORED = ("float32", "float16", "bfloat16", "int8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the options of the command."""
+    how = "Convert a checkpoint to fastinfer's format, or store one of this format in another dtype. Recognised are:\n" + layouts.RECOGNISED
+    describe(parser, how, "fastinfer convert fastminilm-1x11 large --dtype float32")
+    parser.add_argument("source", metavar="SRC", help="what --model takes: a folder, the name of a model inside, or org/name on the hub")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, empty, or holding a fastinfer checkpoint to replace")
+    parser.add_argument("--dtype", choices=STORED, help="dtype of the stored embeddings, matrices and trees (default: as in the source)")
+    what = "start a new file where one would grow beyond N MB (default: one file)"
+    parser.add_argument("--max-shard-mb", type=at_least(1), metavar="N", help=what)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    print(convert(args.source, args.out, dtype=args.dtype, max_shard_mb=args.max_shard_mb))
 
 
 def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shard_mb: int | None = None) -> str:
@@ -30,7 +50,8 @@ def convert(source: str | Path, out: Path, *, dtype: str | None = None, max_shar
     with checkpoint.unchanged(source), tempfile.TemporaryDirectory() as scratch:
         config, weights, tokenizer = checkpoint.load_all(source, validate=True)
         if dtype is not None:
-            config = dataclasses.replace(config, stored=Stored(embeddings=dtype, matrices=dtype, trees=dtype))
+            stored: Any = dict.fromkeys(("embeddings", "matrices", "trees"), dtype)
+            config = dataclasses.replace(config, stored=Stored(**stored))
         spec = checkpoint.tensors(config)
         for name in weights:  # one at a time, in place, so that memory holds the model once
             try:
@@ -53,6 +74,8 @@ def check_out(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve():
         raise CheckpointError(f"{out} is the source itself: name another folder to write")
     if not out.exists():
+        if not out.absolute().parent.is_dir():
+            raise CheckpointError(f"{out} cannot be written: {out.absolute().parent} is no folder")
         return
     if not out.is_dir():
         raise CheckpointError(f"{out} is a file, expected a folder to write")

@@ -7,11 +7,12 @@ scikit-learn, scipy or seqeval.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from evaluation.tasks import Task
-from fastinfer.errors import InputError
+from ..errors import InputError
+from .tasks import Task
 
 RESAMPLES = 1000  # resampled sets of the bootstrap
 
@@ -25,14 +26,14 @@ def _f1(predictions: np.ndarray, targets: np.ndarray) -> float:
     """F1 of the second of two classes."""
     from sklearn.metrics import f1_score
 
-    return 100 * f1_score(targets, predictions, pos_label=1, zero_division=0.0)
+    return 100 * float(f1_score(targets, predictions, pos_label=1, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, targets: np.ndarray) -> float:
     """The Matthews correlation coefficient."""
     from sklearn.metrics import matthews_corrcoef
 
-    return 100 * matthews_corrcoef(targets, predictions)
+    return 100 * float(matthews_corrcoef(targets, predictions))
 
 
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -59,13 +60,13 @@ def _span_counts(predictions: Sequence[Sequence[str]], targets: Sequence[Sequenc
 def _span_f1(counts: np.ndarray) -> float:
     """F1 of spans, from _span_counts."""
     right, predicted, true = counts.sum(0)
-    return 200 * right / max(predicted + true, 1)
+    return 200 * float(right) / max(int(predicted + true), 1)
 
 
 def _mask_accuracy(counts: np.ndarray) -> float:
     """The share of the masked tokens that were guessed right."""
     right, _, tokens = counts.sum(0)
-    return 100 * right / tokens
+    return 100 * float(right) / float(tokens)
 
 
 def _pseudo_perplexity(counts: np.ndarray) -> float:
@@ -87,7 +88,7 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 
 
-def _arrays(task: Task, predictions: Sequence, targets: Sequence) -> tuple[np.ndarray, ...]:
+def _arrays(task: Task, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """The arguments of the task's metrics. Raises InputError where predictions and targets differ in number."""
     if task.kind == "masks":
         return (np.asarray(predictions),)
@@ -98,7 +99,7 @@ def _arrays(task: Task, predictions: Sequence, targets: Sequence) -> tuple[np.nd
     return np.asarray(predictions), np.asarray(targets)
 
 
-def score(task: Task, predictions: Sequence, targets: Sequence) -> dict[str, float]:
+def score(task: Task, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
     """{metric: value} of the task's metrics, in percent except for the perplexity. GLUE's score of a task is their mean.
 
     predictions, targets  as Examples has targets. For masks, predictions are (texts, 3): the number of tokens guessed right, the sum of the
@@ -110,7 +111,9 @@ def score(task: Task, predictions: Sequence, targets: Sequence) -> dict[str, flo
     return {metric: float(METRICS[metric](*arrays)) for metric in task.metrics}
 
 
-def resampled(task: Task, predictions: Sequence, targets: Sequence, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+def resampled(
+    task: Task, predictions: Sequence[Any], targets: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
     """{metric: (resamples,)} of sets that are drawn from the examples with replacement (bootstrap).
 
     The sets depend on the seed and the number of examples alone, so all predictions of a task are scored on the same ones.
@@ -123,4 +126,4 @@ def resampled(task: Task, predictions: Sequence, targets: Sequence, *, resamples
 
 def interval(values: np.ndarray) -> list[float]:
     """[low, high]: the middle 95% of resampled values, or of the differences of two models' values."""
-    return np.percentile(values, [2.5, 97.5]).tolist()
+    return list(map(float, np.percentile(values, [2.5, 97.5])))

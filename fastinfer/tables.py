@@ -1,0 +1,91 @@
+"""Tables as input: the texts in the columns of .csv, .tsv and .parquet files. Their other columns are not read."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .errors import InputError, required, short
+from .files import naming
+
+__all__ = ["csv_rows", "parquet_count", "parquet_rows", "pyarrow"]
+
+BATCH = 1024  # rows of a parquet file that are held at a time
+
+Row = tuple[str, dict[str, str]]  # (where it stands, {column: value})
+Choose = Callable[[Sequence[str]], list[str]]  # the columns to read, chosen from all names; raises InputError
+
+
+def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose: Choose, *, most: int) -> Iterator[Row]:
+    """Yield the rows of a table whose first line has the names of its columns.
+
+    lines  (where, line with its end) of each line of the file `name`; a cell in quotes may go on in the next line
+    most   characters of the longest cell
+    """
+    csv.field_size_limit(most)
+    reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    places: dict[str, int] = {}
+    try:
+        for row in reader:
+            if header is None:
+                header = row
+                places = {column: header.index(column) for column in choose(header)}
+                twice = [column for column in places if header.count(column) > 1]
+                if twice:
+                    raise InputError(f"{name} has {header.count(twice[0])} columns {short(twice[0])}, expected different names")
+            elif row:
+                where = f"{name}, line {reader.line_num}"
+                if len(row) != len(header):
+                    raise InputError(f"{where} has {len(row)} cells, expected {len(header)}, as the first line has")
+                yield where, {column: row[place] for column, place in places.items()}
+    except csv.Error as error:
+        raise InputError(f"{name}, line {reader.line_num}: no table: {error}") from None
+    if header is None:
+        raise InputError(f"{name} is empty, expected the names of columns in its first line")
+
+
+def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
+    """Yield the rows of a .parquet file."""
+    with _parquet(name) as table:
+        arrow, schema = pyarrow(name), table.schema_arrow
+        columns = choose(schema.names)
+        for column in columns:
+            kind = schema.field(column).type
+            kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+            if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+                raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
+        number = 0
+        for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+            for row in batch.to_pylist():
+                number += 1
+                for column in columns:
+                    if row[column] is None:
+                        raise InputError(f"{name}, row {number}: column {short(column)} has no value, expected a text")
+                yield f"{name}, row {number}", row
+
+
+def parquet_count(name: str) -> int:
+    """The number of rows of a .parquet file."""
+    with _parquet(name) as table:
+        return int(table.metadata.num_rows)
+
+
+def pyarrow(name: str) -> Any:
+    """The package that reads and writes the file `name`. Raises InputError where it is not installed."""
+    return required("pyarrow", name, "parquet")
+
+
+@contextlib.contextmanager
+def _parquet(name: str) -> Iterator[Any]:
+    arrow = pyarrow(name)
+    from pyarrow import parquet
+
+    with naming(name), open(name, "rb") as file:
+        try:
+            table = parquet.ParquetFile(file)
+        except (arrow.ArrowException, OSError) as error:
+            raise InputError(f"{name} is no parquet file: {error}") from None
+        yield table
