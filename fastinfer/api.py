@@ -103,6 +103,7 @@ class Model(Inside):
     tasks      names of its heads, some of embed, fill_mask, classify, tag, answer
     tokenizer  fastinfer.tokenizer.Tokenizer, or None for a checkpoint without tokenizer.json
     nbytes     bytes of the stored weights
+    fingerprint  a text that another model does not have; an Index holds it
 
     Every `texts` argument is a text or a batch of texts. A text is a str or a pair (str, str); a single
     text is a batch of one and still gives a batch back. A batch is any iterable that holds its texts in

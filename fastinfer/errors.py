@@ -38,6 +38,7 @@ __all__ = [
     "is_plain",
     "listed",
     "near",
+    "no_scipy",
     "printable",
     "required",
     "short",
@@ -134,10 +135,15 @@ class BackendError(FastinferError, RuntimeError):
 
 
 class BackendWarning(UserWarning):
-    """A model or a layer computes in another way than was asked for. Its message is printable()."""
+    """A model or a layer computes otherwise than was asked for, or slower than it could. Its message is printable()."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
+
+
+def no_scipy(what: str) -> InputError:
+    """The error for `what` where SciPy is missing, which is an extra."""
+    return InputError(f"{what}, and SciPy is missing: pip install 'fastinfer[scipy]'")
 
 
 class BusyError(FastinferError, RuntimeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
@@ -44,8 +43,8 @@ def regular(path: str | os.PathLike[str], kind: type[FastinferError] = Checkpoin
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """An opener that returns at once even for a pipe without a writer."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    """An opener that returns at once even for a pipe without a writer. Windows has no such pipes in its folders, and no flags for them."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def read_file(path: str | os.PathLike[str], limit: int, kind: type[FastinferError] = CheckpointError) -> bytes:
@@ -98,14 +97,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Sequence[BinaryIO]]:
     """replacing() for several files: none is renamed before all are on the disk."""
     targets = [Path(path) for path in paths]
-    names = [target.with_name(f".{target.name[:80]}.{secrets.token_hex(16)}.tmp") for target in targets]
+    names = [target.with_name(f".{target.name[:80]}.{os.urandom(16).hex()}.tmp") for target in targets]
     with contextlib.ExitStack() as stack:
         files: list[BinaryIO] = []
         for name, target in zip(names, targets, strict=True):
             stack.callback(_remove, name)
             with naming(target):
                 files.append(stack.enter_context(open(name, "xb")))
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, AttributeError):  # Windows has no fchmod before Python 3.13
                 os.fchmod(files[-1].fileno(), stat.S_IMODE(target.stat().st_mode))
         yield files
         for file, target in zip(files, targets, strict=True):

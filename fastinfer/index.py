@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import index_file
 from .backends.reference import Reference
 from .backends.search import SEARCH_GROUP
 from .embedding import PROMPTS
@@ -59,6 +58,8 @@ class Index:
         self.similarity: str = head.similarity
         self.dim = size
         self._cut = dim
+        from . import index_file  # imports zipfile, which no other call needs
+
         self._named = index_file.Named(index_file.name_of(model), model.fingerprint)
         self._rows = Rows(self.precision, self.similarity, size)
         self._ids, self._next = Ids(), 0
@@ -283,6 +284,8 @@ class Index:
 
         The file takes the place of an older one only when it is complete. numpy.load reads it, too; docs/search.md says what is in it.
         """
+        from . import index_file
+
         kind = self._named, self.precision, self.similarity, self.dim, self._cut
         meta = index_file.Meta(*kind, len(self), self._next, self._rows.longest, self._texts is not None)
         index_file.write(path, meta, self._rows, self._ids, self._texts)
@@ -296,6 +299,8 @@ class Index:
 
         Raises CheckpointError for a file that is broken, and for one whose vectors are not of this model.
         """
+        from . import index_file
+
         meta, arrays, where = index_file.read(path)
         model = index_file.model_of(meta, where) if model is None else model
         found = cls.__new__(cls)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .catalog import MODELS, inside
+from .catalog import inside
 from .errors import CheckpointError, InputError, check_int, short
 from .files import naming, regular, replacing
 from .keys import Ids
@@ -71,9 +71,8 @@ class Meta:
 
 
 def name_of(model: Model) -> str:
-    """The name of a model inside the package, else the path of its folder."""
-    path = Path(model._name)
-    return path.name if path.parent == MODELS else model._name
+    """The name of a model inside the package or on the hub, else the path of its folder."""
+    return model._name if model._origin is None else model._origin.name
 
 
 def model_of(meta: Meta, where: str) -> Model | None:

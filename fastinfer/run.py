@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -218,6 +217,8 @@ class Runner:
 
 def _ahead(windows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
     """The same windows, each made by another thread while the one before is computed."""
+    from concurrent.futures import ThreadPoolExecutor  # imports logging, which few processes need
+
     pool = ThreadPoolExecutor(1)
     try:
         following = pool.submit(next, windows, None)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .batch import PackedBatch
 from .config import FillMask
+from .errors import no_scipy
 from .heads import embed_sparse
 from .retrieval import EmbedSparse
 from .run import Options, Runner
@@ -25,8 +26,10 @@ class SparseEmbedder:
 
     def embed(self, texts: Any, options: Options, missing: Sequence[int] = ()) -> Any:
         """A scipy.sparse.csr_array (B, V) float32: a row per text, a column per token of the vocabulary. missing: rows without weights."""
-        from scipy.sparse import csr_array  # no other call needs this package, and importing it takes longer than many calls
-
+        try:
+            from scipy.sparse import csr_array  # no other call needs this package, and importing it takes longer than many calls
+        except ImportError:
+            raise no_scipy("embed_sparse() gives a scipy.sparse.csr_array") from None
         cuts: list[TruncationWarning] = []
         total, windows = self._runner.windows(texts, cuts)
         found: list[Any] = [None] * total

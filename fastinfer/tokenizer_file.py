@@ -18,11 +18,9 @@ import dataclasses
 import functools
 import json
 import mmap
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +317,9 @@ def try_apart(text: bytes, vocabulary: int, patterns: set[str]) -> None:
 
     Raises CheckpointError if it fails, takes too long or too much memory, or if no process can be started.
     """
+    import subprocess  # this and the next import much that few tokenizers need
+    from multiprocessing import spawn
+
     import tokenizers
 
     characters = sorted(set("".join(patterns)))[:RUNS]

@@ -6,6 +6,7 @@ ever. It imports nothing of fastinfer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -47,15 +48,23 @@ def trial(raw: Any, vocabulary: int, texts: Iterable[str] = ()) -> None:
                 raise ValueError(f"{text[:20]!r} has the id {max(ids)}, expected 0 to {vocabulary - 1}")
 
 
-def main() -> None:
-    """Read one line of JSON (vocabulary, texts) and a tokenizer.json from standard input, and print "ok" or the error."""
+def limit() -> None:
+    """Limit the memory and the time of this process. Windows has no such limits, and macOS may refuse that of memory."""
+    if sys.platform == "win32":
+        return
     import resource
 
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    with contextlib.suppress(*([ValueError, OSError] if sys.platform == "darwin" else [])):
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+
+
+def main() -> None:
+    """Read one line of JSON (vocabulary, texts) and a tokenizer.json from standard input, and print "ok" or the error."""
     sys.path.append(sys.argv[1])
     import tokenizers
 
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    limit()
     vocabulary, texts = json.loads(sys.stdin.buffer.readline())
     raw = tokenizers.Tokenizer.from_buffer(sys.stdin.buffer.read())
     raw.no_padding()

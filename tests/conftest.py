@@ -22,8 +22,9 @@ backends.AUTO = ("cpu", "numpy")
 # A call uses as many threads as a test asks for, even on a machine with fewer CPUs.
 cpu.most_threads = lambda: 1024
 # A script that starts the tests in the background, or nohup, makes them and the processes that they start ignore a signal.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) == signal.SIG_IGN:
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

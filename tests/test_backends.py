@@ -103,7 +103,8 @@ def test_info():
 
 def test_without_the_compiled_module(monkeypatch):
     monkeypatch.setattr(fastinfer.backends, "_why_no_cpu", lambda: "the compiled module is missing")
-    assert fastinfer.backends.get("auto").device == "numpy"
+    with pytest.warns(fastinfer.BackendWarning, match="computing with NumPy, .*: the compiled module is missing"):
+        assert fastinfer.backends.get("auto").device == "numpy"
     assert fastinfer.info()["isas"] is None
     with pytest.raises(fastinfer.BackendError, match=r"(?s)'cpu'.*compiled module is missing.*Available here: numpy(, cuda)?\."):
         fastinfer.backends.get("cpu")

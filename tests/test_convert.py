@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import fastinfer
 from fastinfer import checkpoint, cli, conversion
 from fastinfer.checkpoint import torch_file
 from fastinfer.config import Answer, Classify, Embed, FillMask, HeadLayer, Ids, Tag, Tasks
-from fastinfer.errors import CheckpointError, ConfigError
+from fastinfer.errors import CheckpointError, CheckpointWarning, ConfigError
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -254,7 +255,12 @@ def test_torch_files(form, random_model, tmp_path):
 def test_labels(labels, expected, golden):
     folder = golden("crammedbert-1x5-cls")
     edit(folder, lambda c: c.update(id2label=labels))
-    assert fastinfer.load(folder).config.tasks.classify.labels == expected
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", CheckpointWarning)
+        assert fastinfer.load(folder, device="numpy").config.tasks.classify.labels == expected
+    told = [str(w.message) for w in given if "id2label has" in str(w.message)]
+    assert len(told) == (labels is not None and expected[0] != "a")  # transformers, too, says LABEL_0 where none is given
+    assert all("expected a name of its own for each of 3: they are called LABEL_0" in text for text in told)
 
 
 # --- folders without transformers ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import builders
 import numpy as np
@@ -190,7 +191,10 @@ def test_the_command(glue, tmp_path, random_model, capsys):
     arguments = ["finetune", str(recipe), "--out", str(tmp_path / "out"), "--stored", "int8"]
     assert train.main(arguments) == 0
     out, _ = capsys.readouterr()
-    assert out.startswith("| model | SST-2 |")
+    said, table = out.split("| model | SST-2 |")
+    assert said.startswith("memory: about ")
+    assert re.search(r", SST-2, seed 0: 3 steps, loss [\d.]+, accuracy [\d.]+\n$", said)
+    assert table
     assert "<!-- SST-2 -->" in (tmp_path / "out" / study.PLOT).read_text()
     model = fastinfer.load(tmp_path / "out")
     assert (model.tasks, model.config.stored.trees) == (("classify",), "int8")
@@ -198,6 +202,8 @@ def test_the_command(glue, tmp_path, random_model, capsys):
     assert train.main(arguments) == 1
     assert "holds results already" in capsys.readouterr().err
     assert train.main([*arguments, "--resume"]) == 0
+    assert train.main([*arguments, "--resume", "--lr", "0.5"]) == 1
+    assert "had lr 0.0001, now 0.5: give the same settings, or name another folder" in capsys.readouterr().err
 
 
 def without_time(lines):

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import decimal
 import fractions
+import functools
 import inspect
 import json
 import pathlib
@@ -75,6 +76,7 @@ def mapped(values):
     return made
 
 
+@functools.cache  # it takes a quarter of a second, and no call may change it
 def deep():
     made: list = []
     for _ in range(10**5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["COMPUTE_DTYPES", "available", "get", "gpus"]
 
 AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
+REBUILD = "install fastinfer again with pip's --force-reinstall --no-deps --no-cache-dir"  # pip keeps a wheel without the module
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -36,6 +38,8 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
     if kind == "auto" and not rest:
         why_not: dict[str, Callable[[], str | None]] = {"cuda": _why_no_cuda, "cpu": _why_no_cpu, "numpy": lambda: None}
         kind = next(name for name in AUTO if why_not[name]() is None)
+        if kind == "numpy":
+            warn(BackendWarning(f"computing with NumPy, many times slower than the compiled kernels: {_why_no_cpu()}"))
     if kind == "numpy" and not rest:
         backend: Any = Reference
         arguments: dict[str, Any] = {}
@@ -91,7 +95,9 @@ def _why_no_cpu() -> str | None:
     try:
         from .. import _cpu  # noqa: F401
     except ImportError as error:
-        return f"the compiled module is missing ({error}); build it with: pip install ."
+        if importlib.util.find_spec("fastinfer._cpu") is not None:
+            return f"the compiled module cannot be imported ({error}). Please {REBUILD}"
+        return f"the compiled module is missing: fastinfer was built without a C compiler, or not at all. Install one, then {REBUILD}"
     return None
 
 

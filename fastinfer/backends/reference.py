@@ -351,12 +351,10 @@ class Reference(Search):
             part = slice(begin, min(begin + step, len(x)))
             y = np.zeros((part.stop - begin, x.shape[1]), np.float32)
             for p in range(len(w_in)):
-                tokens, at = np.arange(len(y)), np.zeros(len(y), np.int32)
+                tokens, at, visits = np.arange(len(y)), np.zeros(len(y), np.int32), []
                 for level in range(trees.depth + 1):
-                    logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at])
-                    if trees.b_in is not None:
-                        logit += trees.b_in[p, at]
-                    y[tokens] += gelu(logit)[:, None] * w_out[p, at]
+                    logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at]) + (0 if trees.b_in is None else trees.b_in[p, at])
+                    visits.append((tokens, at, logit))
                     for record, value, stopped in ((nodes, at, -1), (z, logit, 0)):
                         if record is not None:
                             record[part, p, level] = stopped
@@ -364,10 +362,12 @@ class Reference(Search):
                     right = logit > 0
                     at = (2 * at + 1 + right).astype(np.int32) if trees.children is None else trees.children[p, at, right.astype(np.int8)]
                     tokens, at = tokens[at >= 0], at[at >= 0]
-            if bias is not None:
-                y += bias
-            if residual is not None:
-                y += residual[part]
+                strengths = gelu(np.concatenate([logit for _, _, logit in visits]))  # of all levels at once: a call takes 20 us
+                for tokens, at, _ in visits:
+                    y[tokens] += strengths[: len(at), None] * w_out[p, at]
+                    strengths = strengths[len(at) :]
+            y += 0 if bias is None else bias
+            y += 0 if residual is None else residual[part]
             out[part] = y
 
     def pool(self, x: np.ndarray, cu_seqlens: np.ndarray, kind: str, *, skip: int = 0, out: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from .. import checkpoint
 from ..checkpoint import Tensor
 from ..config import FFF, Stored
 
-NEEDS = ("numpy", "scipy", "tokenizers", "safetensors")  # fastinfer's dependencies
+NEEDS = ("numpy", "tokenizers", "safetensors")  # fastinfer's dependencies
 
 # encode(ids (B, S) int64, mask (B, S) or None) -> hidden states, (B, S, D) or B times (S, D). Some have attributes: fastinfer's has
 # `model`; rivals on a GPU have `encoder(batches)`, which gives a gpu_models.Encoder.

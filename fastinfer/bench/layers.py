@@ -7,6 +7,7 @@ the same number of threads. A result is compared with float64 before it is timed
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from .. import backends
 from ..checkpoint import Tensor
 from ..config import tree_nodes
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, no_scipy
 from ..layer import FFF
 from .cases import DENSE_WIDTH, Arrays, FFFCase, Paths, dense_weights
 from .machine import Roofline
@@ -234,8 +235,10 @@ def bench_ladder(ops: Any, *, tokens: int = 128, hidden: int = 768, seconds: flo
 
     Level 1 has dot and axpy per neuron. Level 2 has a gemv per token for the dense layer, and two one-row gemvs per token and tree
     level for the FFF. Level 3 has two gemms (dense only). All use scipy's single-precision BLAS from compiled loops. A token loop
-    has one thread, but BLAS itself may use ops.threads at level 3.
+    has one thread, but BLAS itself may use ops.threads at level 3. Raises InputError where SciPy is missing.
     """
+    if importlib.util.find_spec("scipy") is None:
+        raise no_scipy("bench ladder calls the BLAS of SciPy")
     w1, b1, w2 = dense_weights(hidden)
     case = FFFCase(1, 11, hidden=hidden, tokens=tokens)
     _, w_in, b_in, w_out = case.build(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import time
@@ -14,8 +16,6 @@ from .cases import FFFCase
 
 def describe_cpu(ops: Any) -> dict[str, Any]:
     """Date, CPU, threads and libraries of a measurement with the CPU backend `ops`."""
-    import scipy
-
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -31,7 +31,7 @@ def describe_cpu(ops: Any) -> dict[str, Any]:
         "threads": ops.threads,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "scipy": scipy.__version__,
+        "scipy": importlib.metadata.version("scipy") if importlib.util.find_spec("scipy") else None,
         "blas": f"{blas.get('name')} {blas.get('version')}",
     }
 

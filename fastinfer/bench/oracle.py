@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,9 +24,8 @@ TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 0.03, "
 
 def gelu64(z: np.ndarray) -> np.ndarray:
     """Exact GELU in float64."""
-    from scipy.special import erf
-
-    return np.asarray(0.5 * z * (1 + erf(z / 2**0.5)))
+    erfc = np.frompyfunc(math.erfc, 1, 1)
+    return np.asarray(0.5 * z * np.asarray(erfc(z / -(2**0.5)), np.float64))
 
 
 def walk64(

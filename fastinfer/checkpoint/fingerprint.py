@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +19,8 @@ def fingerprint(config: Config, stored: Mapping[str, Tensor], max_depth: int | N
 
     Weights that were trained differ everywhere, so samples tell them apart. The device and the dtype of computing do not count.
     """
+    import hashlib  # imports OpenSSL, which takes longer than most modules
+
     found = hashlib.blake2b(f"{config.to_json()}{max_depth}".encode(), digest_size=16)
     for name in sorted(stored):
         tensor = stored[name]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from ..errors import CheckpointError, listed, short
 from ..files import regular, stamp
 from ..strict_json import parse_json, read_json
-from . import torch_file
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
 
 __all__ = ["ADAPTERS", "INDEX", "SINGLE", "WEIGHTS", "digest", "map_file", "map_folder", "stamps", "unchanged", "weights_file"]
@@ -50,7 +48,12 @@ def map_folder(folder: Path, names: tuple[str, ...] = WEIGHTS, *, copy: bool = F
     chosen = weights_file(folder, names)
     if chosen is None:
         raise CheckpointError(f"{folder} has no weights, expected {' or '.join(names)}, or shards with an .index.json")
-    read = functools.partial(map_file, copy=copy) if chosen.endswith(".safetensors") else torch_file.read
+    if chosen.endswith(".safetensors"):
+        read: Callable[[Path], dict[str, Tensor]] = functools.partial(map_file, copy=copy)
+    else:
+        from . import torch_file  # imports zipfile and more
+
+        read = torch_file.read
     if (folder / chosen).exists():
         return read(folder / chosen)
     index = folder / f"{chosen}.index.json"
@@ -160,6 +163,8 @@ def digest(folder: Path) -> str:
 
     Of weights in several formats, only those that load() reads count. Raises CheckpointError for a file that cannot be read.
     """
+    import hashlib  # imports OpenSSL, which takes longer than most modules
+
     total = hashlib.sha256()
     with unchanged(folder) as names:
         for name in names:

@@ -14,9 +14,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, uint16_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastinfer.activations import NUMBERS as _NUMBERS
 from fastinfer.errors import ShapeError
@@ -25,8 +23,11 @@ from fastinfer.errors import ShapeError
 ctypedef void (*array_kernel)(const float *, float *, size_t) noexcept nogil
 
 
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void **pointer, size_t alignment, size_t size)
+cdef extern from "platform.h" nogil:
+    enum: FI_ALIGNMENT
+    void *fi_allocate(size_t)
+    void fi_free(void *)
+    double fi_seconds()
 
 
 cdef extern from "<stdatomic.h>" nogil:
@@ -261,13 +262,13 @@ cdef class Memory:
     cdef size_t size
 
     def __init__(self, size_t size):
-        if posix_memalign(&self.data, 64, size if size > 64 else 64):
-            self.data = NULL
+        self.data = fi_allocate(size if size > FI_ALIGNMENT else FI_ALIGNMENT)
+        if self.data == NULL:
             raise MemoryError(f"no memory for {size / 1e6:.1f} MB")
         self.size = size
 
     def __dealloc__(self):
-        free(self.data)
+        fi_free(self.data)
 
 
 cdef class Trees:
@@ -431,12 +432,6 @@ cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_te
     isa.search(&step.call.search, team)
 
 
-cdef double seconds() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + 1e-9 * now.tv_nsec
-
-
 cdef void run_job(void *argument, fi_team team) noexcept nogil:
     """Run the steps of a job in order, from job.first on, with a barrier after each. A step of size 1 runs on the first thread alone.
 
@@ -449,7 +444,7 @@ cdef void run_job(void *argument, fi_team team) noexcept nogil:
             job.steps[i].run(job.isa, &job.steps[i], job.workspace, team)
         elif team.rank == 0:
             job.steps[i].run(job.isa, &job.steps[i], job.workspace, fi_team(0, 1))
-        if team.rank == 0 and (i == job.count - 1 or seconds() > job.until):
+        if team.rank == 0 and (i == job.count - 1 or fi_seconds() > job.until):
             atomic_store(&job.done, i + 1)
         if job.count > 1:
             fi_barrier(team)
@@ -492,7 +487,7 @@ cdef class Kernels:
         job.isa, job.steps, job.first, job.count, job.workspace = self.isa, steps, 0, count, workspace.data
         atomic_store(&job.done, 0)
         while job.first < count:
-            job.until = seconds() + PATIENCE
+            job.until = fi_seconds() + PATIENCE
             with nogil:
                 fi_run(run_job, &job, size)
             PyErr_CheckSignals()

@@ -7,13 +7,10 @@
  *
  * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team.
  */
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
-#include <stdlib.h>
-#include <time.h>
 
 #include "kernels.h"
+#include "platform.h"
 
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
@@ -26,21 +23,21 @@
 enum {
     MOST_THREADS = 256,
     SPINS = 2000, /* executions of RELAX, about 50 us: fewer miss the next call of a busy caller, more burn CPU time of other threads */
-    /* calls of sched_yield, 5 ms and more. A wait then sleeps in short naps: the thread that runs instead may not be the one waited for.
+    /* calls of fi_yield, 5 ms and more. A wait then sleeps in short naps: the thread that runs instead may not be the one waited for.
        A waiting thread of a higher, real-time priority would otherwise yield to itself for ever. */
     YIELDS = 10000,
-    NAP_NS = 50000, /* ns of a nap */
+    NAP_US = 50, /* us of a nap */
 };
 
 typedef struct {
     _Alignas(64) atomic_uint call; /* number of the last call given to this worker */
     atomic_int asleep;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    fi_mutex mutex;
+    fi_condition wake;
 } worker;
 
 static struct {
-    pthread_mutex_t busy; /* held by the caller whose team is running */
+    fi_mutex busy; /* held by the caller whose team is running */
     worker workers[MOST_THREADS];
     int started; /* workers of ranks 1 to `started` exist */
     int size;
@@ -49,13 +46,13 @@ static struct {
     _Alignas(64) atomic_int running; /* workers that have not finished */
     _Alignas(64) atomic_uint round;  /* number of barriers passed */
     atomic_int arrived;
-} pool = {.busy = PTHREAD_MUTEX_INITIALIZER};
+} pool = {.busy = FI_MUTEX_INIT};
 
 /* Step i of a wait: spin, then let other threads run, then sleep. */
 static void wait_a_little(int i) {
     if (i < SPINS) RELAX();
-    else if (i < SPINS + YIELDS) sched_yield();
-    else nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    else if (i < SPINS + YIELDS) fi_yield();
+    else fi_nap(NAP_US);
 }
 static int next_round(int i) { return i < SPINS + YIELDS ? i + 1 : i; }
 
@@ -70,58 +67,52 @@ void fi_barrier(fi_team team) {
     }
 }
 
-static void *work(void *argument) {
+FI_THREAD(work, argument) {
     worker *w = argument;
     const int rank = (int)(w - pool.workers);
     unsigned seen = 0;
     for (;;) {
         for (int i = 0; i < SPINS && atomic_load_explicit(&w->call, memory_order_acquire) == seen; i++) RELAX();
         if (atomic_load(&w->call) == seen) {
-            pthread_mutex_lock(&w->mutex);
+            fi_lock(&w->mutex);
             atomic_store(&w->asleep, 1);
-            while (atomic_load(&w->call) == seen) pthread_cond_wait(&w->wake, &w->mutex);
+            while (atomic_load(&w->call) == seen) fi_wait(&w->wake, &w->mutex);
             atomic_store(&w->asleep, 0);
-            pthread_mutex_unlock(&w->mutex);
+            fi_unlock(&w->mutex);
         }
         seen = atomic_load(&w->call);
         pool.task(pool.argument, (fi_team){rank, pool.size});
         atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
     }
-    return NULL;
+    return 0;
 }
 
 /* Empty the pool in the child of a fork: it has none of these threads, and a lock held by one of them would stay locked. */
 static void forget(void) {
     pool.started = 0;
     atomic_store(&pool.arrived, 0);
-    pthread_mutex_init(&pool.busy, NULL);
+    fi_mutex_init(&pool.busy);
 }
 
 /* Start the workers up to rank size - 1. Returns the size of the team, which is smaller where the system refuses threads. */
 static int grow(int size) {
     static int registered;
-    if (!registered) registered = pthread_atfork(NULL, NULL, forget) == 0;
+    if (!registered) registered = fi_at_fork(forget);
     if (size > MOST_THREADS) size = MOST_THREADS;
     while (pool.started < size - 1) {
         worker *w = &pool.workers[pool.started + 1];
-        pthread_t thread;
-        pthread_attr_t detached;
         atomic_store(&w->call, 0);
         atomic_store(&w->asleep, 0);
-        pthread_mutex_init(&w->mutex, NULL);
-        pthread_cond_init(&w->wake, NULL);
-        pthread_attr_init(&detached);
-        pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-        const int failed = pthread_create(&thread, &detached, work, w);
-        pthread_attr_destroy(&detached);
-        if (failed) return pool.started + 1;
+        fi_mutex_init(&w->mutex);
+        fi_condition_init(&w->wake);
+        if (!fi_start(work, w)) return pool.started + 1;
         pool.started++;
     }
     return size;
 }
 
 void fi_run(fi_task task, void *argument, int size) {
-    if (size < 2 || pthread_mutex_trylock(&pool.busy)) {
+    if (size < 2 || !fi_try_lock(&pool.busy)) {
         task(argument, (fi_team){0, 1});
         return;
     }
@@ -134,12 +125,12 @@ void fi_run(fi_task task, void *argument, int size) {
         worker *w = &pool.workers[rank];
         atomic_fetch_add(&w->call, 1);
         if (atomic_load(&w->asleep)) {
-            pthread_mutex_lock(&w->mutex);
-            pthread_cond_signal(&w->wake);
-            pthread_mutex_unlock(&w->mutex);
+            fi_lock(&w->mutex);
+            fi_signal(&w->wake);
+            fi_unlock(&w->mutex);
         }
     }
     task(argument, (fi_team){0, size});
     for (int i = 0; atomic_load_explicit(&pool.running, memory_order_acquire); i = next_round(i)) wait_a_little(i);
-    pthread_mutex_unlock(&pool.busy);
+    fi_unlock(&pool.busy);
 }

@@ -64,8 +64,11 @@ def test_clones_and_pickles_hold_no_weights(embedder, texts):
     want = made.transform(texts)
     stored = pickle.dumps(made)
     assert len(stored) < 1000
+    loaded = TextEmbedder(fastinfer.load(embedder), dim=5)
     for other in (clone(made), pickle.loads(stored)):
         assert other.get_params() == made.get_params()
+        np.testing.assert_array_equal(other.transform(texts), want)
+    for other in (clone(loaded), pickle.loads(pickle.dumps(loaded))):
         np.testing.assert_array_equal(other.transform(texts), want)
 
 

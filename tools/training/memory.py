@@ -23,7 +23,6 @@ from training.objectives import Objective
 
 GB = 1e9
 SPREAD = 1.4  # bytes taken per byte of living tensors, measured at peaks of 1.4 to 2 GB: scratch space, and what malloc does not give back
-
 LATER = 0.25 * GB  # bytes that a process takes beside tensors after the look: buffers of threads and of the tokenizer, the last plot
 
 
