@@ -155,7 +155,8 @@ def use_of(model: api.Model, groups: Iterator[Sequence[Any]], *, layer: int | No
         encodings = tokenizer.encode(group, cuts=cuts)
         texts += len(group)
         for part in _portions(list(zip(group, encodings, strict=True)), max(1, BYTES // size)):
-            for (text_, encoding), found in zip(part, model.routes(tokenizer.batch([encoding for _, encoding in part])), strict=True):
+            routes: list[Any] = model.routes(tokenizer.batch([encoding for _, encoding in part]))
+            for (text_, encoding), found in zip(part, routes, strict=True):
                 tokens += len(found[layer - 1][0])
                 for number, use in layers.items():
                     use.add(*found[number - 1])
