@@ -208,8 +208,8 @@ def test_the_command(run, tmp_path):
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
     row = fastinfer.load(tmp_path).embed_sparse("ada lived").toarray()[0]
     status, out, _ = run("embed", "--sparse", "-m", tmp_path, "ada lived", "--json")
-    weights = json.loads(out)["weights"]
-    assert (status, weights) == (0, {WORDS[i]: float(row[i]) for i in np.argsort(-row, kind="stable") if row[i] > 0})
+    weights = {token: np.float32(weight) for token, weight in json.loads(out)["weights"].items()}
+    assert (status, weights) == (0, {WORDS[i]: row[i] for i in np.argsort(-row, kind="stable") if row[i] > 0})
     assert list(weights.values()) == sorted(weights.values(), reverse=True)
     token, weight = next(iter(weights.items()))
     assert run("embed", "--sparse", "-m", tmp_path, "ada lived")[1].startswith(

@@ -139,7 +139,7 @@ def test_a_question_without_room_for_a_context(tmp_path):
 def test_a_megabyte_of_text(tmp_path, text):
     tokenizer = make(tmp_path)
     if text == "a" * 1_000_000:
-        assert words(tokenizer.encode([text])[0]) == "[CLS] [UNK] [SEP]"
+        assert words(tokenizer.encode([text])[0]) == "[CLS] " + "[UNK] " * 7 + "[SEP]"  # cut at every 131,072 characters
         return
     with pytest.warns(TruncationWarning) as caught:
         encodings = tokenizer.encode(["ada", text, text])
@@ -164,7 +164,7 @@ def test_a_megabyte_of_text(tmp_path, text):
         ([b"ada"], r"texts\[0\] is a bytes, expected"),
         (["ada", ["a", "b", "c"]], r"texts\[1\] is a list of 3 \(str, str, str\), expected"),
         ([["ada", ["london"]]], r"texts\[0\] is a list of 2 \(str, list\), expected"),
-        ([("ada", None)], r"texts\[0\] is a tuple of 2 \(str, NoneType\), expected"),
+        ([("ada", None)], r"texts\[0\] is \('ada', None\), expected a str or a pair"),
         (["ada", "\ud83e"], r"texts\[1\] is no Unicode text: surrogates not allowed at character 0"),
         ([("ada", "in \udcff")], r"texts\[0\]\[1\] is no Unicode text: surrogates not allowed at character 3"),
     ],
@@ -189,7 +189,7 @@ class Table:
         ({"a": "ada"}, r"a dict, .*: pass the texts in it, such as list\(texts.values\(\)\)"),
         ({"ada", "london"}, r"a set, .*: pass a list, such as sorted\(texts\): a set has no order"),
         (frozenset(["ada"]), "a frozenset, .*: a set has no order"),
-        (Table(), r'a Table, .*: pass the texts of one column, such as list\(texts\["column"\]\)'),
+        (Table(), r'a Table, .*: pass the texts of one column, such as texts\["column"\]'),
         (np.array("ada"), r"pass the str in it, texts.item\(\)"),
         (memoryview(b"ada"), r"a memoryview, .*: pass a str, such as texts.decode\(\)"),
     ],

@@ -222,10 +222,10 @@ def test_a_process_that_cannot_be_started(tmp_path, monkeypatch):
     path.write_text(json.dumps(PLAIN | {"pre_tokenizer": split("[^a]+")}))
     opened(path, len(WORDS))
     for name, said in ((str(tmp_path / "none"), "cannot be started: .*No such file"), (None, "there is no Python to start here")):
-        monkeypatch.setattr("fastinfer.tokenizer_file.spawn.get_executable", lambda name=name: name)
+        monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda name=name: name)
         with pytest.raises(CheckpointError, match=said):
             opened(path, len(WORDS))
-    monkeypatch.setattr("fastinfer.tokenizer_file.spawn.get_executable", lambda: sys.executable)
+    monkeypatch.setattr("multiprocessing.spawn.get_executable", lambda: sys.executable)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with pytest.raises(CheckpointError, match="there is no Python to start here"):
         opened(path, len(WORDS))

@@ -332,7 +332,7 @@ def calls(model, layer, folder):
     add("rank documents", lambda texts: model.rank("ada", texts), BATCHES)
     words = {name: text for name, text in TEXTS.items() if isinstance(text, str)}
     vectors = {"prompt": NONE | words, "prompt_name": NONE, "normalize": NONE | FLAGS, "dim": NONE | INTEGERS}
-    options("embed", lambda **o: model.embed("ada", **o), **vectors, progress=FLAGS, **tasks)
+    options("embed", lambda **o: model.embed("ada", **o), **vectors, precision={}, progress=FLAGS, **tasks)
     options("embed_iter", lambda **o: list(model.embed_iter("ada", **o)), **vectors, **tasks)
     options("classify", lambda **o: model.classify("ada", **o), top_k=NONE | ANY_LARGE, progress=FLAGS, **tasks)
     options("classify", lambda **o: inference.classify("ada", **({"labels": ["is"]} | o)), labels=NAMES, template={}, multi_label=FLAGS)

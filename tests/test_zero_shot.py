@@ -109,7 +109,7 @@ def test_a_model_without_entailment_is_refused(readable_model):
 def test_the_command(run, model, folder):
     status, out, _ = run("classify", "-m", folder, "ada", "--labels", "is, lived in", "--template", "{}", "--json")
     want = model.classify("ada", labels=["is", "lived in"], template="{}")[0]
-    assert (status, json.loads(out)["labels"]) == (0, [{"label": label, "score": score} for label, score in want])
+    assert (status, [(r["label"], np.float32(r["score"])) for r in json.loads(out)["labels"]]) == (0, want)
     options = ["--labels", "is", "--template", "{} {}", "--multi-label", "-k", "1"]
     (label, score) = model.classify("ada", labels=["is"], template="{} {}", multi_label=True)[0][0]
     assert run("classify", "-m", folder, "ada", *options)[1] == f"ada\n  {score:.4f}  {label}\n"

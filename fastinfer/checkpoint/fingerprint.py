@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..config import Config
+from ..schema import MAX_SIZE
 from .tensor import Tensor
 
 __all__ = ["fingerprint"]
@@ -21,7 +22,8 @@ def fingerprint(config: Config, stored: Mapping[str, Tensor], max_depth: int | N
     """
     import hashlib  # imports OpenSSL, which takes longer than most modules
 
-    found = hashlib.blake2b(f"{config.to_json()}{max_depth}".encode(), digest_size=16)
+    depth = None if max_depth is None else min(max_depth, MAX_SIZE)  # a number of thousands of digits has no decimal text
+    found = hashlib.blake2b(f"{config.to_json()}{depth}".encode(), digest_size=16)
     for name in sorted(stored):
         tensor = stored[name]
         values = tensor.data.reshape(-1)

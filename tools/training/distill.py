@@ -21,7 +21,7 @@ from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
 from training.objectives import Distillation
 from training.recipe import option
-from training.start import open_model
+from training.start import open_encoder, open_model
 from training.workers import Workers
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens: the lengths that the rows of a batch are padded to
@@ -160,7 +160,7 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
 
 def earlier_student(config: Config, settings: Distill) -> Encoder:
     """The checkpoint in settings.start. Raises InputError where it differs from `config` otherwise than by more always-on neurons."""
-    start = open_model(settings.start).encoder()
+    start = open_encoder(settings.start)
     theirs, mine = start.config.ffn[0], config.ffn[0]
     fits = dataclasses.replace(start.config, ffn=config.ffn, tasks=config.tasks) == config and len(set(start.config.ffn)) == 1
     fits = fits and isinstance(theirs, FFF) and isinstance(mine, FFF)

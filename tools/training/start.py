@@ -27,6 +27,12 @@ class Start(NamedTuple):
         return from_weights(self.config, self.weights, dropout=dropout)
 
 
+def open_encoder(name: str) -> Encoder:
+    """The model that fastinfer.load(name) opens, which needs no tokenizer, in float32 on the CPU."""
+    config, weights, _ = checkpoint.load_all(folder_of(name), validate=True)
+    return from_weights(config, weights)
+
+
 @functools.cache
 def open_model(name: str) -> Start:
     """The model that fastinfer.load(name) opens, kept for other runs. Raises CheckpointError where it has no tokenizer."""
