@@ -47,11 +47,14 @@ class Block(NamedTuple):
     left_out: bool
 
 
+LEAVES_OUT = re.compile(r"<!--(?! needs:)((?!-->).)*-->\s*\Z", re.S)
+
+
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a document."""
+    """The fenced blocks of a document. A comment before a block leaves it out, but for one that says what the page needs."""
     text = page.read_text()
     found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
-    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 2, text[: m.start()].rstrip().endswith("-->")) for m in found]
+    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 2, LEAVES_OUT.search(text[: m.start()]) is not None) for m in found]
 
 
 def missing(page: Path) -> list[str]:
