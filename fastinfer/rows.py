@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .backends.pages import LINE, from_multiple
 from .precision import as_bits, as_codes
 
 __all__ = ["PRECISIONS", "Part", "Rows", "aligned", "fields", "floats"]
@@ -14,7 +15,6 @@ __all__ = ["PRECISIONS", "Part", "Rows", "aligned", "fields", "floats"]
 PRECISIONS = ("float32", "int8", "binary")
 FIRST_ROWS, MOST_ROWS = 1024, 1 << 16  # rows of a new part, if not more are added at once: the first, and the largest
 COPIED = 8192  # rows that are packed at a time
-CACHE_LINE = 64  # bytes: kernels read faster from such addresses
 
 
 def fields(precision: str, similarity: str, dim: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
@@ -173,6 +173,4 @@ def aligned(values: np.ndarray) -> np.ndarray:
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array that begins with a cache line."""
     size = int(np.prod(shape)) * dtype.itemsize
-    whole = np.empty(size + CACHE_LINE, np.uint8)
-    start = -whole.ctypes.data % CACHE_LINE
-    return whole[start : start + size].view(dtype).reshape(shape)
+    return from_multiple(np.empty(size + LINE, np.uint8), LINE)[:size].view(dtype).reshape(shape)

@@ -28,7 +28,7 @@ class Pages:
     def take(self, size: int) -> np.ndarray:
         """`size` bytes, aligned to a cache line, with any content. Raises MemoryError."""
         if size < SMALL:
-            return aligned(np.empty(size + LINE, np.uint8), LINE)[:size]
+            return from_multiple(np.empty(size + LINE, np.uint8), LINE)[:size]
         room = -(-size // LINE) * LINE
         with self._lock:
             if room > CHUNK:
@@ -39,7 +39,7 @@ class Pages:
             return taken
 
 
-def aligned(memory: np.ndarray, boundary: int) -> np.ndarray:
+def from_multiple(memory: np.ndarray, boundary: int) -> np.ndarray:
     """The part of `memory`, uint8, from its first multiple of `boundary` on."""
     return memory[-memory.ctypes.data % boundary :]
 
@@ -53,4 +53,4 @@ def _chunk(size: int) -> np.ndarray:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel that is built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return aligned(np.frombuffer(memory, np.uint8), HUGE_PAGE)
+    return from_multiple(np.frombuffer(memory, np.uint8), HUGE_PAGE)
