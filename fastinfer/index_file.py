@@ -40,8 +40,8 @@ MOST_HEADER = 1 << 12  # bytes of the header of an array
 MOST_DIM = 1 << 17
 # The beginning of an .npy: its version, the length of what follows, and that, a dict, which is not evaluated.
 HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..(\{'descr': '([<|][fiu][1248])', "
-    rb"'fortran_order': False, 'shape': \(([0-9]{0,15}(?:, ?[0-9]{0,15}){0,2})\), \} *\n)",
+    rb"\x93NUMPY\x01\x00..(\{'descr': '([<|](?:f[248]|[iu][1248]))', "
+    rb"'fortran_order': False, 'shape': \(([0-9]{0,15}(?:, ?[0-9]{0,15})?)\), \} *\n)",
     re.S,
 )
 ALIGNED = 64  # bytes: kernels read faster from such addresses
@@ -212,7 +212,7 @@ def _members(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
         if not entry.filename.endswith(".npy") or entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise CheckpointError(f"{name} is compressed or no array, expected arrays that are stored as they are")
         local = mapped[entry.header_offset : entry.header_offset + 30]
-        if len(local) < 30 or local[:4] != b"PK\3\4":
+        if entry.header_offset < 0 or len(local) < 30 or local[:4] != b"PK\3\4":
             raise CheckpointError(f"{name} does not begin at byte {entry.header_offset}, where the file says it does")
         begin = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         if begin + entry.file_size > size:

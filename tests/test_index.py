@@ -498,6 +498,19 @@ def test_members_may_be_written_by_others(models, saved):
     assert Index.open(path, models()).search("ada") == before
 
 
+def test_members_before_the_file(models, saved):
+    """A list of members that says that it begins later moves them all before the file."""
+    content, path = saved
+    end = content.rfind(b"PK\5\6")
+    for moved in (1, len(content) // 2, len(content) - 1, 1 << 20):
+        broken = bytearray(content)
+        begin = int.from_bytes(content[end + 16 : end + 20], "little")
+        broken[end + 16 : end + 20] = struct.pack("<I", begin + moved)
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match="does not begin"):
+            use(path, models())
+
+
 HEADER = b"\x93NUMPY\x01\x00"
 
 
@@ -519,6 +532,14 @@ HEADER = b"\x93NUMPY\x01\x00"
         (
             {"codes": HEADER + struct.pack("<H", 74) + b"{'descr': '|i1', 'fortran_order': False, 'shape': (99999999999999, 9999), }\n"},
             "expected",
+        ),
+        (
+            {"codes": HEADER + struct.pack("<H", 63) + b"{'descr': '|f1', 'fortran_order': False, 'shape': (20, 32), } \n"},
+            "no header",
+        ),
+        (
+            {"codes": HEADER + struct.pack("<H", 79) + b"{'descr': '|i1', 'fortran_order': False, 'shape': (0, 9999999999, 9999999999)}\n"},
+            "no header",
         ),
         ({"ids_ends": np.arange(20)[::-1].copy()}, "expected ascending ends"),
         ({"texts_ends": np.full(20, 1 << 40)}, "expected ascending ends"),
