@@ -72,12 +72,13 @@ class Ids:
 
 @dataclass(frozen=True)
 class Dense:
-    """A feedforward of `width` neurons that all tokens use."""
+    """A feedforward of `width` neurons that all tokens use. activation: None is the model's."""
 
     width: int
     bias_in: bool = True
     bias_out: bool = True
     kind: Literal["dense"] = "dense"
+    activation: Activation | None = field(default=None, metadata=LATER)
 
     @property
     def used(self) -> int:
@@ -101,6 +102,7 @@ class Gated:
     bias_in: bool = False
     bias_out: bool = False
     kind: Literal["gated"] = "gated"
+    activation: Activation | None = field(default=None, metadata=LATER)
 
     @property
     def used(self) -> int:
@@ -120,8 +122,16 @@ class Gated:
 class FFF:
     """A fast feedforward: `trees` binary trees of `depth` decisions, and `dense` neurons always on.
 
-    children  True: an int32 table (P, nodes, 2) holds each node's children (pruned trees); False: heap order
-    nodes     nodes stored per tree; None: a full tree. Only pruned trees may have fewer
+    children    True: an int32 table (P, nodes, 2) holds each node's children (pruned trees); False: heap order
+    nodes       nodes stored per tree; None: a full tree. Only pruned trees may have fewer
+    leaf        L, the neurons of the block at each leaf, all of which are computed for the tokens that reach it
+    silent      True: the nodes that decide add nothing to the output
+    activation  of all neurons; None: trees use the exact GELU, and neurons that are always on the model's activation
+    bias_leaf   whether each leaf has an output bias
+    leaves      blocks stored per tree; None: those of a full tree. Only pruned trees may have fewer
+
+    Where the last node of a path is like the others (leaf 1, not silent, no bias_leaf) there are no blocks, and leaves are nodes.
+    Else `nodes` counts the nodes that decide.
     """
 
     trees: int
@@ -132,16 +142,41 @@ class FFF:
     children: bool = False
     nodes: int | None = None
     kind: Literal["fff"] = "fff"
+    leaf: int = field(default=1, metadata=LATER)
+    silent: bool = field(default=False, metadata=LATER)
+    activation: Activation | None = field(default=None, metadata=LATER)
+    bias_leaf: bool = field(default=False, metadata=LATER)
+    leaves: int | None = field(default=None, metadata=LATER)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether leaves are blocks, not nodes like those that decide."""
+        return self.leaf > 1 or self.silent or self.bias_leaf
+
+    @property
+    def full_nodes(self) -> int:
+        """The nodes of a full tree of this form; with blocks, those that decide."""
+        return (1 << self.depth) - 1 if self.has_blocks else tree_nodes(self.depth)
+
+    @property
+    def node_count(self) -> int:
+        """I, the nodes stored per tree; a block's number is I or more."""
+        return self.full_nodes if self.nodes is None else self.nodes
+
+    @property
+    def blocks(self) -> int:
+        """B, the blocks stored per tree."""
+        return (1 << self.depth if self.leaves is None else self.leaves) if self.has_blocks else 0
 
     @property
     def count(self) -> int:
-        """N, the nodes stored per tree."""
-        return tree_nodes(self.depth) if self.nodes is None else self.nodes
+        """N, the neurons stored per tree: nodes, then blocks."""
+        return self.node_count + self.blocks * self.leaf
 
     @property
     def used(self) -> int:
         """Neurons that one token uses (at most, in pruned trees)."""
-        return self.trees * (self.depth + 1) + self.dense
+        return self.trees * (self.depth + self.leaf) + self.dense
 
     @property
     def total(self) -> int:
@@ -149,7 +184,14 @@ class FFF:
         return self.trees * self.count + self.dense
 
     def __str__(self) -> str:
-        return f"{self.trees}x{self.depth}" + (" pruned" if self.children else "") + (f" + {self.dense} always on" if self.dense else "")
+        parts = [
+            f"{self.trees}x{self.depth}",
+            "pruned" if self.children else "",
+            f"with leaves of {self.leaf}" if self.leaf > 1 else "",
+            "silent" if self.silent else "",
+            f"+ {self.dense} always on" if self.dense else "",
+        ]
+        return " ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -233,7 +275,7 @@ class Config:
 
     embedding_width  E, the columns of the embeddings, which a linear map widens to D; None: D, without a map
     distances        what attention adds to the scores of each pair of tokens in all layers
-    activation       of the neurons of dense and gated feedforwards; trees use the exact GELU
+    activation       of the neurons of dense and gated feedforwards that name none; trees that name none use the exact GELU
     head_size        S, the columns of a head; None: D / H
     head_norms       whether an RMSNorm of each head of q and k comes before they are turned
 
@@ -353,13 +395,24 @@ def _problems_of_feedforwards(c: Config) -> typing.Iterator[str]:
         if isinstance(ffn, (Dense, Gated)):
             yield from sizes(MAX_WIDTH, **{at + "width": ffn.width})
             continue
-        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense})
+        yield from sizes(MAX_WIDTH, **{at + "trees": ffn.trees, at + "dense": ffn.dense, at + "leaf": ffn.leaf})
         if not 0 <= ffn.depth <= MAX_DEPTH:
             yield f"{at}depth is {short(ffn.depth)}, expected 0 to {MAX_DEPTH}"
-        elif ffn.nodes is not None and not 1 <= ffn.nodes <= tree_nodes(ffn.depth):
-            yield f"{at}nodes is {short(ffn.nodes)}, expected 1 to 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
-        elif ffn.nodes not in (None, tree_nodes(ffn.depth)) and not ffn.children:
-            yield f"{at}nodes is {short(ffn.nodes)}, but a tree without a table of children has 2**(depth+1)-1 = {tree_nodes(ffn.depth)}"
+            continue
+        formula = "2**depth-1" if ffn.has_blocks else "2**(depth+1)-1"
+        least = 0 if ffn.has_blocks and not ffn.depth else 1
+        if ffn.nodes is not None and not least <= ffn.nodes <= ffn.full_nodes:
+            yield f"{at}nodes is {short(ffn.nodes)}, expected {least} to {formula} = {ffn.full_nodes}"
+        elif ffn.nodes not in (None, ffn.full_nodes) and not ffn.children:
+            yield f"{at}nodes is {short(ffn.nodes)}, but a tree without a table of children has {formula} = {ffn.full_nodes}"
+        elif ffn.leaves is not None and not ffn.has_blocks:
+            yield f"{at}leaves is {short(ffn.leaves)}, expected none where leaves are nodes (leaf 1, not silent, no bias_leaf)"
+        elif ffn.leaves is not None and not 1 <= ffn.leaves <= 1 << ffn.depth:
+            yield f"{at}leaves is {short(ffn.leaves)}, expected 1 to 2**depth = {1 << ffn.depth}"
+        elif ffn.leaves not in (None, 1 << ffn.depth) and not ffn.children:
+            yield f"{at}leaves is {short(ffn.leaves)}, but a tree without a table of children has 2**depth = {1 << ffn.depth}"
+        elif ffn.children and not ffn.node_count:
+            yield f"{at}children is true, expected false for trees of depth 0, which have no node that decides"
         elif ffn.total > MAX_SIZE:
             yield f"{at[:-1]} has {ffn.total} neurons, expected at most {MAX_SIZE}"
 

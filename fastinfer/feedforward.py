@@ -3,8 +3,12 @@
 A fast feedforward has P trees, a dense one has W neurons that are always on. An fff may have both. With an
 optional output bias, the output is
 
-    y = sum over trees, over visited nodes n of gelu(x.w_in[n] + b_in[n]) * w_out[n]
+    y = sum over trees, over visited neurons n of act(x.w_in[n] + b_in[n]) * w_out[n], + the leaf's b_leaf
       + act(x @ dense_in.T + bias) @ dense_out.T + b_out
+
+The neurons of a tree that a token visits are the nodes of its path, unless they are silent, and at the path's end a
+block of L neurons (Belcak & Wattenhofer, arXiv 2308.14711). With L = 1 and nodes that add, the last node of a path is
+like the others (arXiv 2311.10770).
 
 A gated feedforward multiplies its neurons by a linear function of the input (GLU variants, arXiv 2002.05202):
 
@@ -34,7 +38,9 @@ def _tensors(ffn: Dense | FFF, hidden: int) -> dict[str, tuple[tuple[int, ...], 
         if ffn.bias_in:
             spec["b_in"] = ((ffn.trees, ffn.count), "vector")
         if ffn.children:
-            spec["children"] = ((ffn.trees, ffn.count, 2), "table")
+            spec["children"] = ((ffn.trees, ffn.node_count, 2), "table")
+        if ffn.bias_leaf:
+            spec["b_leaf"] = ((ffn.trees, ffn.blocks, hidden), "vector")
     if width:
         spec["dense_in.weight"] = ((width, hidden), "matrices")
         if ffn.bias_in:

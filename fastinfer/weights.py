@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .batch import PackedBatch
 from .config import Config
 
-__all__ = ["Attention", "Embedding", "FeedForward", "Layer", "Linear", "Norm", "PLAIN", "Relative", "Scores", "Weights", "assemble"]
+__all__ = [
+    *("Attention", "Embedding", "FeedForward", "Form", "Layer", "Linear", "NODES", "Norm", "PLAIN", "Relative", "Scores", "Weights"),
+    "assemble",
+]
 
 Array: TypeAlias = Any
 Matrix: TypeAlias = Any
@@ -120,13 +123,33 @@ class Attention:
     scores: Scores = PLAIN
 
 
+class Form(NamedTuple):
+    """What the neurons of trees do, and which of them are blocks.
+
+    activation  of all neurons, a key of ACTIVATIONS
+    silent      whether nodes that decide add nothing
+    leaf        L, the neurons of a block
+    blocks      B, the blocks at the end of each tree's neurons: N = I + B * L, I nodes. 0: there are none, and leaves are nodes
+    b_leaf      (P, B, D) float32, the output bias of each block, or None
+    """
+
+    activation: str = "gelu"
+    silent: bool = False
+    leaf: int = 1
+    blocks: int = 0
+    b_leaf: np.ndarray | None = None
+
+
+NODES = Form()
+
+
 @dataclass(frozen=True, slots=True)
 class FeedForward:
     """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or after.
 
     kind        a key of feedforward.KINDS
     norm        None for a layer outside a model
-    activation  of the neurons that are always on; trees always use the exact GELU
+    activation  of the neurons that are always on
     others      all prepared tensors by name, such as "gate.weight", for kinds that have more than the fields above
     """
 
@@ -185,7 +208,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
             linear(f"{name}.dense_in") if dense else None,
             linear(f"{name}.dense_out") if dense else None,
             prepared.get(f"{name}.b_out"),
-            config.activation,
+            config.ffn[i].activation or config.activation,
             {key.removeprefix(f"{name}."): value for key, value in prepared.items() if key.startswith(f"{name}.")},
         )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import model
-from ..activations import ACTIVATIONS, gelu
+from ..activations import ACTIVATIONS
 from ..batch import PackedBatch
 from ..checkpoint.spec import tensors
 from ..checkpoint.tensor import Tensor
@@ -22,7 +22,7 @@ from ..config import FFF, Alibi, Buckets, Config, Disentangled
 from ..errors import BackendError, InputError, about, check_array, check_int
 from ..feedforward import KINDS
 from ..positions import distance_table, relative_rows, rotary_table, sinusoids
-from ..weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights, assemble
+from ..weights import NODES, PLAIN, Embedding, FeedForward, Form, Layer, Norm, Relative, Scores, Weights, assemble
 from ..workspace import Workspace
 from .pooling import pooled
 from .search import Search
@@ -39,12 +39,18 @@ def check_threads(threads: int | None) -> int | None:
     return check_int("threads", threads, 1, 1024, error=BackendError, because=", or None for the CPUs this process may use")
 
 
-def check_layer_arrays(x: Any, out: Any, hidden: int) -> None:
-    """Raise ShapeError, DtypeError or InputError unless a layer of `hidden` columns can read x and, if it is not None, write `out`."""
+def check_layer_arrays(x: Any, out: Any, hidden: int, outputs: int | None = None) -> None:
+    """Raise ShapeError, DtypeError or InputError unless a layer of `hidden` columns can read x and, if it is not None, write `out`.
+
+    outputs  the columns of `out`; None: as many as those of x
+    """
     check_array("x", x, ("T", hidden), because=f"hidden={hidden} comes from w_in")
     if out is None:
         return
-    check_array("out", out, x.shape, because="out has the shape of x")
+    if outputs is None:
+        check_array("out", out, x.shape, because="out has the shape of x")
+    else:
+        check_array("out", out, (len(x), outputs), because=f"it has the rows of x, and {outputs} columns come from w_out")
     if not out.flags.writeable:
         raise InputError("out is read-only")
     if np.may_share_memory(x, out):
@@ -52,12 +58,31 @@ def check_layer_arrays(x: Any, out: Any, hidden: int) -> None:
 
 
 class Trees(NamedTuple):
-    """The trees of a layer: nodes (P, N, 2, D); b_in (P, N) or None; children (P, N, 2) int32 or None; depth: decisions of a walk."""
+    """The trees of a layer: nodes (P, N, 2, D); b_in (P, N) or None; children (P, I, 2) int32 or None; depth: decisions of a walk.
+
+    Of the N neurons, the first I are nodes, the others those of the blocks that `form` has.
+    """
 
     nodes: np.ndarray
     b_in: np.ndarray | None
     children: np.ndarray | None
     depth: int
+    form: Form = NODES
+
+    @property
+    def node_count(self) -> int:
+        """I, the nodes per tree; a block's number is I or more."""
+        return self.nodes.shape[1] - self.form.blocks * self.form.leaf
+
+    def block(self, x: np.ndarray, tree: int, block: int) -> np.ndarray:
+        """What a block adds for x (T, D): (T, D)."""
+        begin = self.node_count + block * self.form.leaf
+        rows = slice(begin, begin + self.form.leaf)
+        z = x @ self.nodes[tree, rows, 0].T
+        if self.b_in is not None:
+            z += self.b_in[tree, rows]
+        y: np.ndarray = ACTIVATIONS[self.form.activation](z) @ self.nodes[tree, rows, 1]
+        return y if self.form.b_leaf is None else y + self.form.b_leaf[tree, block]
 
 
 class Reference(Search):
@@ -139,13 +164,18 @@ class Reference(Search):
                     layer = config.ffn[int(at.split(".")[1])]
                     assert isinstance(layer, FFF)
                     depth = layer.depth if max_depth is None else min(layer.depth, max_depth)
-                    b_in, children = (stored[f"{at}.{part}"].data if f"{at}.{part}" in stored else None for part in ("b_in", "children"))
-                    prepared[f"{at}.trees"] = self.trees(stored[name], b_in, children, depth)
+                    if depth < layer.depth and layer.silent:
+                        raise InputError(f"max_depth is {depth}, expected {layer.depth} or more: nodes are silent, and only leaves add")
+                    b_in, children, b_leaf = (
+                        stored[f"{at}.{part}"].data if f"{at}.{part}" in stored else None for part in ("b_in", "children", "b_leaf")
+                    )
+                    form = Form(layer.activation or "gelu", layer.silent, layer.leaf, layer.blocks, b_leaf)
+                    prepared[f"{at}.trees"] = self.trees(stored[name], b_in, children, depth, form)
                 elif name.endswith(".relative_keys"):
                     queries = stored[name.replace("_keys", "_queries")]
                     assert rows is not None
                     prepared[name.removesuffix("_keys")] = self.relative(stored[name], queries, rows, config.heads)
-                elif family != "table" and not name.endswith((".ffn.b_in", ".relative_queries", "distances.bias")):
+                elif family != "table" and not name.endswith((".ffn.b_in", ".ffn.b_leaf", ".relative_queries", "distances.bias")):
                     prepare = self.table if name == "embedding.word" else self.matrix if family == "matrices" else self.vector
                     prepared[name] = prepare(stored[name])
             stored[name].release()  # packed tensors are not read again; mapped ones are read again page by page
@@ -200,9 +230,9 @@ class Reference(Search):
         """A tensor that is not mapped from a file, in the memory that suits `trees` best."""
         return rows
 
-    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
-        """The trees of a layer for `fff`, as an object with `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, N, 2)."""
-        return Trees(nodes.float32(), b_in, children, depth)
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form = NODES) -> Any:
+        """The trees of a layer for `fff`, as an object with `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, I, 2); Trees says more."""
+        return Trees(nodes.float32(), b_in, children, depth, form)
 
     # --- the encoder, and the two blocks of its layers: model.py defines them ---
 
@@ -337,35 +367,45 @@ class Reference(Search):
         nodes: np.ndarray | None = None,
         z: np.ndarray | None = None,
     ) -> None:
-        """out (T, D) = the sum over the nodes that each token visits in P trees, plus bias and residual.
+        """out (T, D) = the sum over the neurons that each token visits in P trees, plus bias and residual.
 
         x (T, D); bias (D,); residual (T, D), which may be out itself; out may not be x. If given, these are filled:
-        nodes (T, P, depth + 1) int32, the visited nodes, -1 after a stop; z, same shape, their logits, 0 after a stop.
+        nodes (T, P, depth + 1) int32, the visited nodes, -1 after a stop; z, same shape, their logits, 0 after a stop and at a block.
 
-        At node n: z = x.in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0), or where
+        At node n: z = x.in[n] + b_in[n]; y += act(z) * out[n], unless nodes are silent; go to 2n + 1 + (z > 0), or where
         children[n, z > 0] says, -1 = stop. z == 0 goes left. This takes 2 T P (depth + 1) D multiply-adds.
+        A number n >= I is block b = n - I, where a walk ends: y += act(x @ in.T + b_in) @ out + b_leaf[b] over neurons I + b L + 0..L-1.
         """
-        w_in, w_out = trees.nodes[:, :, 0], trees.nodes[:, :, 1]
+        w_in, w_out, form = trees.nodes[:, :, 0], trees.nodes[:, :, 1], trees.form
         step = max(1, GATHER_BYTES // (4 * x.shape[1]))
         for begin in range(0, len(x), step):
             part = slice(begin, min(begin + step, len(x)))
             y = np.zeros((part.stop - begin, x.shape[1]), np.float32)
             for p in range(len(w_in)):
                 tokens, at, visits = np.arange(len(y)), np.zeros(len(y), np.int32), []
+                reached = np.full(len(y), -1)  # the block of each token
                 for level in range(trees.depth + 1):
-                    logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at]) + (0 if trees.b_in is None else trees.b_in[p, at])
-                    visits.append((tokens, at, logit))
-                    for record, value, stopped in ((nodes, at, -1), (z, logit, 0)):
+                    for record, value, stopped in ((nodes, at, -1), (z, 0, 0)):
                         if record is not None:
                             record[part, p, level] = stopped
                             record[begin + tokens, p, level] = value
+                    ends = at >= trees.node_count
+                    reached[tokens[ends]] = at[ends] - trees.node_count
+                    tokens, at = tokens[~ends], at[~ends]
+                    logit = np.einsum("td,td->t", x[part][tokens], w_in[p, at]) + (0 if trees.b_in is None else trees.b_in[p, at])
+                    visits.append((tokens, at, logit))
+                    if z is not None:
+                        z[begin + tokens, p, level] = logit
                     right = logit > 0
                     at = (2 * at + 1 + right).astype(np.int32) if trees.children is None else trees.children[p, at, right.astype(np.int8)]
                     tokens, at = tokens[at >= 0], at[at >= 0]
-                strengths = gelu(np.concatenate([logit for _, _, logit in visits]))  # of all levels at once: a call takes 20 us
+                strengths = ACTIVATIONS[form.activation](np.concatenate([logit for _, _, logit in visits]))  # at once: a call takes 20 us
                 for tokens, at, _ in visits:
-                    y[tokens] += strengths[: len(at), None] * w_out[p, at]
+                    if not form.silent:
+                        y[tokens] += strengths[: len(at), None] * w_out[p, at]
                     strengths = strengths[len(at) :]
+                for block in np.unique(reached[reached >= 0]):
+                    y[reached == block] += trees.block(x[part][reached == block], p, block)
             y += 0 if bias is None else bias
             y += 0 if residual is None else residual[part]
             out[part] = y

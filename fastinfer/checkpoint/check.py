@@ -60,7 +60,7 @@ def check(config: Config, stored: Mapping[str, Tensor], where: str, hint: str = 
         if family == "table":
             layer = config.ffn[int(name.split(".")[1])]
             assert isinstance(layer, FFF)
-            check_children(found[name].data, layer.depth, f"{where}: {name}")
+            check_children(found[name].data, layer.depth, f"{where}: {name}", layer.blocks)
     return found
 
 
@@ -75,24 +75,28 @@ def _problem(name: str, tensor: Tensor, spec: Spec) -> str | None:
         return None
     hint = ""
     if family == "trees":
-        hint = " = (trees, nodes, in|out, hidden)"
+        hint = " = (trees, neurons, in|out, hidden)"
         nodes = tensor.data.shape[1] if tensor.data.ndim == 4 else 0
-        if nodes & (nodes + 1):
+        if nodes & (nodes + 1) and not shape[1] & (shape[1] + 1):
             hint += f"; {nodes} nodes are not a full tree (2**k - 1)"
     return f"shape      {name} is {tensor.data.shape}, expected {shape}{hint}"
 
 
-def check_children(children: np.ndarray, depth: int, what: str) -> None:
-    """Raise CheckpointError unless every walk down a table of children (P, N, 2) ends after at most depth + 1 nodes.
+def check_children(children: np.ndarray, depth: int, what: str, blocks: int = 0) -> None:
+    """Raise CheckpointError unless every walk down a table of children (P, N, 2) ends after at most depth decisions.
 
-    Each child must be -1 (stop) or the index of a later node, so that no walk loops. No node may lie deeper than `depth`.
+    Each child must be -1 (stop), the index of a later node, so that no walk loops, or a block, N to N + blocks - 1. No node may lie
+    deeper than `depth`, and where there are blocks, only they may lie there.
     """
     count = children.shape[1]
     parent = np.arange(count)[None, :, None]
-    outside = (children < -1) | (children >= count)
+    outside = (children < -1) | (children >= count + blocks)
     if outside.any():
         p, n, side = np.argwhere(outside)[0]
-        raise CheckpointError(f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected -1 (stop) or a node from 0 to {count - 1}")
+        or_block = f", or a block from {count} to {count + blocks - 1}" * bool(blocks)
+        raise CheckpointError(
+            f"{what}[{p}, {n}, {side}] is {children[p, n, side]}, expected -1 (stop) or a node from 0 to {count - 1}{or_block}"
+        )
     back = (children != -1) & (children <= parent)
     if back.any():
         p, n, side = np.argwhere(back)[0]
@@ -102,14 +106,16 @@ def check_children(children: np.ndarray, depth: int, what: str) -> None:
         )
     # all trees at once: node n of tree p is number p * count + n
     level = np.arange(len(children)) * count
-    table = np.where(children < 0, -1, children + level[:, None, None]).reshape(-1, 2)
-    for _ in range(depth):
+    table = np.where((children < 0) | (children >= count), -1, children + level[:, None, None]).reshape(-1, 2)
+    deepest = depth - (blocks > 0)
+    for _ in range(deepest):
         level = np.unique(table[level])
         level = level[level >= 0]
     deeper = table[level]
     if (deeper >= 0).any():
         p, n = divmod(int(deeper.max()), count)
-        raise CheckpointError(f"{what}[{p}] leads to node {n} after more than depth={depth} decisions")
+        what_for = f"depth={depth} decisions" if deepest == depth else f"{deepest} decisions, where only a block may be"
+        raise CheckpointError(f"{what}[{p}] leads to node {n} after more than {what_for}")
 
 
 def check_finite(found: Mapping[str, Tensor], where: str) -> None:

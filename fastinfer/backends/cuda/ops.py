@@ -18,11 +18,11 @@ from ... import feedforward
 from ...batch import PackedBatch
 from ...checkpoint.tensor import Tensor
 from ...config import Config
-from ...weights import PLAIN, Embedding, FeedForward, Layer, Norm, Relative, Scores, Weights
+from ...weights import NODES, PLAIN, Embedding, FeedForward, Form, Layer, Norm, Relative, Scores, Weights
 from ..reference import Reference
 from .arrays import Arrays, is_of_host
 from .attention import Attention
-from .device import check_config, check_places, check_sizes, limits
+from .device import check_config, check_form, check_places, check_sizes, limits
 from .fff import fff_argument
 from .kernels import Kernels, Narrow, Walk
 from .memory import Memory
@@ -137,7 +137,8 @@ class FittedCUDA(CUDA):
     def outputs(self, weight: Matrix) -> int:
         return weight.outputs
 
-    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Trees:
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form = NODES) -> Trees:
+        check_form(form)
         # This compiles the kernels of the trees now, so that the first call does not.
         self._trees_few_threads = self.kernels.constants(Walk(depth, children is not None), "trees_few_threads", 1)[0]
         return self.packing.trees(nodes, b_in, children, depth)
