@@ -22,6 +22,8 @@ class Trees:
         b_in: NDArray[np.float32] | None,
         children: NDArray[np.int32] | None,
         depth: int,
+        activation: str = "gelu",
+        silent: bool = False,
     ) -> None: ...
     @property
     def depth(self) -> int: ...
@@ -29,6 +31,22 @@ class Trees:
 class Matrix:
     @property
     def outputs(self) -> int: ...
+
+class Blocks:
+    def __init__(
+        self,
+        first: Matrix,
+        second: Matrix,
+        blocks: int,
+        nodes: int,
+        b_in: NDArray[np.float32] | None,
+        scale: NDArray[np.float32] | None,
+        b_leaf: NDArray[np.float32] | None,
+        children: NDArray[np.int32] | None,
+        levels: int,
+        depth: int,
+        activation: str,
+    ) -> None: ...
 
 class Relative:
     def __init__(self, keys: Matrix, queries: Matrix, rows: NDArray[np.int32], width: int) -> None: ...
@@ -41,6 +59,19 @@ class Kernels:
         self,
         x: NDArray[np.float32],
         trees: Trees,
+        bias: NDArray[np.float32] | None,
+        residual: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        nodes: NDArray[np.int32] | None,
+        z: NDArray[np.float32] | None,
+        threads: int,
+    ) -> None: ...
+    def blocks(
+        self,
+        x: NDArray[np.float32],
+        blocks: Blocks,
+        path: NDArray[np.int32] | None,
+        path_z: NDArray[np.float32] | None,
         bias: NDArray[np.float32] | None,
         residual: NDArray[np.float32] | None,
         out: NDArray[np.float32],

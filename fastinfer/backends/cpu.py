@@ -11,10 +11,13 @@ from .. import _cpu
 from ..batch import PackedBatch
 from ..checkpoint.tensor import Tensor
 from ..errors import BackendError
-from ..weights import PLAIN, Embedding, Norm, Scores, Weights
+from ..weights import NODES, PLAIN, Embedding, Form, Norm, Scores, Weights
 from ..workspace import Workspace
 from .pages import SMALL, Pages
 from .reference import Reference, check_threads
+
+
+BLOCK_ROWS = 32  # FI_BLOCK_ROWS of kernels.h: the out-rows of a block are padded to whole panels of every ISA
 
 
 class Roots(NamedTuple):
@@ -24,6 +27,17 @@ class Roots(NamedTuple):
     first: Any
     second: Any
     b_in: np.ndarray | None
+    activation: str
+    depth: int
+
+
+class Leaves(NamedTuple):
+    """Trees whose leaves are blocks. nodes: the trees of those that decide, None at depth 0; a path has at most so many levels of nodes."""
+
+    nodes: Any
+    levels: int
+    blocks: Any
+    count: int
     depth: int
 
 
@@ -166,13 +180,41 @@ class CPU(Reference):
         data[...] = rows.data
         return Tensor(data, rows.dtype, rows.scale)
 
-    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int) -> Any:
+    def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form = NODES) -> Any:
         nodes = nodes.to(self._computes_in(nodes))
-        made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth)
+        if form.blocks:
+            return self._leaves(nodes, b_in, children, depth, form)
+        made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth, form.activation)
         if depth or nodes.dtype != "float32":  # products of bfloat16 or int8 would round x, and trees do not
             return made
         roots = [Tensor(np.ascontiguousarray(rows), nodes.dtype) for rows in (nodes.data[:, 0, 0], nodes.data[:, 0, 1].T)]
-        return Roots(made, self.matrix(roots[0]), self.matrix(roots[1]), None if b_in is None else np.ascontiguousarray(b_in[:, 0]), depth)
+        bias = None if b_in is None else np.ascontiguousarray(b_in[:, 0])
+        return Roots(made, self.matrix(roots[0]), self.matrix(roots[1]), bias, form.activation, depth)
+
+    def _leaves(self, rows: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form) -> Leaves:
+        """The Leaves of trees with blocks. rows (P, N, 2, D) are of the dtype of computing; the rest is as trees() takes it."""
+        trees, neurons, _, hidden = rows.data.shape
+        count = neurons - form.blocks * form.leaf
+        levels = depth + 1 if children is not None else min(depth + 1, count.bit_length())
+        nodes = None
+        if levels:
+            part = [None if a is None else np.ascontiguousarray(a[:, :count]) for a in (rows.data, rows.scale, b_in)]
+            ends = None if children is None else np.where(children < count, children, np.int32(-1))
+            nodes = _cpu.Trees(part[0], rows.dtype, part[1], part[2], ends, levels - 1, form.activation, form.silent)
+        scale_in, scale_out, bias = None, None, None
+        if rows.scale is not None:
+            scale_in, scale_out = (np.ascontiguousarray(rows.scale[:, count:, side]) for side in (0, 1))
+        if b_in is not None:
+            bias = np.ascontiguousarray(b_in[:, count:])
+        ins = np.ascontiguousarray(rows.data[:, count:, 0]).reshape(-1, hidden)
+        outs = np.zeros((trees * form.blocks, -(-hidden // BLOCK_ROWS) * BLOCK_ROWS, form.leaf), rows.data.dtype)
+        outs[:, :hidden] = rows.data[:, count:, 1].reshape(-1, form.leaf, hidden).transpose(0, 2, 1)
+        ones = None if rows.scale is None else np.ones(outs.shape[0] * outs.shape[1], np.float32)  # scale_out is applied to neurons
+        scale = None if scale_in is None else scale_in.reshape(-1)
+        first = self.kernels.pack(ins, rows.dtype, scale, rows.dtype, self._pages.take, self.threads)
+        second = self.kernels.pack(outs.reshape(-1, form.leaf), rows.dtype, ones, rows.dtype, self._pages.take, self.threads)
+        made = (form.blocks, count, bias, scale_out, form.b_leaf, children, levels, depth, form.activation)
+        return Leaves(nodes, levels, _cpu.Blocks(first, second, *made), trees, depth)
 
     def fff(
         self,
@@ -188,10 +230,19 @@ class CPU(Reference):
         if isinstance(trees, Roots):
             if nodes is None and z is None:
                 middle = np.empty((len(x), trees.first.outputs), np.float32)
-                self.linear(x, trees.first, bias=trees.b_in, activation="gelu", out=middle)
+                self.linear(x, trees.first, bias=trees.b_in, activation=trees.activation, out=middle)
                 self.linear(middle, trees.second, bias=bias, residual=residual, out=out)
                 return
             trees = trees.trees
+        if isinstance(trees, Leaves):
+            path = path_z = None
+            if trees.nodes is not None:
+                path = np.empty((len(x), trees.count, trees.levels), np.int32)
+                path_z = np.empty(path.shape, np.float32)
+                self.kernels.fff(x, trees.nodes, bias, residual, out, path, path_z, self.threads)
+                bias = residual = None
+            self.kernels.blocks(x, trees.blocks, path, path_z, bias, residual, out, nodes, z, self.threads)
+            return
         self.kernels.fff(x, trees, bias, residual, out, nodes, z, self.threads)
 
     def search(

@@ -40,6 +40,7 @@ cdef extern from "<stdatomic.h>" nogil:
 cdef extern from "kernels.h" nogil:
     enum: FI_MOST_DEPTH, FI_PROBE_CHAINS
     enum: FI_F32, FI_BF16, FI_I8
+    enum: FI_BLOCK_ROWS
     ctypedef struct fi_team:
         int rank, size
     ctypedef struct fi_trees:
@@ -48,6 +49,7 @@ cdef extern from "kernels.h" nogil:
         const float *b_in
         const int32_t *children
         int dtype, trees, count, hidden, depth
+        int activation, silent
     ctypedef struct fi_fff_call:
         const float *x
         const float *bias
@@ -63,6 +65,24 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fi_matrix:
         const void *packed
         int dtype, outputs, inputs
+    ctypedef struct fi_blocks:
+        fi_matrix first, second
+        const float *b_in
+        const float *scale
+        const float *b_leaf
+        const int32_t *children
+        int trees, nodes, blocks, leaf, hidden, activation
+        int levels, depth
+    ctypedef struct fi_blocks_call:
+        const float *x
+        const int32_t *path
+        const float *path_z
+        const float *bias
+        const float *residual
+        float *out
+        int32_t *nodes
+        float *z
+        int tokens
     ctypedef struct fi_gemm_call:
         const float *x
         const float *bias
@@ -140,6 +160,9 @@ cdef extern from "kernels.h" nogil:
         size_t (*fff_workspace)(const fi_trees *, int, int) noexcept nogil
         int (*fff_team)(const fi_trees *, int, int) noexcept nogil
         void (*fff)(const fi_trees *, const fi_fff_call *, void *, fi_team) noexcept nogil
+        int (*blocks_team)(const fi_blocks *, int, int) noexcept nogil
+        size_t (*blocks_workspace)(const fi_blocks *, int, int) noexcept nogil
+        void (*blocks)(const fi_blocks *, const fi_blocks_call *, void *, fi_team) noexcept nogil
         size_t (*pack_bytes)(int, int, int) noexcept nogil
         void (*pack)(const fi_rows *, const fi_matrix *, void *, fi_team) noexcept nogil
         size_t (*gemm_workspace)(const fi_matrix *, int, int) noexcept nogil
@@ -275,14 +298,16 @@ cdef class Trees:
     """The trees of one layer. The arrays are used where they lie, not copied.
 
     nodes (P, N, 2, D) of dtype (bfloat16 as uint16), scale (P, N, 2) of int8 or None, b_in (P, N) or None,
-    children (P, N, 2) or None; depth: decisions per token and tree. Raises ShapeError where shapes disagree.
+    children (P, N, 2) or None; depth: decisions per token and tree; activation of all nodes; silent: they add nothing.
+    Raises ShapeError where shapes disagree.
     """
 
     cdef fi_trees c
     cdef object _keep
 
     def __init__(
-        self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth
+        self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth,
+        str activation="gelu", bint silent=False,
     ):
         cdef const unsigned char[::1] raw = nodes.reshape(-1).view("u1")
         cdef Py_ssize_t trees, count, rows, hidden
@@ -305,6 +330,7 @@ cdef class Trees:
         self.c.b_in = NULL if b_in is None else &b_in[0, 0]
         self.c.children = NULL if children is None else &children[0, 0, 0]
         self.c.dtype = DTYPES[dtype]
+        self.c.activation, self.c.silent = ACTIVATIONS[activation], silent
 
     @property
     def depth(self):
@@ -322,6 +348,52 @@ cdef class Matrix:
     def outputs(self):
         """Rows of the weight: values per token that a product writes."""
         return self.c.outputs
+
+
+cdef class Blocks:
+    """The blocks of neurons at the leaves of one layer's trees: P trees, B blocks each, of L neurons.
+
+    first (P B L, D) and second (P B D', L), packed for the kernels of one ISA in one dtype, D' being D rounded up to a multiple of 32
+    b_in (P, B L) or None; scale (P, B L), by which neurons are multiplied between the products, or None; b_leaf (P, B, D) or None
+    children (P, nodes, 2), in which a child from `nodes` on is a block, or None: heap order
+    levels, depth: nodes of a path at most, and decisions before a block at most. Raises ShapeError where shapes disagree.
+    """
+
+    cdef fi_blocks c
+    cdef Matrix _first, _second
+    cdef object _keep
+
+    def __init__(
+        self, Matrix first, Matrix second, int blocks, int nodes, const float[:, ::1] b_in, const float[:, ::1] scale,
+        const float[:, :, ::1] b_leaf, const int32_t[:, :, ::1] children, int levels, int depth, str activation,
+    ):
+        cdef Py_ssize_t padded
+        self._first, self._second, self._keep = first, second, (b_in, scale, b_leaf, children)
+        self.c.first, self.c.second = first.c, second.c
+        self.c.hidden, self.c.leaf = first.c.inputs, second.c.inputs
+        self.c.blocks, self.c.nodes = _size("the number of blocks", blocks, 1, MOST_SIZE), _size("the number of nodes", nodes, 0, MOST_SIZE)
+        self.c.trees = _size("the number of trees", first.c.outputs // (<Py_ssize_t>blocks * self.c.leaf), 1, MOST_SIZE)
+        padded = (self.c.hidden + FI_BLOCK_ROWS - 1) // FI_BLOCK_ROWS * FI_BLOCK_ROWS
+        _long("the in-rows of the blocks", first.c.outputs, <Py_ssize_t>self.c.trees * blocks * self.c.leaf)
+        _long("the out-rows of the blocks", second.c.outputs, <Py_ssize_t>self.c.trees * blocks * padded)
+        self.c.depth = _size("depth", depth, 0, FI_MOST_DEPTH)
+        self.c.levels = _size("the levels of a path", levels, 0, depth + 1)
+        if first.c.dtype != second.c.dtype:
+            raise ShapeError("the in-rows and the out-rows of blocks have two dtypes, expected one")
+        if (nodes == 0) != (levels == 0) or levels and children is None and nodes + 1 != 1 << levels and depth >= levels:
+            raise ShapeError(f"paths have {levels} levels and trees {nodes} nodes, expected 2**levels - 1 nodes before the blocks")
+        for what, values in (("b_in", b_in), ("scale", scale)):
+            if values is not None:
+                _rows(what, values.shape[0], values.shape[1], self.c.trees, <Py_ssize_t>blocks * self.c.leaf)
+        if b_leaf is not None:
+            _rows("b_leaf", b_leaf.shape[0] * b_leaf.shape[1], b_leaf.shape[2], <Py_ssize_t>self.c.trees * blocks, self.c.hidden)
+        if children is not None:
+            _rows("children", children.shape[0], children.shape[1] * children.shape[2], self.c.trees, 2 * nodes)
+        self.c.b_in = NULL if b_in is None else &b_in[0, 0]
+        self.c.scale = NULL if scale is None else &scale[0, 0]
+        self.c.b_leaf = NULL if b_leaf is None else &b_leaf[0, 0, 0]
+        self.c.children = NULL if children is None else &children[0, 0, 0]
+        self.c.activation = ACTIVATIONS[activation]
 
 
 cdef int _longest(const int32_t[::1] cu_seqlens) noexcept:
@@ -368,6 +440,7 @@ cdef class Relative:
 # The arguments of one kernel.
 cdef union AnyCall:
     fi_fff_call fff
+    fi_blocks_call blocks
     fi_gemm_call gemm
     fi_norm_call norm
     fi_embed_call embed
@@ -397,6 +470,10 @@ cdef struct Job:
 
 cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.fff(<const fi_trees *> step.weights, &step.call.fff, workspace, team)
+
+
+cdef void run_blocks(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
+    isa.blocks(<const fi_blocks *> step.weights, &step.call.blocks, workspace, team)
 
 
 cdef void run_gemm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -530,6 +607,51 @@ cdef class Kernels:
         step.size = self.isa.fff_team(&trees.c, call.tokens, threads)
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
         self._submit(&step, (x, trees, bias, residual, out, nodes, z))
+
+    def blocks(
+        self, const float[:, ::1] x, Blocks blocks, const int32_t[:, :, ::1] path, const float[:, :, ::1] path_z, const float[::1] bias,
+        const float[:, ::1] residual, float[:, ::1] out, int32_t[:, :, ::1] nodes, float[:, :, ::1] z, int threads,
+    ):
+        """out (T, D) += what the blocks at the ends of paths (T, P, levels) give for x (T, D); path and path_z as `fff` fills them.
+
+        Where paths have no levels (path None), out = what the blocks give + bias (D,) + residual (T, D). nodes and z (T, P, depth + 1)
+        are filled where given.
+        """
+        cdef Step step
+        cdef fi_blocks_call *call = &step.call.blocks
+        cdef const fi_blocks *c = &blocks.c
+        call.tokens = _tokens(x.shape[0])
+        if call.tokens == 0:
+            return
+        _rows("x", x.shape[0], x.shape[1], call.tokens, c.hidden)
+        _rows("out", out.shape[0], out.shape[1], call.tokens, c.hidden)
+        if (c.levels == 0) != (path is None) or (path is None) != (path_z is None) or path is not None and (
+            bias is not None or residual is not None
+        ):
+            raise ShapeError(f"blocks below {c.levels} levels got other arguments, expected paths or, without levels, a bias and a residual")
+        if path is not None:
+            _rows("path", path.shape[0], path.shape[1] * path.shape[2], call.tokens, <Py_ssize_t>c.trees * c.levels)
+            _rows("path_z", path_z.shape[0], path_z.shape[1] * path_z.shape[2], call.tokens, <Py_ssize_t>c.trees * c.levels)
+        if bias is not None:
+            _long("bias", bias.shape[0], c.hidden)
+        if residual is not None:
+            _rows("residual", residual.shape[0], residual.shape[1], call.tokens, c.hidden)
+        if nodes is not None:
+            _rows("nodes", nodes.shape[0], nodes.shape[1] * nodes.shape[2], call.tokens, <Py_ssize_t>c.trees * (c.depth + 1))
+        if z is not None:
+            _rows("z", z.shape[0], z.shape[1] * z.shape[2], call.tokens, <Py_ssize_t>c.trees * (c.depth + 1))
+        call.x = &x[0, 0]
+        call.path = NULL if path is None else &path[0, 0, 0]
+        call.path_z = NULL if path_z is None else &path_z[0, 0, 0]
+        call.bias = NULL if bias is None else &bias[0]
+        call.residual = NULL if residual is None else &residual[0, 0]
+        call.out = &out[0, 0]
+        call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
+        call.z = NULL if z is None else &z[0, 0, 0]
+        step.run, step.weights = run_blocks, c
+        step.size = self.isa.blocks_team(c, call.tokens, threads)
+        step.workspace = self.isa.blocks_workspace(c, call.tokens, threads)
+        self._submit(&step, (x, blocks, path, path_z, bias, residual, out, nodes, z))
 
     def pack(self, rows, str stored, const float[::1] scale, str dtype, take, int threads):
         """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,).

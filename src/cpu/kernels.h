@@ -17,6 +17,8 @@
  *     where there is one; + b_in.
  *   - an FFF's output: per element, over visited nodes in ascending (tree, node), one FMA each, from zero;
  *     then + bias, then + residual.
+ *   - the blocks of an FFF: each of the two products as a matrix product, between them the activation, times the out-row's scale of int8;
+ *     + b_leaf (of int8 in one FMA with the token's scale), + bias; trees ascending; each added to the output of the nodes.
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
  *     instead, which flushes denormals; with AMX, as amx.inc says. int8: exact in integers, then one FMA: sum * (token's scale *
@@ -38,6 +40,7 @@
 enum { FI_MOST_DEPTH = 15 };  /* decisions of a path */
 enum { FI_PROBE_CHAINS = 8 }; /* independent sums of probe_fma and probe_read */
 enum fi_dtype { FI_F32 = 0, FI_BF16 = 1, FI_I8 = 2 };
+enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3, FI_SILU = 4, FI_GELU_TANH = 5 };
 
 typedef struct {
     int rank, size;
@@ -51,6 +54,7 @@ typedef struct {
     const float *b_in;       /* (P, N) or NULL */
     const int32_t *children; /* (P, N, 2) or NULL; -1: the path stops here */
     int dtype, trees, count, hidden, depth;
+    int activation, silent; /* of all nodes; silent: nodes add nothing, and only the paths matter */
 } fi_trees;
 
 typedef struct {
@@ -77,8 +81,6 @@ typedef struct {
     int dtype, outputs, inputs;
 } fi_matrix;
 
-enum fi_activation { FI_LINEAR = 0, FI_GELU = 1, FI_TANH = 2, FI_RELU = 3, FI_SILU = 4, FI_GELU_TANH = 5 };
-
 /* out = activation(x W^T + bias) * gate + residual. Strides count values from one row to the next. A call has at most one of gate and
    residual. */
 typedef struct {
@@ -90,6 +92,31 @@ typedef struct {
     ptrdiff_t x_stride, gate_stride, residual_stride, out_stride;
     int tokens, activation, half;
 } fi_gemm_call;
+
+/* The blocks of neurons at the leaves of P trees, B to a tree and L neurons each. */
+typedef struct {
+    fi_matrix first;         /* (P B L, D): the in-rows, block after block */
+    fi_matrix second;        /* (P B D', L): the out-rows of each block as columns; D' is D rounded up to a multiple of FI_BLOCK_ROWS */
+    const float *b_in;       /* (P, B L) or NULL */
+    const float *scale;      /* (P, B L), by which neurons are multiplied before they are packed, or NULL */
+    const float *b_leaf;     /* (P, B, D) or NULL */
+    const int32_t *children; /* (P, nodes, 2) or NULL, as in fi_trees; a child that is not less than `nodes` is a block */
+    int trees, nodes, blocks, leaf, hidden, activation;
+    int levels, depth; /* of the paths of a call; the most decisions before a block */
+} fi_blocks;
+enum { FI_BLOCK_ROWS = 32 }; /* a multiple of every ISA's panel */
+
+typedef struct {
+    const float *x;        /* (T, D) C order */
+    const int32_t *path;   /* (T, P, levels), as fi_fff_call fills it; unused where levels is 0: then all tokens are at block 0 */
+    const float *path_z;   /* (T, P, levels) */
+    const float *bias;     /* (D,) or NULL; only where levels is 0 */
+    const float *residual; /* (T, D) or NULL; may be the same array as out; only where levels is 0 */
+    float *out;            /* (T, D): where levels is not 0, what the nodes gave, to which the blocks are added */
+    int32_t *nodes;        /* (T, P, depth + 1): the path and the number of its block, nodes or more, then -1; or NULL */
+    float *z;              /* (T, P, depth + 1): the logits of the path, then 0; or NULL */
+    int tokens;
+} fi_blocks_call;
 
 /* out = norm(x + residual) * gamma + beta, over rows; rms: an RMSNorm, without mean and beta. */
 typedef struct {
@@ -177,6 +204,9 @@ typedef struct fi_isa {
     int (*fff_team)(const fi_trees *, int tokens, int most);              /* the threads, up to `most`, that repay their wake-up */
     size_t (*fff_workspace)(const fi_trees *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
     void (*fff)(const fi_trees *, const fi_fff_call *, void *workspace, fi_team);
+    int (*blocks_team)(const fi_blocks *, int tokens, int most);
+    size_t (*blocks_workspace)(const fi_blocks *, int tokens, int team_size); /* bytes, 64-aligned by the caller */
+    void (*blocks)(const fi_blocks *, const fi_blocks_call *, void *workspace, fi_team);
     size_t (*pack_bytes)(int dtype, int outputs, int inputs);
     void (*pack)(const fi_rows *, const fi_matrix *, void *packed, fi_team); /* packed: where the matrix will point */
     size_t (*gemm_workspace)(const fi_matrix *, int tokens, int team_size);  /* bytes, 64-aligned by the caller */
