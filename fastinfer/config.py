@@ -174,6 +174,11 @@ class FFF:
         return self.node_count + self.blocks * self.leaf
 
     @property
+    def numbered(self) -> int:
+        """The numbers that a route may have in a tree: nodes, then blocks."""
+        return self.node_count + self.blocks
+
+    @property
     def used(self) -> int:
         """Neurons that one token uses (at most, in pruned trees)."""
         return self.trees * (self.depth + self.leaf) + self.dense

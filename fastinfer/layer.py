@@ -42,12 +42,13 @@ class FFF:
 
     w_in    (P, N, D) float32  row n decides at node n. N = 2**(depth + 1) - 1, heap order (children 2n+1, 2n+2)
     b_in    (P, N)    float32 or None
-    w_out   (P, N, D) float32  node n adds row n times act(z). It may have another number of columns than w_in
+    w_out   (P, N, D) float32  node n adds row n times act(z)
     depth   decisions per tree, 0 to 15; depth + 1 nodes are visited
     leaf    L: each leaf is a block of L neurons, all of which are computed for the tokens that reach it. N = 2**depth - 1 + L 2**depth:
             nodes that decide, then block after block. 1: leaves are nodes like the others
     silent  True: nodes that decide add nothing, and their rows of w_out are not read. Then leaf 1 is a block of one neuron
     b_leaf  (P, 2**depth, D) float32, an output bias of each leaf, or None
+    outputs columns of w_out, b_leaf, b_out and the answer; None: D, those of w_in
     b_out   (D,)      float32 or None
     dense   (w_in, b_in, w_out) of W neurons that are always on: (W, D), (W,) or None, (W, D); or None
     activation  of all neurons: "gelu" (the exact one, erf), "gelu_tanh", "relu", "silu" or "tanh"
@@ -72,6 +73,7 @@ class FFF:
         leaf: int = 1,
         silent: bool = False,
         b_leaf: np.ndarray | None = None,
+        outputs: int | None = None,
         b_out: np.ndarray | None = None,
         dense: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
         activation: str = "gelu",
@@ -92,15 +94,15 @@ class FFF:
         trees, _, hidden = w_in.shape
         if trees == 0 or hidden == 0:
             check_array("w_in", w_in, (max(trees, 1), shape.count, max(hidden, 1)), because="a layer has at least one tree and one column")
-        check_array("w_out", w_out, (trees, shape.count, "outputs"), because="w_out has the trees and the neurons of w_in")
-        outputs = w_out.shape[2]
-        if outputs == 0:
-            raise ShapeError(f"w_out is {w_out.shape}, expected at least one column")
+        if outputs is None:
+            check_array("w_out", w_out, w_in.shape, because="w_out has the shape of w_in, unless outputs= says how many columns it has")
+        outputs = hidden if outputs is None else check_int("outputs", outputs, 1)
+        check_array("w_out", w_out, (trees, shape.count, outputs), because=f"outputs={outputs}, and the other sizes are those of w_in")
         if b_in is not None:
             check_array("b_in", b_in, (trees, shape.count), because=why)
-        from_w_out = f"outputs={outputs} comes from w_out"
+        from_w_out = f"w_out is {w_out.shape}"
         if b_leaf is not None:
-            check_array("b_leaf", b_leaf, (trees, shape.blocks, outputs), because=f"a tree of depth={depth} has 2**depth leaves; {from_w_out}")
+            check_array("b_leaf", b_leaf, (trees, shape.blocks, outputs), because=f"there are 2**depth leaves, and {from_w_out}")
         if b_out is not None:
             check_array("b_out", b_out, (outputs,), because=from_w_out)
 
@@ -166,7 +168,7 @@ class FFF:
         w_out = np.concatenate([np.zeros((leaves - 1, outputs), np.float32), w2.reshape(-1, outputs)])
         b_in = np.concatenate([biases[:, 0], b1.reshape(-1)])
         how: dict[str, Any] = {"activation": activation, "dtype": dtype, "device": device}
-        return cls(w_in[None], b_in[None], w_out[None], depth=depth, leaf=leaf, silent=True, b_leaf=b2[None], **how)
+        return cls(w_in[None], b_in[None], w_out[None], depth=depth, leaf=leaf, silent=True, b_leaf=b2[None], outputs=outputs, **how)
 
     def _prepare(self, arrays: Arrays, depth: int, form: Form, dtype: str, device: str, ops: Reference) -> None:
         """Make the layer of arrays of its own."""
@@ -279,6 +281,7 @@ def fff(
     leaf: int = 1,
     silent: bool = False,
     b_leaf: np.ndarray | None = None,
+    outputs: int | None = None,
     b_out: np.ndarray | None = None,
     dense: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
     activation: str = "gelu",
@@ -288,6 +291,6 @@ def fff(
     threads: int | None = None,
 ) -> np.ndarray:
     """FFF(...)(x) in one call. It copies the trees each time: for repeated calls, prepare an FFF."""
-    tree: dict[str, Any] = {"depth": depth, "leaf": leaf, "silent": silent, "b_leaf": b_leaf}
+    tree: dict[str, Any] = {"depth": depth, "leaf": leaf, "silent": silent, "b_leaf": b_leaf, "outputs": outputs}
     layer = FFF(w_in, b_in, w_out, **tree, b_out=b_out, dense=dense, activation=activation, dtype=dtype, device=device)
     return layer(x, out=out, threads=threads)

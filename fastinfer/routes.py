@@ -42,7 +42,8 @@ class LayerUse:
     """How often tokens visit the neurons of a layer's trees.
 
     number   of the layer, from 1
-    visits   (P, N): tokens at each node
+    visits   (P, N): tokens at each node; blocks at leaves follow the nodes
+    neurons  (N,): the neurons of each, 1 for a node
     surety   (P, N): the sum of |z| there
     parents  (P, N): the node before each visited one, -1 for others
     turns    (P, N): whether a visited node lies on the right of its parent
@@ -51,7 +52,8 @@ class LayerUse:
 
     def __init__(self, number: int, ffn: FFF, levels: int) -> None:
         self.number, self.ffn, self.levels = number, ffn, levels
-        shape = (ffn.trees, ffn.count)
+        shape = (ffn.trees, ffn.numbered)
+        self.neurons = np.where(np.arange(ffn.numbered) < ffn.node_count, 1, ffn.leaf)
         self.visits, self.surety = np.zeros(shape, np.int64), np.zeros(shape)
         self.parents, self.turns = np.full(shape, -1, np.int32), np.zeros(shape, bool)
         self.margins = np.zeros((levels - 1, len(MARGINS) + 1), np.int64)
@@ -70,20 +72,26 @@ class LayerUse:
                 if level:
                     self.parents[tree, at] = nodes[there, tree, level - 1]
                     self.turns[tree, at] = z[there, tree, level - 1] > 0
-                if level < self.levels - 1:
+                if level < self.levels - 1:  # blocks of pruned trees may lie here, and decide nothing
+                    margin = margin[at < self.ffn.node_count]
                     self.margins[level] += np.bincount(np.searchsorted(MARGINS, margin), minlength=len(MARGINS) + 1)
 
     @property
     def used(self) -> int:
         """Neurons that a token visited."""
-        return int((self.visits > 0).sum())
+        return int(((self.visits > 0) * self.neurons).sum())
+
+    @property
+    def total(self) -> int:
+        """Neurons of all trees."""
+        return int(self.neurons.sum()) * self.ffn.trees
 
     def dead(self) -> tuple[int, int]:
         """(subtrees that no token entered although one was at their parent, neurons in them)."""
         entered = self.visits > 0
         inner = np.arange((self.visits.shape[1] - 1) // 2)
         below = [entered[:, inner] & ~entered[:, 2 * inner + side] for side in (1, 2)]
-        return int(sum(side.sum() for side in below)), self.visits.size - self.used if entered.any() else self.visits.size
+        return int(sum(side.sum() for side in below)), self.total - self.used
 
     def margin(self, share: float, level: int | None = None) -> float:
         """The |z| that this share of the decisions of a level, or of all levels, lies below."""
@@ -102,7 +110,7 @@ class LayerUse:
     def record(self) -> dict[str, Any]:
         """All of this as JSON values."""
         subtrees, neurons = self.dead()
-        found = {"layer": self.number, "shape": str(self.ffn), "neurons": self.visits.size, "visited": self.used}
+        found = {"layer": self.number, "shape": str(self.ffn), "neurons": self.total, "visited": self.used}
         if self.ffn.children:
             return {**found, "levels": list(self.by_level())}
         return {**found, "dead_subtrees": subtrees, "neurons_in_them": neurons, "levels": list(self.by_level())}
@@ -205,9 +213,9 @@ def told(use: Use, name: str, leaves: int = LEAVES) -> Iterator[str]:
     for layer in use.layers:
         subtrees, neurons = layer.dead()
         dead = f"{'':13}  {'':12}" if layer.ffn.children else f"{subtrees:13,}  {neurons:12,}"
-        share = f"{layer.used:,} ({layer.used / layer.visits.size:.1%})"
+        share = f"{layer.used:,} ({layer.used / layer.total:.1%})"
         margins = f"{layer.margin(0.1):.3f}  {layer.margin(0.5):.3f}"
-        yield f"{layer.number:5}  {layer.ffn!s:9}  {layer.visits.size:7,}    {share:14}  {dead}  {margins}"
+        yield f"{layer.number:5}  {layer.ffn!s:9}  {layer.total:7,}    {share:14}  {dead}  {margins}"
     yield ""
     yield f"layer {use.shown.number}, level by level"
     yield "level  nodes    visited  tokens at the busiest  if even  margin: 10%, half below"
@@ -260,7 +268,8 @@ def drawn(use: Use, name: str) -> str:
         x, width, level = places[node], visits[node] * scale, int(layer.level[tree, node])
         last = level == layer.levels - 1 or node not in children
         colour, opacity = (COLOURS[1], 0.85) if last else (COLOURS[0], 0.2 + 0.75 * min(1.0, sure[node] / typical))
-        title = f"neuron {node}: {visits[node]:,} tokens" + (
+        named = f"neuron {node}" if node < layer.ffn.node_count else f"block {node - layer.ffn.node_count} of {layer.ffn.leaf} neurons"
+        title = f"{named}: {visits[node]:,} tokens" + (
             f": {_listed(words[node])}" if node in words else f", mean |z| {sure[node]:.3f}"
         )
         gap = min(1.0, width / 4)
@@ -282,7 +291,7 @@ def drawn(use: Use, name: str) -> str:
     dead = "" if layer.ffn.children else f", {subtrees:,} subtrees with {neurons:,} neurons are never entered"
     parts += [
         line(0, bottom - 14, WIDTH, bottom - 14),
-        text(0, bottom + 4, f"{layer.used:,} of {layer.visits.size:,} neurons are visited{dead}."),
+        text(0, bottom + 4, f"{layer.used:,} of {layer.total:,} neurons are visited{dead}."),
     ]
     return svg(f"Routes of {use.tokens} tokens in layer {layer.number} of {name}", bottom + 16, parts)
 

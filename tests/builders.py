@@ -42,16 +42,25 @@ stored_dtypes = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
 @st.composite
 def pruned(draw) -> FFF:
     depth = draw(st.integers(0, 4))
+    if depth and draw(booleans):
+        nodes, leaves = draw(st.none() | st.integers(1, 2**depth - 1)), draw(st.none() | st.integers(1, 2**depth))
+        form = {"leaf": draw(st.integers(2, 4)), "silent": draw(booleans), "bias_leaf": draw(booleans)}
+        return FFF(draw(st.integers(1, 3)), depth, children=True, nodes=nodes, leaves=leaves, **form)
     return FFF(draw(st.integers(1, 3)), depth, children=True, nodes=draw(st.none() | st.integers(1, tree_nodes(depth))))
 
 
+activations = st.sampled_from(["tanh", "relu", "gelu", "silu", "gelu_tanh"])
+chosen = st.none() | activations
 feedforwards = st.one_of(
-    st.builds(Dense, st.integers(1, 20), booleans, booleans),
-    st.builds(Gated, st.integers(1, 20), booleans, booleans),
-    st.builds(FFF, st.integers(1, 3), st.integers(0, 4), st.integers(0, 5), booleans, booleans),
+    st.builds(Dense, st.integers(1, 20), booleans, booleans, activation=chosen),
+    st.builds(Gated, st.integers(1, 20), booleans, booleans, activation=chosen),
+    st.builds(FFF, st.integers(1, 3), st.integers(0, 4), st.integers(0, 5), booleans, booleans, activation=chosen),
+    st.builds(
+        *(FFF, st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), booleans, booleans),
+        **{"leaf": st.integers(1, 4), "silent": booleans, "bias_leaf": booleans, "activation": chosen},
+    ),
     pruned(),
 )
-activations = st.sampled_from(["tanh", "relu", "gelu", "silu", "gelu_tanh"])
 head_layers = st.lists(st.builds(HeadLayer, st.integers(1, 9), activations, booleans), max_size=2).map(tuple)
 
 
@@ -149,7 +158,7 @@ def weights(config: Config, seed: int = 0) -> dict[str, Tensor]:
     for name, (shape, dtype, family) in checkpoint.tensors(config).items():
         if family == "table":
             ffn = config.ffn[int(name.split(".")[1])]
-            made[name] = Tensor(np.stack([children(rng, ffn.count, ffn.depth) for _ in range(ffn.trees)]), "int32")
+            made[name] = Tensor(np.stack([children(rng, ffn.node_count, ffn.depth, ffn.blocks) for _ in range(ffn.trees)]), "int32")
         elif not name.endswith(".scale"):
             values = rng.normal(size=shape, scale=shape[-1] ** -0.5).astype(np.float32)
             if name.endswith(("norm.weight", "position_scale")):
@@ -158,15 +167,17 @@ def weights(config: Config, seed: int = 0) -> dict[str, Tensor]:
     return made
 
 
-def children(rng: np.random.Generator, count: int, depth: int) -> np.ndarray:
-    """The table of children (count, 2) of a random pruned tree. A node without a parent stays unreachable."""
+def children(rng: np.random.Generator, count: int, depth: int, blocks: int = 0) -> np.ndarray:
+    """The table of children (count, 2) of a random pruned tree. A node or a block without a parent stays unreachable."""
     table = np.full((count, 2), -1, np.int32)
     level = np.zeros(count, int)
-    for node in range(1, count):
-        free = np.argwhere((table[:node] == -1) & (level[:node, None] < depth))
+    for node in range(1, count + blocks):
+        free = np.argwhere((table[:node] == -1) & (level[:node, None] < depth - (blocks > 0 and node < count)))
         if len(free):
             parent, side = free[rng.integers(len(free))]
-            table[parent, side], level[node] = node, level[parent] + 1
+            table[parent, side] = node
+            if node < count:
+                level[node] = level[parent] + 1
     return table
 
 

@@ -632,8 +632,17 @@ ARRAYS = [
     ({"dense": (X[:0], None, X[:0])}, SHAPE, r"dense w_in is \(0, 6\), expected at least one neuron that is always on, or dense=None"),
     ({"dense": (X, None, X[:4])}, SHAPE, r"dense w_out is \(4, 6\), expected \(5, 6\)"),
     ({"dense": (X, X, X)}, SHAPE, r"dense b_in is \(5, 6\), expected \(5,\)"),
-    ({"activation": "relu"}, INPUT, "activation is 'relu', expected 'gelu'"),
-    ({"activation": None}, INPUT, "activation is None, expected 'gelu'"),
+    ({"activation": "relo"}, INPUT, "activation is 'relo', expected one of gelu, tanh, relu, silu, gelu_tanh: did you mean relu"),
+    ({"activation": None}, INPUT, "activation is None, expected one of gelu"),
+    ({"leaf": 0}, INPUT, "leaf is 0, expected an integer from 1 to 65536"),
+    ({"leaf": 2.0}, INPUT, "leaf is 2.0, expected an integer"),
+    ({"leaf": 3}, SHAPE, r"w_in is \(2, 7, 6\), expected \(trees, 15, hidden\)\n  a tree of depth=2 and leaf=3 has N = 2\*\*depth-1 \+ leaf"),
+    ({"silent": 1}, INPUT, "silent is 1, expected True or False"),
+    ({"b_leaf": np.zeros((2, 3, 6), np.float32)}, SHAPE, r"b_leaf is \(2, 3, 6\), expected \(2, 4, 6\)"),
+    ({"b_leaf": np.zeros((2, 4, 6))}, DTYPE, "b_leaf has dtype float64"),
+    ({"outputs": 5}, SHAPE, r"w_out is \(2, 7, 6\), expected \(2, 7, 5\)"),
+    ({"outputs": 0}, INPUT, "outputs is 0, expected an integer"),
+    ({"outputs": 7, "w_out": np.zeros((2, 7, 7), np.float32), "out": np.zeros((5, 6), np.float32)}, SHAPE, r"out is \(5, 6\), expected \(5, 7\)"),
 ]
 
 

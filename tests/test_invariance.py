@@ -18,6 +18,12 @@ FEEDFORWARDS = {
     "fff": (FFF(1, 9), FFF(2, 5)),
     "wide": (FFF(40, 2), FFF(70, 0)),
     "heads of 12": (FFF(1, 5),),
+    "leaves": (
+        FFF(1, 3, dense=20, leaf=20, bias_out=True),
+        FFF(2, 2, leaf=7, silent=True, bias_leaf=True, activation="silu"),
+        FFF(2, 3, leaf=5, children=True, nodes=5, leaves=6),
+        FFF(3, 0, leaf=9),
+    ),
     "mixed": (FFF(3, 4, dense=40, bias_out=True), Dense(50), FFF(2, 6, children=True, nodes=60)),
 }
 PRE = {"norm": Norm("pre", 1e-6), "final_norm": True, "positions": Positions("scaled-sinusoidal", 64)}

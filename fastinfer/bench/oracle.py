@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoint
-from ..activations import gelu
+from ..activations import ACTIVATIONS
 from ..backends.reference import Reference
 from ..batch import PackedBatch
 from ..config import Config
@@ -66,10 +66,16 @@ class Along(Reference):
         self, x: np.ndarray, trees: Any, *, bias: Any = None, residual: Any = None, out: np.ndarray, nodes: Any = None, z: Any = None
     ) -> None:
         y = np.zeros_like(x) if residual is None else residual.copy()
+        form = trees.form
         for p, path in enumerate(next(self._nodes).transpose(1, 2, 0)):
             for at in path:
-                logit = np.einsum("td,td->t", x, trees.nodes[p, at, 0]) + (0 if trees.b_in is None else trees.b_in[p, at])
-                y += gelu(logit)[:, None] * trees.nodes[p, at, 1]
+                for block in np.unique(at[at >= trees.node_count]) - trees.node_count:
+                    there = at == block + trees.node_count
+                    y[there] += trees.block(x[there], p, block)
+                there = (at >= 0) & (at < trees.node_count) & (not form.silent)
+                logit = np.einsum("td,td->t", x[there], trees.nodes[p, at[there], 0])
+                logit += 0 if trees.b_in is None else trees.b_in[p, at[there]]
+                y[there] += ACTIVATIONS[form.activation](logit)[:, None] * trees.nodes[p, at[there], 1]
         out[...] = y if bias is None else y + bias
 
 

@@ -75,7 +75,7 @@ def _problem(name: str, tensor: Tensor, spec: Spec) -> str | None:
         return None
     hint = ""
     if family == "trees":
-        hint = " = (trees, neurons, in|out, hidden)"
+        hint = " = (trees, nodes, in|out, hidden)"
         nodes = tensor.data.shape[1] if tensor.data.ndim == 4 else 0
         if nodes & (nodes + 1) and not shape[1] & (shape[1] + 1):
             hint += f"; {nodes} nodes are not a full tree (2**k - 1)"

@@ -294,6 +294,15 @@ def make() -> dict[str, dict[str, bytes]]:
     return {
         "ours": saved(make_config()) | tokenizer,
         "int8": saved(builders.tiny(ffn=(FFF(2, 2, dense=3, children=True, nodes=6),), stored=Stored("int8", "float16", "int8"))),
+        "leaves": saved(
+            builders.tiny(
+                layers=2,
+                ffn=(
+                    FFF(2, 2, dense=3, bias_out=True, leaf=3, silent=True, bias_leaf=True, activation="relu"),
+                    FFF(1, 2, children=True, nodes=2, leaf=2, leaves=3),
+                ),
+            )
+        ),
         "shards": saved(
             builders.tiny(layers=2, ffn=(Dense(4), FFF(1, 3)), positions=Positions("scaled-sinusoidal", 8), token_types=2),
             max_shard_bytes=2500,
