@@ -24,6 +24,8 @@ class Trees:
         depth: int,
         activation: str = "gelu",
         silent: bool = False,
+        rows_of_bytes: NDArray[np.int8] | None = None,
+        quads: NDArray[np.int8] | None = None,
     ) -> None: ...
     @property
     def depth(self) -> int: ...
@@ -53,6 +55,10 @@ class Relative:
 
 class Kernels:
     def __init__(self, name: str) -> None: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def bias(self) -> int: ...
     @property
     def half(self) -> bool: ...
     def fff(

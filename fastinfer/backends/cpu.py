@@ -20,6 +20,12 @@ from .reference import Reference, check_threads
 BLOCK_ROWS = 32  # FI_BLOCK_ROWS of kernels.h: the out-rows of a block are padded to whole panels of every ISA
 
 
+# Trees of at most so many nodes, with at least so many levels together, are wide: in int8 they compute on bytes, as products do. More
+# neurons of a token would not fit the int32 sums.
+WIDE_NODES, WIDE_LEVELS, MOST_NEURONS = 255, 64, 1 << 16
+STRIP_VECTORS = 8  # FI_STRIP_VECTORS of kernels.h
+
+
 class Roots(NamedTuple):
     """Trees of depth 0 have no decisions, so they are also packed as two dense matrices, `first` and `second`. `trees` gives routes."""
 
@@ -184,12 +190,38 @@ class CPU(Reference):
         nodes = nodes.to(self._computes_in(nodes))
         if form.blocks:
             return self._leaves(nodes, b_in, children, depth, form)
-        made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth, form.activation)
+        packed = self._bytes(nodes, depth) if nodes.dtype == "int8" and children is None else (None, None)
+        made = _cpu.Trees(nodes.data, nodes.dtype, nodes.scale, b_in, children, depth, form.activation, False, *packed)
         if depth or nodes.dtype != "float32":  # products of bfloat16 or int8 would round x, and trees do not
             return made
         roots = [Tensor(np.ascontiguousarray(rows), nodes.dtype) for rows in (nodes.data[:, 0, 0], nodes.data[:, 0, 1].T)]
         bias = None if b_in is None else np.ascontiguousarray(b_in[:, 0])
         return Roots(made, self.matrix(roots[0]), self.matrix(roots[1]), bias, form.activation, depth)
+
+    def _bytes(self, nodes: Tensor, depth: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(in-rows, out-rows) of wide int8 trees packed as src/cpu/fff_bytes.inc takes them; (None, None) for other shapes."""
+        trees, count, _, hidden = nodes.data.shape
+        used = trees * (depth + 1)
+        if not depth or count > WIDE_NODES or not WIDE_LEVELS <= used <= MOST_NEURONS:
+            return None, None
+        lanes, bias, width = self.kernels.lanes, self.kernels.bias, -(-hidden // 64) * 64
+        rows = np.zeros((trees, count, width + 64), np.int8)
+        rows[:, :, :hidden] = nodes.data[:, :, 0]
+        sums = rows[:, :, :width].reshape(trees, count, -1, lanes, 4).sum((2, 4), dtype=np.int32)
+        rows[:, :, width : width + 4 * lanes] = (-bias * sums).view(np.int8).reshape(trees, count, -1)
+        columns = STRIP_VECTORS * lanes
+        strips = -(-hidden // columns)
+        quads = []
+        for end in range(depth % 4, depth + 1, 4):
+            ways = np.arange((1 << end) - 1, (2 << end) - 1)  # the nodes at the end of each way through a group of four levels
+            quad = np.zeros((trees, len(ways), strips * columns, 4), np.int8)
+            for place in (3, 2, 1, 0):
+                there = ways >= 0
+                quad[..., place][:, there, :hidden] = nodes.data[:, ways[there], 1]
+                ways = np.where(ways > 0, (ways - 1) // 2, -1)
+            quads.append(quad)
+        ordered = np.concatenate(quads, 1).reshape(trees, -1, strips, columns, 4).transpose(2, 0, 1, 3, 4)
+        return rows, np.ascontiguousarray(ordered ^ np.int8(-128) if bias else ordered)
 
     def _leaves(self, rows: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form) -> Leaves:
         """The Leaves of trees with blocks. rows (P, N, 2, D) are of the dtype of computing; the rest is as trees() takes it."""

@@ -72,7 +72,7 @@ class Trees(NamedTuple):
     @property
     def node_count(self) -> int:
         """I, the nodes per tree; a block's number is I or more."""
-        return self.nodes.shape[1] - self.form.blocks * self.form.leaf
+        return int(self.nodes.shape[1]) - self.form.blocks * self.form.leaf
 
     def block(self, x: np.ndarray, tree: int, block: int) -> np.ndarray:
         """What a block adds for x (T, D): (T, D)."""

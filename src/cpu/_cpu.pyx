@@ -13,7 +13,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, uint16_t
 from libc.string cimport memcpy
 
 from fastinfer.activations import NUMBERS as _NUMBERS
@@ -50,6 +50,9 @@ cdef extern from "kernels.h" nogil:
         const int32_t *children
         int dtype, trees, count, hidden, depth
         int activation, silent
+        const int8_t *rows
+        const int8_t *quads
+    enum: FI_STRIP_VECTORS
     ctypedef struct fi_fff_call:
         const float *x
         const float *bias
@@ -179,7 +182,7 @@ cdef extern from "kernels.h" nogil:
         array_kernel gelu, tanh, erf, exp
         float (*probe_fma)(size_t) noexcept nogil
         float (*probe_read)(const float *, size_t, size_t) noexcept nogil
-        int lanes, half
+        int lanes, half, bias
     const fi_isa *fi_isas[]
     ctypedef void (*fi_task)(void *, fi_team) noexcept nogil
     void fi_run(fi_task, void *, int)
@@ -221,6 +224,8 @@ cdef Py_ssize_t MOST_TOKENS = (1 << 30) - 1
 cdef Py_ssize_t MOST_SIZE = 1 << 26
 
 cdef Py_ssize_t MOST_HEAD = 1024  # values of a head that norm_heads widens at a time
+
+cdef Py_ssize_t MOST_NEURONS = 1 << 16  # neurons of a token in trees packed as bytes, whose sums are int32: 65,536 * 127 * 255 < 2**31
 
 cdef Py_ssize_t MOST_INT8_INPUTS = 1 << 17  # inputs of an int8 product, whose sums are int32: 131,072 * 127 * 128 < 2**31
 
@@ -299,7 +304,7 @@ cdef class Trees:
 
     nodes (P, N, 2, D) of dtype (bfloat16 as uint16), scale (P, N, 2) of int8 or None, b_in (P, N) or None,
     children (P, N, 2) or None; depth: decisions per token and tree; activation of all nodes; silent: they add nothing.
-    Raises ShapeError where shapes disagree.
+    rows and quads: wide int8 trees packed as bytes, as fff_bytes.inc takes them, or None. Raises ShapeError where shapes disagree.
     """
 
     cdef fi_trees c
@@ -307,7 +312,7 @@ cdef class Trees:
 
     def __init__(
         self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth,
-        str activation="gelu", bint silent=False,
+        str activation="gelu", bint silent=False, const int8_t[:, :, ::1] rows_of_bytes=None, const int8_t[:, :, :, :, ::1] quads=None,
     ):
         cdef const unsigned char[::1] raw = nodes.reshape(-1).view("u1")
         cdef Py_ssize_t trees, count, rows, hidden
@@ -331,6 +336,27 @@ cdef class Trees:
         self.c.children = NULL if children is None else &children[0, 0, 0]
         self.c.dtype = DTYPES[dtype]
         self.c.activation, self.c.silent = ACTIVATIONS[activation], silent
+        self.c.rows = self.c.quads = NULL
+        if rows_of_bytes is not None and quads is not None:
+            self._take_bytes(rows_of_bytes, quads)
+
+    cdef int _take_bytes(self, const int8_t[:, :, ::1] rows, const int8_t[:, :, :, :, ::1] quads) except -1:
+        """Take trees packed as bytes. Raises ShapeError where they do not fit."""
+        cdef int level, ways = 0
+        cdef Py_ssize_t columns = quads.shape[3]
+        for level in range(self.c.depth % 4, self.c.depth + 1, 4):
+            ways += 1 << level
+        if self.c.dtype != FI_I8 or self.c.children != NULL or self.c.silent or self.c.trees * (self.c.depth + 1) > MOST_NEURONS:
+            raise ShapeError("trees that are packed as bytes are expected to be int8, full, not silent and of few levels")
+        _rows("rows of bytes", rows.shape[0] * rows.shape[1], rows.shape[2], self.c.trees * <Py_ssize_t>self.c.count,
+              (self.c.hidden + <Py_ssize_t>63) // 64 * 64 + 64)
+        if columns < 4 * FI_STRIP_VECTORS or columns % FI_STRIP_VECTORS:
+            raise ShapeError(f"quads have {columns} columns, expected {FI_STRIP_VECTORS} vectors")
+        _rows("quads", quads.shape[0] * quads.shape[1], quads.shape[2] * columns * quads.shape[4],
+              (self.c.hidden + columns - 1) // columns * self.c.trees, ways * columns * 4)
+        self._keep += (rows, quads)
+        self.c.rows, self.c.quads = &rows[0, 0, 0], &quads[0, 0, 0, 0, 0]
+        return 0
 
     @property
     def depth(self):
@@ -552,6 +578,16 @@ cdef class Kernels:
         if found is None or found.size < size:
             found = Memory(size)
         return found
+
+    @property
+    def lanes(self):
+        """Floats in a vector."""
+        return self.isa.lanes
+
+    @property
+    def bias(self):
+        """What is added to the bytes of trees that are packed as bytes: 128 or 0."""
+        return self.isa.bias
 
     @property
     def half(self):

@@ -17,6 +17,8 @@
  *     where there is one; + b_in.
  *   - an FFF's output: per element, over visited nodes in ascending (tree, node), one FMA each, from zero;
  *     then + bias, then + residual.
+ *   - an FFF whose trees are packed as bytes: x rounded to int8 per token; a logit, exact lane sums added by vf_sum, times the token's
+ *     scale, then the row's, + b_in; the output, exact in integers, times the scale of the token's neurons, + bias, + residual.
  *   - the blocks of an FFF: each of the two products as a matrix product, between them the activation, times the out-row's scale of int8;
  *     + b_leaf (of int8 in one FMA with the token's scale), + bias; trees ascending; each added to the output of the nodes.
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
@@ -55,7 +57,11 @@ typedef struct {
     const int32_t *children; /* (P, N, 2) or NULL; -1: the path stops here */
     int dtype, trees, count, hidden, depth;
     int activation, silent; /* of all nodes; silent: nodes add nothing, and only the paths matter */
+    /* Wide int8 trees in heap order may be packed for dots of bytes; fff_bytes.inc says how, and what they compute then. Else NULL. */
+    const int8_t *rows;  /* (P, N, D rounded up to 64 + 64): in-rows, and int32 behind them */
+    const int8_t *quads; /* (strips, P, quads, columns, 4): out-rows */
 } fi_trees;
+enum { FI_STRIP_VECTORS = 8 }; /* vectors of columns in a strip of quads */
 
 typedef struct {
     const float *x;        /* (T, D) C order */
@@ -199,6 +205,7 @@ typedef struct fi_isa {
     const char *name;
     int (*usable)(void); /* whether this CPU and its OS have the ISA */
     int lanes;           /* floats in a vector */
+    int bias;            /* what is added to the bytes of `quads`, so that they are unsigned: 128, or 0 */
     /* whether gemm writes and attention reads bfloat16 q, k and v, in half the memory: attention in bfloat16 rounds them anyway */
     int half;
     int (*fff_team)(const fi_trees *, int tokens, int most);              /* the threads, up to `most`, that repay their wake-up */
