@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any, NamedTuple
 
@@ -210,18 +211,24 @@ class CPU(Reference):
         sums = rows[:, :, :width].reshape(trees, count, -1, lanes, 4).sum((2, 4), dtype=np.int32)
         rows[:, :, width : width + 4 * lanes] = (-bias * sums).view(np.int8).reshape(trees, count, -1)
         columns = STRIP_VECTORS * lanes
-        strips = -(-hidden // columns)
+        strips, top = -(-hidden // columns), (depth + 1) % 4
+        bundle = {1: 4, 2: 2}.get(top, 1)
+        outs = np.zeros((-(-trees // bundle) * bundle, count, strips * columns), np.int8)
+        outs[:trees, :, :hidden] = nodes.data[:, :, 1]
+        outs = outs.reshape(-1, bundle, count, strips * columns)
         quads = []
-        for end in range(depth % 4, depth + 1, 4):
-            ways = np.arange((1 << end) - 1, (2 << end) - 1)  # the nodes at the end of each way through a group of four levels
-            quad = np.zeros((trees, len(ways), strips * columns, 4), np.int8)
-            for place in (3, 2, 1, 0):
-                there = ways >= 0
-                quad[..., place][:, there, :hidden] = nodes.data[:, ways[there], 1]
-                ways = np.where(ways > 0, (ways - 1) // 2, -1)
-            quads.append(quad)
-        ordered = np.concatenate(quads, 1).reshape(trees, -1, strips, columns, 4).transpose(2, 0, 1, 3, 4)
-        return rows, np.ascontiguousarray(ordered ^ np.int8(-128) if bias else ordered)
+        if top:
+            ends = itertools.product(range((1 << top - 1) - 1, (1 << top) - 1), repeat=bundle)  # the trees' nodes at the last of these levels
+            quads += [[row for j, end in enumerate(way) for row in upwards(outs[:, j], end, top)] for way in ends]
+        for j in range(bundle):
+            for level in range(top + 3, depth + 1, 4):
+                quads += [upwards(outs[:, j], end, 4) for end in range((1 << level) - 1, (2 << level) - 1)]
+        packed = np.zeros((strips, len(outs), len(quads), columns, 4), np.int8)
+        for i, quad in enumerate(quads):
+            for place, row in enumerate(quad):
+                packed[:, :, i, :, place] = row.reshape(len(outs), strips, columns).transpose(1, 0, 2)
+        packed ^= np.int8(-bias)
+        return rows, packed
 
     def _leaves(self, rows: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form) -> Leaves:
         """The Leaves of trees with blocks. rows (P, N, 2, D) are of the dtype of computing; the rest is as trees() takes it."""
@@ -289,6 +296,14 @@ class CPU(Reference):
         best: np.ndarray,
     ) -> None:
         self.kernels.search(rows, queries, scale, query_scale, bias, out, best, self.threads)
+
+
+def upwards(rows: np.ndarray, node: int, levels: int) -> list[np.ndarray]:
+    """rows (..., N, D) of the nodes on the way to `node`, those of so many levels, the uppermost first."""
+    way = [node]
+    while len(way) < levels:
+        way.append((way[-1] - 1) // 2)
+    return [rows[..., at, :] for at in reversed(way)]
 
 
 def isas() -> list[str]:

@@ -342,10 +342,11 @@ cdef class Trees:
 
     cdef int _take_bytes(self, const int8_t[:, :, ::1] rows, const int8_t[:, :, :, :, ::1] quads) except -1:
         """Take trees packed as bytes. Raises ShapeError where they do not fit."""
-        cdef int level, ways = 0
-        cdef Py_ssize_t columns = quads.shape[3]
-        for level in range(self.c.depth % 4, self.c.depth + 1, 4):
-            ways += 1 << level
+        cdef int level, top = (self.c.depth + 1) % 4
+        cdef Py_ssize_t columns = quads.shape[3], bundle = 4 if top == 1 else 2 if top == 2 else 1, ways = 0
+        for level in range(top + 3, self.c.depth + 1, 4):
+            ways += bundle << level
+        ways += 0 if top == 0 else 1 if top == 1 else 4
         if self.c.dtype != FI_I8 or self.c.children != NULL or self.c.silent or self.c.trees * (self.c.depth + 1) > MOST_NEURONS:
             raise ShapeError("trees that are packed as bytes are expected to be int8, full, not silent and of few levels")
         _rows("rows of bytes", rows.shape[0] * rows.shape[1], rows.shape[2], self.c.trees * <Py_ssize_t>self.c.count,
@@ -353,7 +354,7 @@ cdef class Trees:
         if columns < 4 * FI_STRIP_VECTORS or columns % FI_STRIP_VECTORS:
             raise ShapeError(f"quads have {columns} columns, expected {FI_STRIP_VECTORS} vectors")
         _rows("quads", quads.shape[0] * quads.shape[1], quads.shape[2] * columns * quads.shape[4],
-              (self.c.hidden + columns - 1) // columns * self.c.trees, ways * columns * 4)
+              (self.c.hidden + columns - 1) // columns * ((self.c.trees + bundle - 1) // bundle), ways * columns * 4)
         self._keep += (rows, quads)
         self.c.rows, self.c.quads = &rows[0, 0, 0], &quads[0, 0, 0, 0, 0]
         return 0

@@ -59,7 +59,7 @@ typedef struct {
     int activation, silent; /* of all nodes; silent: nodes add nothing, and only the paths matter */
     /* Wide int8 trees in heap order may be packed for dots of bytes; fff_bytes.inc says how, and what they compute then. Else NULL. */
     const int8_t *rows;  /* (P, N, D rounded up to 64 + 64): in-rows, and int32 behind them */
-    const int8_t *quads; /* (strips, P, quads, columns, 4): out-rows */
+    const int8_t *quads; /* (strips, bundles, quads, columns, 4): out-rows */
 } fi_trees;
 enum { FI_STRIP_VECTORS = 8 }; /* vectors of columns in a strip of quads */
 
