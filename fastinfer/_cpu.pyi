@@ -22,10 +22,10 @@ class Trees:
         b_in: NDArray[np.float32] | None,
         children: NDArray[np.int32] | None,
         depth: int,
-        activation: str = "gelu",
-        silent: bool = False,
-        rows_of_bytes: NDArray[np.int8] | None = None,
-        quads: NDArray[np.int8] | None = None,
+        activation: str,
+        silent: bool,
+        rows_of_bytes: NDArray[np.int8] | None,
+        quads: NDArray[np.int8] | None,
     ) -> None: ...
     @property
     def depth(self) -> int: ...

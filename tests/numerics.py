@@ -16,8 +16,8 @@ import backends
 import numpy as np
 from scipy import special
 from test_attention import in_float64 as attention_in_float64
-from test_fff import as_stored
-from test_gemm import ACTIVATIONS, bfloat16, in_float64
+from test_fff import as_stored, as_walked, on_bytes
+from test_gemm import ACTIVATIONS, bfloat16, in_float64, int8
 
 import fastinfer
 from fastinfer import activations
@@ -58,6 +58,7 @@ OPS = {
     "attention": Op(SUM, {"float32": 2e-6, "bfloat16": 5e-3}),
     "fff, logits": Op(SUM, {"float32": 5e-7, "bfloat16": 5e-7, "int8": 5e-7}),
     "fff": Op(SUM, {"float32": 1e-6, "bfloat16": 1e-6, "int8": 1e-6}),
+    "fff, wide": Op(SUM, {"int8": 1e-6}),
     "pool, mean": Op(SUM, {"float32": 5e-7}),
     "pool, max": Op("1", {"float32": 0}),
     "pool, cls": Op("1", {"float32": 0}),
@@ -161,23 +162,31 @@ def of_attention(ops, dtype, rng, kind):
 def of_fff(ops, dtype, rng, kind):
     worst = 0.0
     for trees, depth, tokens in ((2, 6, 12), (64, 1, 26)):  # deep trees, and many small ones
-        count = 2 ** (depth + 1) - 1
+        count, wide = 2 ** (depth + 1) - 1, on_bytes(trees, depth, dtype)
         x = rng.standard_normal((tokens, 100), np.float32)
         w_in, w_out = (rng.standard_normal((trees, count, 100), np.float32) for _ in range(2))
         w_in /= 10
         b_in, bias = rng.standard_normal((trees, count), np.float32), rng.standard_normal(100, np.float32)
+        if (kind == "wide") != wide and kind != "logits":
+            continue
         nodes = np.empty((tokens, trees, depth + 1), np.int32)
         z, out = np.empty(nodes.shape, np.float32), np.empty_like(x)
         prepared = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth)
         ops.fff(x, prepared, bias=bias, out=out, nodes=nodes, z=z)
         at = np.arange(trees)[:, None], nodes  # along the route that the op took
         rows_in, rows_out, b = as_stored(w_in, dtype)[at], as_stored(w_out, dtype)[at], b_in[at].astype(np.float64)
-        products = x[:, None, None].astype(np.float64) * rows_in
+        products = as_walked(x, trees, depth, dtype)[:, None, None] * rows_in
         logits = products.sum(-1) + b
-        if kind:
+        if kind == "logits":
             worst = max(worst, (np.abs(z - logits) / (np.abs(products).sum(-1) + np.abs(b))).max())
             continue
-        terms = (logits * special.ndtr(logits))[..., None] * rows_out
+        neurons = logits * special.ndtr(logits)
+        if wide:  # they are rounded once more, from the op's own logits, since near-ties may go either way
+            stored, strengths = Tensor(w_out, "float32").to(dtype), np.empty(z.size, np.float32)
+            ops.kernels.array("gelu", z.reshape(-1), strengths)
+            integers, scale = int8((strengths.reshape(z.shape) * stored.scale[at]).reshape(tokens, -1))
+            neurons, rows_out = (integers * scale[:, None].astype(np.float64)).reshape(z.shape), stored.data[at].astype(np.float64)
+        terms = neurons[..., None] * rows_out
         off, sizes = np.abs(out - (terms.sum((1, 2)) + bias)), np.abs(terms).sum((1, 2)) + np.abs(bias)
         worst = max(worst, (off / sizes).max())
     return worst

@@ -32,9 +32,11 @@ ANNOTATIONS = {
     "size_t": {"int"},
     "float": {"float"},
     "float[]": {"NDArray[np.float32]"},
+    "int8_t[]": {"NDArray[np.int8]"},
     "int32_t[]": {"NDArray[np.int32]"},
     "Trees": {"Trees"},
     "Matrix": {"Matrix"},
+    "Blocks": {"Blocks"},
     "Relative": {"Relative"},
     "Kernels": {"Kernels"},
 }

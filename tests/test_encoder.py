@@ -36,6 +36,15 @@ CONFIGS = {
     "layers after pooling": builders.tiny(
         tasks=Tasks(Embed(("cls", "sqrtmean", "lasttoken"), True, (Unit(), Project(9, True, "relu"), Unit(), Project(5, False)), dim=3))
     ),
+    "leaves": builders.tiny(
+        layers=4,
+        ffn=(
+            FFF(2, 3, 5, bias_out=True, leaf=4, bias_leaf=True, activation="silu"),
+            FFF(1, 2, leaf=3, silent=True, bias_in=False),
+            FFF(2, 3, 2, activation="relu"),
+            FFF(3, 0, leaf=2, activation="gelu_tanh"),
+        ),
+    ),
     "max pooling, wide": builders.tiny(ffn=(FFF(7, 2),), tasks=Tasks(Embed("max", True), classify=Classify(("x",), "identity", "mean"))),
 }
 
@@ -84,6 +93,64 @@ def test_masked_form_agrees_with_the_walk(trees, depth):
     for mine, t in zip(got, (x, layer.nodes, layer.b_in), strict=True):
         torch.testing.assert_close(mine, t.grad, rtol=1e-12, atol=1e-12)
     assert got[1].abs().sum(-1).gt(0).any(-1).sum() > depth  # several nodes learn
+
+
+@pytest.mark.parametrize(
+    "ffn", [FFF(2, 3, leaf=4, bias_leaf=True), FFF(1, 2, leaf=3, silent=True), FFF(2, 2, activation="relu"), FFF(2, 0, leaf=5)], ids=str
+)
+def test_blocks_agree_with_the_walk(ffn):
+    """The output and every gradient, token by token from the definition."""
+    torch.manual_seed(ffn.depth)
+    config = builders.tiny(ffn=(ffn,))
+    layer = feedforward.Feedforward(config, ffn).double()
+    weights = [p for p in (layer.nodes, layer.b_in, layer.b_leaf) if p is not None]
+    with torch.no_grad():
+        for p in weights:
+            p.normal_()
+    x = torch.randn(40, config.hidden, dtype=torch.float64, requires_grad=True)
+    seen = []
+    y = layer(x, seen)
+    got = torch.autograd.grad(y.pow(2).sum(), [x, *weights], allow_unused=True)
+    act, inner, rows, leaves = feedforward.ACTIVATIONS[ffn.activation or "gelu"], 2**ffn.depth - 1, [], []
+    for token in x:
+        total = torch.zeros_like(token)
+        for p in range(ffn.trees):
+            at = 0
+            while at < inner:
+                z = token @ layer.nodes[p, at, 0] + layer.b_in[p, at]
+                if not ffn.silent:
+                    total = total + act(z) * layer.nodes[p, at, 1]
+                at = 2 * at + 1 + int(z > 0)
+            leaves.append(at + 1)
+            for n in range(inner + (at - inner) * ffn.leaf, inner + (at - inner + 1) * ffn.leaf):
+                total = total + act(token @ layer.nodes[p, n, 0] + layer.b_in[p, n]) * layer.nodes[p, n, 1]
+            if layer.b_leaf is not None:
+                total = total + layer.b_leaf[p, at - inner]
+        rows.append(total)
+    want = torch.stack(rows)
+    torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
+    assert seen[0][1].flatten().tolist() == leaves
+    assert seen[0][0].shape == (40, ffn.trees, 2 ** (ffn.depth + 1))
+    if ffn.depth:
+        first = x @ layer.nodes[:, 0, 0].T + layer.b_in[:, 0]
+        torch.testing.assert_close(seen[0][0][..., 1], first)  # row n + 1 is node n, as balance() takes it
+    for mine, theirs in zip(got, torch.autograd.grad(want.pow(2).sum(), [x, *weights]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_balance_teaches_silent_nodes():
+    torch.manual_seed(0)
+    config = builders.tiny(ffn=(FFF(1, 3, leaf=2, silent=True),))
+    layer, seen = feedforward.Feedforward(config, config.ffn[0]), []
+    with torch.no_grad():
+        layer.nodes.normal_(std=0.1)
+        layer.b_in.fill_(2.0)  # every token goes right
+    layer(torch.randn(64, config.hidden), seen)
+    loss = layer.balance(*seen[0], None)
+    loss.backward()
+    assert loss > 0.2
+    assert layer.nodes.grad[0, :7, 0].abs().sum(1).gt(0).sum() == 3, "those that tokens visit"
+    assert not layer.nodes.grad[0, 7:].any()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -486,6 +486,8 @@ def test_neurons_are_copied_from_dense_feedforwards_alone(tmp_path):
     [
         ("1x11", FFF(1, 11, bias_out=True)),
         ("8x3 + 64", FFF(8, 3, 64, bias_out=True)),
+        ("1x6 leaf 64", FFF(1, 6, bias_out=True, leaf=64)),
+        ("4x4 leaf 16 + 128", FFF(4, 4, 128, bias_out=True, leaf=16)),
         ("dense 12", Dense(12)),
         ("gated 12", Gated(12)),
     ],

@@ -239,7 +239,7 @@ class CPU(Reference):
         if levels:
             part = [None if a is None else np.ascontiguousarray(a[:, :count]) for a in (rows.data, rows.scale, b_in)]
             ends = None if children is None else np.where(children < count, children, np.int32(-1))
-            nodes = _cpu.Trees(part[0], rows.dtype, part[1], part[2], ends, levels - 1, form.activation, form.silent)
+            nodes = _cpu.Trees(part[0], rows.dtype, part[1], part[2], ends, levels - 1, form.activation, form.silent, None, None)
         scale_in, scale_out, bias = None, None, None
         if rows.scale is not None:
             scale_in, scale_out = (np.ascontiguousarray(rows.scale[:, count:, side]) for side in (0, 1))

@@ -312,7 +312,7 @@ cdef class Trees:
 
     def __init__(
         self, nodes, str dtype, const float[:, :, ::1] scale, const float[:, ::1] b_in, const int32_t[:, :, ::1] children, int depth,
-        str activation="gelu", bint silent=False, const int8_t[:, :, ::1] rows_of_bytes=None, const int8_t[:, :, :, :, ::1] quads=None,
+        str activation, bint silent, const int8_t[:, :, ::1] rows_of_bytes, const int8_t[:, :, :, :, ::1] quads,
     ):
         cdef const unsigned char[::1] raw = nodes.reshape(-1).view("u1")
         cdef Py_ssize_t trees, count, rows, hidden

@@ -174,7 +174,7 @@ class Encoder(nn.Module):
     def _start(self) -> None:
         """Fill in fresh weights. In-rows give a normed token logits of about 0.6; out-rows shrink with the neurons that a token uses."""
         for name, weight in self.named_parameters():
-            if name.endswith(("bias", "b_in", "b_out")):
+            if name.endswith(("bias", "b_in", "b_out", "b_leaf")):
                 weight.zero_()
             elif name.endswith("norm.weight"):
                 weight.fill_(1)

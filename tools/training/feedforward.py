@@ -2,7 +2,8 @@
 
 Trees are trained masked and dense: one matrix product gives the logits of all nodes, each token's path is walked in them, and
 nodes off the path count as zero. The walk follows the sign of the logits, which has no gradient. It learns all the same, because a
-node's logit is also its activation.
+node's logit is also its activation. Leaves that are blocks are trained so, too. Silent nodes add nothing, so only the balance loss
+teaches them.
 """
 
 from __future__ import annotations
@@ -122,6 +123,31 @@ class GatheredTrees(torch.autograd.Function):
         return grad_x, grad_nodes, grad_b_in
 
 
+def masked_blocks(
+    x: Tensor, rows: Tensor, b_in: Tensor | None, b_leaf: Tensor | None, ffn: FFF, activation: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Trees whose leaves are blocks, over T tokens: (y (T, D), logits (T, P, M), leaf (T, P) int32), logits and leaf as MaskedTrees gives
+    them: M = 2**(depth + 1), row n + 1 has the logit of node n, and the rows of leaves have zeros.
+
+    x (T, D); rows (P, N, 2, D) and b_in (P, N): nodes that decide, then block after block; b_leaf (P, B, D)
+    """
+    z = F.linear(x, rows[:, :, 0].flatten(0, 1), None if b_in is None else b_in.flatten()).unflatten(1, rows.shape[:2])
+    nodes, neurons = z.split([ffn.node_count, ffn.blocks * ffn.leaf], 2)
+    leaf = torch.ones(z.shape[:2], dtype=torch.int32, device=x.device)
+    visits = torch.zeros_like(nodes)
+    for _ in range(ffn.depth):
+        at = leaf[..., None].long() - 1
+        visits = visits.scatter(2, at, 1)
+        leaf = 2 * leaf + (nodes.gather(2, at)[..., 0] > 0).int()
+    reached = F.one_hot(leaf.long() - ffn.blocks, ffn.blocks).to(z.dtype)
+    on = torch.cat([torch.zeros_like(visits) if ffn.silent else visits, reached.repeat_interleave(ffn.leaf, 2)], 2)
+    y = torch.where(on > 0, activation(z), 0).flatten(1) @ rows[:, :, 1].flatten(0, 1)
+    if b_leaf is not None:
+        y = y + reached.flatten(1) @ b_leaf.flatten(0, 1)
+    logits = F.pad(nodes, (1, ffn.blocks))
+    return y, logits, leaf
+
+
 def _rows_of(nodes: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """The in-rows and out-rows (T, P, D) of the nodes (P, N, 2, D) at `places` (T, P), which count through all trees."""
     return F.embedding(places, nodes.view(-1, 2 * nodes.shape[3])).unflatten(2, (2, -1)).unbind(2)
@@ -147,9 +173,12 @@ class Feedforward(nn.Module):
         self.dense_in = nn.Linear(hidden, width, ffn.bias_in) if width else None
         self.dense_up = nn.Linear(hidden, width, ffn.bias_in) if isinstance(ffn, Gated) else None
         self.dense_out = nn.Linear(width, hidden, bias=False) if width else None
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[ffn.activation or config.activation]
+        self.b_leaf = nn.Parameter(torch.empty(ffn.trees, ffn.blocks, hidden)) if trees and ffn.bias_leaf else None
         self.b_out = nn.Parameter(torch.empty(hidden)) if ffn.bias_out else None
         if trees:
+            self.ffn = ffn
+            self.tree_activation = ACTIVATIONS[ffn.activation or "gelu"]
             self.depth = ffn.depth
             rows = range(2 ** (ffn.depth + 1))
             below = torch.tensor([ffn.depth + 1 - max(row, 1).bit_length() for row in rows], dtype=torch.int32)
@@ -163,7 +192,15 @@ class Feedforward(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = 0
         without_logits = seen is None or isinstance(seen, Leaves)
-        if self.nodes is not None and without_logits and x.device.type == "cpu" and self.depth * GATHERED < self.nodes.shape[1]:
+        if self.nodes is not None and (self.ffn.has_blocks or self.ffn.activation not in (None, "gelu")):
+            form = self.ffn
+            if not form.has_blocks:  # a leaf that adds as other nodes do is a block of one neuron
+                form = dataclasses.replace(form, bias_leaf=True)
+            biases = [None if b is None else b.to(dtype) for b in (self.b_in, self.b_leaf)]
+            y, logits, leaf = masked_blocks(x.to(dtype), self.nodes.to(dtype), *biases, form, self.tree_activation)
+            if seen is not None:
+                seen.append((logits, leaf))
+        elif self.nodes is not None and without_logits and x.device.type == "cpu" and self.depth * GATHERED < self.nodes.shape[1]:
             y, leaf = GatheredTrees.apply(x.to(self.nodes.dtype), self.nodes, self.b_in)
             if seen is not None:
                 seen.append((None, leaf))

@@ -40,7 +40,7 @@ from training.validation import Evaluate, validate
 from training.workers import Workers
 
 STATE = "state.pt"
-SHAPE = re.compile(r"(?:(dense|gated) (\d+)|(\d+)x(\d+)(?: ?\+ ?(\d+))?)")
+SHAPE = re.compile(r"(?:(dense|gated) (\d+)|(\d+)x(\d+)(?: leaf (\d+))?(?: ?\+ ?(\d+))?)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +74,22 @@ class Training:
     compile: bool | None = option(None, "compile feedforwards with torch.compile (default: on a GPU)")
     stored: str = option("float32", "dtype of the checkpoint that the run exports at its end: float32, float16, bfloat16 or int8")
     text: tuple[str, ...] = option((), "files to train on: .txt or .jsonl, perhaps with .gz or .xz")
-    shape: str = option("1x11", 'feedforward: "PxD", "PxD + W" with W neurons always on, "dense W" or "gated W"')
+    shape: str = option("1x11", 'feedforward: "PxD", "PxD leaf L" (L neurons at each leaf), "PxD + W" (W always on), "dense W" or "gated W"')
     cache: str | None = option(None, "a .npz file that keeps the text's ids for the next run")
 
 
 def parse_shape(shape: str) -> Dense | Gated | FFF:
-    """The feedforward that a recipe's shape names: "1x11", "8x8 + 128", "dense 1536" or "gated 1024". Raises InputError."""
+    """The feedforward that a recipe's shape names: "1x11", "1x6 leaf 64 + 128", "dense 1536" or "gated 1024". Raises InputError."""
     found = SHAPE.fullmatch(shape)
     if not found:
         raise InputError(
-            f'shape is {shape!r}, expected trees x depth such as "1x11", "1x11 + 64" with 64 neurons always on, or "dense 1536" or '
-            '"gated 1024"'
+            f'shape is {shape!r}, expected trees x depth such as "1x11", "1x6 leaf 64" with 64 neurons at each leaf, "1x11 + 64" with 64 '
+            'neurons always on, or "dense 1536" or "gated 1024"'
         )
     kind, *sizes = found.groups()
-    width, trees, depth, always = (int(n or 0) for n in sizes)
+    width, trees, depth, leaf, always = (int(n or 0) for n in sizes)
     if kind is None:
-        return FFF(trees, depth, always, bias_out=True)
+        return FFF(trees, depth, always, bias_out=True, leaf=1 if sizes[3] is None else leaf)
     return Dense(width) if kind == "dense" else Gated(width)
 
 
