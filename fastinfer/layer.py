@@ -11,8 +11,8 @@ from . import backends
 from .activations import ACTIVATIONS
 from .backends.reference import check_layer_arrays
 from .checkpoint.tensor import Tensor
-from .config import MAX_DEPTH, MAX_WIDTH
 from .config import FFF as Shape
+from .config import MAX_DEPTH, MAX_WIDTH
 from .errors import BackendError, DtypeError, InputError, ShapeError, check_array, check_flag, check_int, near, short
 from .weights import FeedForward, Form, Linear
 
@@ -246,7 +246,10 @@ class FFF:
 
 
 # The shapes of the entries of fastfeedforward's state; a name stands for any size.
-STATE = (("nodes", "inputs"), ("nodes", 1), ("leaves", "inputs", "leaf"), ("leaves", "leaf"), ("leaves", "leaf", "outputs"), ("leaves", "outputs"))
+STATE = (
+    *(("nodes", "inputs"), ("nodes", 1), ("leaves", "inputs", "leaf"), ("leaves", "leaf"), ("leaves", "leaf", "outputs")),
+    ("leaves", "outputs"),
+)
 
 
 def check_state(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:

@@ -269,9 +269,7 @@ def drawn(use: Use, name: str) -> str:
         last = level == layer.levels - 1 or node not in children
         colour, opacity = (COLOURS[1], 0.85) if last else (COLOURS[0], 0.2 + 0.75 * min(1.0, sure[node] / typical))
         named = f"neuron {node}" if node < layer.ffn.node_count else f"block {node - layer.ffn.node_count} of {layer.ffn.leaf} neurons"
-        title = f"{named}: {visits[node]:,} tokens" + (
-            f": {_listed(words[node])}" if node in words else f", mean |z| {sure[node]:.3f}"
-        )
+        title = f"{named}: {visits[node]:,} tokens" + (f": {_listed(words[node])}" if node in words else f", mean |z| {sure[node]:.3f}")
         gap = min(1.0, width / 4)
         parts.append(rectangle(x, TOP + level * STEP, width - gap, STEP - 3, colour, opacity=opacity, title=title))
         if last and node in words:

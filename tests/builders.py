@@ -57,7 +57,10 @@ feedforwards = st.one_of(
     st.builds(FFF, st.integers(1, 3), st.integers(0, 4), st.integers(0, 5), booleans, booleans, activation=chosen),
     st.builds(
         *(FFF, st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), booleans, booleans),
-        **{"leaf": st.integers(1, 4), "silent": booleans, "bias_leaf": booleans, "activation": chosen},
+        leaf=st.integers(1, 4),
+        silent=booleans,
+        bias_leaf=booleans,
+        activation=chosen,
     ),
     pruned(),
 )

@@ -17,7 +17,6 @@ from ..workspace import Workspace
 from .pages import SMALL, Pages
 from .reference import Reference, check_threads
 
-
 BLOCK_ROWS = 32  # FI_BLOCK_ROWS of kernels.h: the out-rows of a block are padded to whole panels of every ISA
 
 
@@ -44,7 +43,7 @@ class Leaves(NamedTuple):
     nodes: Any
     levels: int
     blocks: Any
-    count: int
+    trees: int
     depth: int
 
 
@@ -218,7 +217,8 @@ class CPU(Reference):
         outs = outs.reshape(-1, bundle, count, strips * columns)
         quads = []
         if top:
-            ends = itertools.product(range((1 << top - 1) - 1, (1 << top) - 1), repeat=bundle)  # the trees' nodes at the last of these levels
+            last = range((1 << top - 1) - 1, (1 << top) - 1)  # the nodes at the last of these levels
+            ends = itertools.product(last, repeat=bundle)
             quads += [[row for j, end in enumerate(way) for row in upwards(outs[:, j], end, top)] for way in ends]
         for j in range(bundle):
             for level in range(top + 3, depth + 1, 4):
@@ -237,9 +237,10 @@ class CPU(Reference):
         levels = depth + 1 if children is not None else min(depth + 1, count.bit_length())
         nodes = None
         if levels:
-            part = [None if a is None else np.ascontiguousarray(a[:, :count]) for a in (rows.data, rows.scale, b_in)]
+            scale, bias = (None if a is None else np.ascontiguousarray(a[:, :count]) for a in (rows.scale, b_in))
             ends = None if children is None else np.where(children < count, children, np.int32(-1))
-            nodes = _cpu.Trees(part[0], rows.dtype, part[1], part[2], ends, levels - 1, form.activation, form.silent, None, None)
+            inner = np.ascontiguousarray(rows.data[:, :count])
+            nodes = _cpu.Trees(inner, rows.dtype, scale, bias, ends, levels - 1, form.activation, form.silent, None, None)
         scale_in, scale_out, bias = None, None, None
         if rows.scale is not None:
             scale_in, scale_out = (np.ascontiguousarray(rows.scale[:, count:, side]) for side in (0, 1))
@@ -276,7 +277,7 @@ class CPU(Reference):
         if isinstance(trees, Leaves):
             path = path_z = None
             if trees.nodes is not None:
-                path = np.empty((len(x), trees.count, trees.levels), np.int32)
+                path = np.empty((len(x), trees.trees, trees.levels), np.int32)
                 path_z = np.empty(path.shape, np.float32)
                 self.kernels.fff(x, trees.nodes, bias, residual, out, path, path_z, self.threads)
                 bias = residual = None

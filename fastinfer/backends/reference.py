@@ -231,7 +231,7 @@ class Reference(Search):
         return rows
 
     def trees(self, nodes: Tensor, b_in: np.ndarray | None, children: np.ndarray | None, depth: int, form: Form = NODES) -> Any:
-        """The trees of a layer for `fff`, as an object with `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, I, 2); Trees says more."""
+        """The trees of a layer for `fff`, as an object with `depth`: nodes (P, N, 2, D), b_in (P, N), children (P, I, 2), as in Trees."""
         return Trees(nodes.float32(), b_in, children, depth, form)
 
     # --- the encoder, and the two blocks of its layers: model.py defines them ---

@@ -43,6 +43,14 @@ def _shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _tree(text: str) -> tuple[int, ...]:
+    """(P, D) of "PxD" or (P, D, L) of "PxDxL": trees, depth and the neurons of a leaf."""
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})(?:x(\d{1,9}))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{short(text)} is no shape of trees such as 16x7, or 1x6x64 with 64 neurons at each leaf")
+    return tuple(int(size) for size in found.groups() if size is not None)
+
+
 _count = at_least(1)
 
 
@@ -96,11 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parsers["model"])
 
 
-ONLY_SOME = ("dtypes", "tokens", "plot", "shapes", "model", "sizes", "engines", "cache", "texts", "tokenizer")
+ONLY_SOME = ("dtypes", "tokens", "plot", "shapes", "hidden", "model", "sizes", "engines", "cache", "texts", "tokenizer")
 
 
 def _add_cmm_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--shapes", type=_listed(_shape), metavar="PxD,...", help="trees x depth (default: 1x11,16x7,64x5,128x4,512x2)")
+    shapes = "trees x depth, perhaps x neurons of a leaf, such as 1x6x64 (default: 1x11,16x7,64x5,128x4,512x2)"
+    sub.add_argument("--shapes", type=_listed(_tree), metavar="PxD[xL],...", help=shapes)
+    sub.add_argument("--hidden", type=_count, metavar="D", help="columns of x (default: 768)")
     sub.add_argument("--paths", choices=["balanced", "skewed"], help="how tokens spread over a tree (default: balanced)")
     sub.add_argument("--cold", action="store_true", help="evict all caches before each call (a GPU is measured both ways)")
 
@@ -175,7 +185,7 @@ def run_cpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
         layers.bench_gemm(ops, **_given(options, "tokens", "dtypes"), seconds=seconds, others=rivals.products, report=shown)
     else:
         shown = output.table(report.CMM_HEADER, report.cmm_line)
-        given = _given(options, "tokens", "dtypes", "shapes")
+        given = _given(options, "tokens", "dtypes", "shapes", "hidden")
         dense = installed_dense(ops) | rivals.dense
         rows = layers.bench_cmm(ops, **given, paths=options.paths, cold=options.cold, seconds=seconds, dense=dense, report=shown)
         if options.plot:
@@ -198,7 +208,9 @@ def run_gpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
                 gpu_layers.bench_ladder(ops.device, tokens=count, seconds=seconds, others=rivals.ladder, report=shown)
         else:
             shown = output.table(report.GPU_CMM_HEADER, report.gpu_cmm_line)
-            given = _given(options, "tokens", "dtypes", "shapes")
+            given = _given(options, "tokens", "dtypes", "shapes", "hidden")
+            if any(len(shape) > 2 for shape in options.shapes or ()):
+                raise InputError("shapes name neurons of a leaf, which the GPU backend does not compute: use device 'cpu'")
             rows = gpu_layers.bench_cmm(ops.device, **given, paths=options.paths, seconds=seconds, dense=rivals.dense, report=shown)
             if options.plot:
                 against = "the best dense layer (3072 wide) of the same dtype"

@@ -15,14 +15,13 @@ import numpy as np
 
 from .. import backends
 from ..checkpoint import Tensor
-from ..config import tree_nodes
 from ..errors import BackendError, InputError, no_scipy
 from ..layer import FFF
 from .cases import DENSE_WIDTH, Arrays, FFFCase, Paths, dense_weights
 from .machine import Roofline
 from .oracle import dense64, walk64
 from .report import Report, Row, ladder_rows, silent
-from .rivals import Dense, Product, installed_dense, numpy_with_gelu
+from .rivals import Dense, Product, installed_dense, numpy_with_gelu, own_dense
 from .timing import INPUTS, Run, Spread, interleaved
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -54,7 +53,12 @@ class Checked(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.case.trees}x{self.case.depth} {self.dtype}"
+        return f"{self.case.shape} {self.dtype}"
+
+    @property
+    def equal(self) -> str:
+        """The name of the dense layer that has as many neurons as a token uses here, in the same dtype."""
+        return f"{self.case.used} {self.dtype}"
 
 
 def check_fff(layer: FFF, x: np.ndarray, arrays: Arrays, dtype: str) -> tuple[float, float]:
@@ -66,8 +70,8 @@ def check_fff(layer: FFF, x: np.ndarray, arrays: Arrays, dtype: str) -> tuple[fl
     w_in, b_in, w_out = arrays
     weights = np.stack([w_in, w_out], 2)
     nodes, _ = layer.routes(x)
-    want, _, _ = walk64(x, Tensor(weights, "float32").to(dtype).float32(), b_in, layer.depth, along=nodes)
-    _, true, _ = walk64(x, weights, b_in, layer.depth)
+    want, _, _ = walk64(x, Tensor(weights, "float32").to(dtype).float32(), b_in, layer.depth, along=nodes, leaf=layer.leaf)
+    _, true, _ = walk64(x, weights, b_in, layer.depth, leaf=layer.leaf)
     return float(np.abs(layer(x) - want).max()), float((nodes != true).any((1, 2)).mean())
 
 
@@ -77,9 +81,10 @@ def checked_layers(device: str, cases: Sequence[FFFCase], dtypes: Sequence[str],
     for case in cases:
         _, w_in, b_in, w_out = case.build(0)
         for dtype in dtypes:
-            layer = FFF(w_in, b_in, w_out, depth=case.depth, dtype=dtype, device=device)
+            layer = FFF(w_in, b_in, w_out, depth=case.depth, leaf=case.leaf, dtype=dtype, device=device)
             error, rerouted = check_fff(layer, x, (w_in, b_in, w_out), dtype)
-            if not error < 1e-3:
+            rounds = case.leaf > 1 or (dtype == "int8" and case.trees > 1)  # blocks and wide int8 trees round x, as products do
+            if not error < (PRODUCT_TOLERANCE[dtype] if rounds else 1e-3):
                 raise BackendError(f"{layer} is wrong: its output differs from float64 by {error:g}; nothing is timed")
             layers.append(Checked(case, dtype, layer, error, rerouted))
     return layers
@@ -88,7 +93,7 @@ def checked_layers(device: str, cases: Sequence[FFFCase], dtypes: Sequence[str],
 def bench_cmm(
     ops: Any,
     *,
-    shapes: Sequence[tuple[int, int]] = ((1, 11), (16, 7), (64, 5), (128, 4), (512, 2)),
+    shapes: Sequence[tuple[int, ...]] = ((1, 11), (16, 7), (64, 5), (128, 4), (512, 2)),
     tokens: Sequence[int] = (1, 16, 128, 1024, 4096, 16384),
     dtypes: Sequence[str] = DTYPES,
     hidden: int = 768,
@@ -100,6 +105,8 @@ def bench_cmm(
 ) -> list[Row]:
     """A row per (tokens, shape, dtype). dense: the dense layers to compare with (default: installed_dense).
 
+    A shape is trees, depth and perhaps the neurons of a leaf; a leaf of several is also compared with a dense layer of equal neurons used.
+
     Raises BackendError if a result is wrong, before it is timed.
     """
     if any(d not in DTYPES for d in dtypes):
@@ -109,16 +116,23 @@ def bench_cmm(
     dense_runs = {name: make(*weights, ops.threads) for name, make in (installed_dense(ops) if dense is None else dense).items()}
     rows = []
     for count in tokens:
-        cases = [FFFCase(*shape, hidden=hidden, tokens=count, paths=paths) for shape in dict.fromkeys(shapes)]
+        cases = [FFFCase(shape[0], shape[1], hidden, count, paths, leaf=(*shape, 1)[2]) for shape in dict.fromkeys(map(tuple, shapes))]
         inputs = [FFFCase(1, 0, hidden, count).build(seed)[0] for seed in range(1, 1 + INPUTS)]
         layers = checked_layers(ops.device, cases, list(dict.fromkeys(dtypes)), inputs[0][:256])
         runs: dict[str, Run] = dict(dense_runs)
         runs |= {made.name: functools.partial(_into, made.layer, np.empty_like(inputs[0]), ops.threads) for made in layers}
+        for made in layers:
+            if made.case.leaf > 1 and made.case.used <= DENSE_WIDTH:
+                first = slice(made.case.used)
+                equal = weights[0][first], weights[1][first], np.ascontiguousarray(weights[2][:, first])
+                runs[made.equal] = own_dense(ops.isa, made.dtype)(*equal, ops.threads)
         spreads = interleaved(runs, inputs, seconds=seconds, cold=cold)
         us = {name: spreads[name].median / count for name in dense_runs}
         for made in layers:
             nodes, _ = made.layer.routes(inputs[0])
             facts = {"threads": ops.threads, "isa": ops.isa, "paths": paths, "cold": cold}
+            if made.equal in spreads:
+                facts["equal_us"] = spreads[made.equal].median / count
             rows.append(cmm_row(made, spreads[made.name], us, roofline, nodes, facts))
             report(rows[-1])
     return rows
@@ -132,13 +146,14 @@ def cmm_row(made: Checked, spread: Spread, us: dict[str, float], roofline: Roofl
     facts  columns that describe the run
     """
     case, itemsize, mine = made.case, ITEMSIZE[made.dtype], spread.median / made.case.tokens
-    distinct = sum(len(np.unique(nodes[:, p])) for p in range(case.trees))
+    found = [np.unique(nodes[:, p]) for p in range(case.trees)]
+    distinct = sum(int(np.where(at < case.nodes, 1, case.leaf).sum()) for at in found)  # neurons
     bound, bound_name = roofline.fff_seconds(case, itemsize, distinct)
-    used = case.trees * (case.depth + 1)
+    used = case.used
     best = min(us, key=lambda name: us[name])
     return {
         "op": "fff",
-        "shape": f"{case.trees}x{case.depth}",
+        "shape": case.shape,
         "tokens": case.tokens,
         "hidden": case.hidden,
         "dtype": made.dtype,
@@ -148,7 +163,7 @@ def cmm_row(made: Checked, spread: Spread, us: dict[str, float], roofline: Roofl
         "p90": spread.high / case.tokens,
         "gb_per_s": (2 * itemsize * distinct + 8 * case.tokens) * case.hidden / spread.median / 1e3,
         "gflop_per_s": 4 * case.tokens * used * case.hidden / spread.median / 1e3,
-        "nodes_touched": distinct / (case.trees * tree_nodes(case.depth)),
+        "nodes_touched": distinct / (case.trees * ((1 << case.depth) - 1 + (case.leaf << case.depth))),
         "dense_us": us,
         "best_dense": best,
         "speedup": {name: value / mine for name, value in us.items()},

@@ -69,16 +69,16 @@ class Roofline:
         """(the least seconds of a layer, the name of the bound that gives them).
 
         itemsize  bytes of a value in a tree's row
-        distinct  the number of distinct nodes that the tokens visit
+        distinct  the number of distinct neurons that the tokens visit
 
         The time is the largest of three. Multiply-adds run at the FMA rate. Distinct rows, x and y are read at the rate of a working
         set of that size. A single tree also loads x and both rows of every visited node at L1's rate. With more trees, register
         tiles share these loads.
         """
-        visited = case.tokens * case.trees * (case.depth + 1)
+        visited = case.tokens * case.used
         once = (2 * itemsize * distinct + 8 * case.tokens) * case.hidden
         bounds = {"FMA": 4.0 * visited * case.hidden / self.flops, f"{once / 1e6:.1f} MB once": once / self.read(once)}
-        if case.trees == 1:
+        if case.trees == 1 and case.leaf == 1:
             fastest = max(self.read(size) for size in (16 << 10, 32 << 10, 64 << 10))  # loop overhead slows short sets
             bounds["L1 loads"] = visited * case.hidden * (4 + 2 * itemsize) / fastest
         name = max(bounds, key=lambda k: bounds[k])

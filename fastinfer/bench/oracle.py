@@ -29,20 +29,24 @@ def gelu64(z: np.ndarray) -> np.ndarray:
 
 
 def walk64(
-    x: np.ndarray, nodes: np.ndarray, b_in: np.ndarray | None, depth: int, along: np.ndarray | None = None
+    x: np.ndarray, nodes: np.ndarray, b_in: np.ndarray | None, depth: int, along: np.ndarray | None = None, leaf: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(y (T, D), the visited nodes (T, P, depth + 1), the smallest deciding |z| (T, P)) of trees in float64.
 
-    x (T, D); nodes (P, N, 2, D); b_in (P, N) or None; along: the nodes to visit; None: follow the signs of z.
+    x (T, D); nodes (P, N, 2, D); b_in (P, N) or None; along: the nodes to visit; None: follow the signs of z. leaf: the neurons of a leaf,
+    which lie side by side behind the nodes that decide.
     """
     x = x.astype(np.float64)
     y, margin = np.zeros(x.shape), np.full((len(x), len(nodes)), np.inf)
     visited = np.zeros((len(x), len(nodes), depth + 1), np.int32) if along is None else along
+    inner = (1 << depth) - 1
     for p in range(len(nodes)):
         for level in range(depth + 1):
             at = visited[:, p, level]
-            z = np.einsum("td,td->t", x, nodes[p, at, 0].astype(np.float64)) + (0 if b_in is None else b_in[p, at])
-            y += gelu64(z)[:, None] * nodes[p, at, 1]
+            for number in range(1 if level < depth else leaf):
+                row = at if level < depth else inner + (at - inner) * leaf + number
+                z = np.einsum("td,td->t", x, nodes[p, row, 0].astype(np.float64)) + (0 if b_in is None else b_in[p, row])
+                y += gelu64(z)[:, None] * nodes[p, row, 1]
             if level < depth:
                 margin[:, p] = np.minimum(margin[:, p], np.abs(z))
                 if along is None:

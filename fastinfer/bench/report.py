@@ -85,7 +85,8 @@ def ratios(name: str, engines: Mapping[str, Engine], times: Mapping[str, float])
 
 CMM_HEADER = (
     f"{'shape':>7} {'tokens':>6} {'dtype':>8} {'us/token':>9} {'p10..p90':>15} {'GB/s':>6} {'GFLOP/s':>7} {'nodes':>6} "
-    f"{'x numpy':>8} {'best dense, us':>20} {'x best':>7} {'limit':>6} {'roofline':>8} {'bound by':>12} {'max_err':>8} {'rerouted':>8}"
+    f"{'x numpy':>8} {'best dense, us':>20} {'x best':>7} {'limit':>6} {'roofline':>8} {'bound by':>12} {'max_err':>8} {'rerouted':>8} "
+    f"{'of equal':>8}"
 )
 
 
@@ -93,11 +94,12 @@ def cmm_line(r: Row) -> str:
     """A row of layers.bench_cmm as a line under CMM_HEADER."""
     spread, best = f"{r['p10']:.3f}..{r['p90']:.3f}", f"{r['best_dense']} {r['dense_us'][r['best_dense']]:.2f}"
     numpy = f"{r['speedup']['numpy']:.1f}x" if "numpy" in r["speedup"] else "-"
+    equal = f"{r['us_per_token'] / r['equal_us']:.2f}" if "equal_us" in r else "-"  # of the time of a dense layer of equal neurons used
     return (
         f"{r['shape']:>7} {r['tokens']:>6} {r['dtype']:>8} {r['us_per_token']:>9.3f} {spread:>15} {r['gb_per_s']:>6.0f} "
         f"{r['gflop_per_s']:>7.0f} "
         f"{r['nodes_touched']:>6.1%} {numpy:>8} {best:>20} {r['speedup'][r['best_dense']]:>6.1f}x {r['limit']:>5.0f}x "
-        f"{r['share_of_roofline']:>8.0%} {r['bound_by']:>12} {r['max_error']:>8.0e} {r['rerouted']:>8.1%}"
+        f"{r['share_of_roofline']:>8.0%} {r['bound_by']:>12} {r['max_error']:>8.0e} {r['rerouted']:>8.1%} {equal:>8}"
     )
 
 

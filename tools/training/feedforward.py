@@ -132,7 +132,7 @@ def masked_blocks(
     x (T, D); rows (P, N, 2, D) and b_in (P, N): nodes that decide, then block after block; b_leaf (P, B, D)
     """
     z = F.linear(x, rows[:, :, 0].flatten(0, 1), None if b_in is None else b_in.flatten()).unflatten(1, rows.shape[:2])
-    nodes, neurons = z.split([ffn.node_count, ffn.blocks * ffn.leaf], 2)
+    nodes = z[..., : ffn.node_count]
     leaf = torch.ones(z.shape[:2], dtype=torch.int32, device=x.device)
     visits = torch.zeros_like(nodes)
     for _ in range(ffn.depth):

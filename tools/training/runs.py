@@ -74,7 +74,7 @@ class Training:
     compile: bool | None = option(None, "compile feedforwards with torch.compile (default: on a GPU)")
     stored: str = option("float32", "dtype of the checkpoint that the run exports at its end: float32, float16, bfloat16 or int8")
     text: tuple[str, ...] = option((), "files to train on: .txt or .jsonl, perhaps with .gz or .xz")
-    shape: str = option("1x11", 'feedforward: "PxD", "PxD leaf L" (L neurons at each leaf), "PxD + W" (W always on), "dense W" or "gated W"')
+    shape: str = option("1x11", 'feedforward: "PxD", "PxD leaf L" (L neurons a leaf), "PxD + W" (W always on), "dense W" or "gated W"')
     cache: str | None = option(None, "a .npz file that keeps the text's ids for the next run")
 
 
