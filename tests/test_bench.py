@@ -44,6 +44,18 @@ def test_cmm(bench):
     assert all(set(r["dense_us"]) == {"numpy", "numpy+gelu", "own f32", "own bf16", "own int8"} for r in got)
 
 
+def test_cmm_of_leaf_blocks(bench):
+    got = rows(bench("cmm", "--shapes", "1x2x5,64x1", "--tokens", "1,40", "--dtypes", "float32,int8", "--hidden", "48", "--json"))
+    assert [(r["shape"], r["hidden"], r["dtype"], "equal_us" in r) for r in got[:4]] == [
+        ("1x2x5", 48, "float32", True),
+        ("1x2x5", 48, "int8", True),
+        ("64x1", 48, "float32", False),
+        ("64x1", 48, "int8", False),
+    ]
+    assert all(0 < r["nodes_touched"] <= 1 and r["us_per_token"] > 0 for r in got)
+    assert got[0]["limit"] == 3072 / 7
+
+
 def test_cmm_as_a_table(bench):
     about, header, *lines = bench("cmm", "--shapes", "1x3", "--tokens", "5", "--dtypes", "float32")
     assert about.startswith("date ")

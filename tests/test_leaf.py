@@ -6,9 +6,11 @@ import zlib
 from typing import NamedTuple
 
 import backends
+import builders
 import numpy as np
 import oracle
 import pytest
+from conftest import make_config, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -16,8 +18,11 @@ from test_fff import as_stored
 from test_gemm import bfloat16, int8
 
 import fastinfer
+from fastinfer import conversion, routes
+from fastinfer.backends.cuda.device import check_form
 from fastinfer.checkpoint import Tensor
-from fastinfer.weights import Form
+from fastinfer.config import FFF
+from fastinfer.weights import NODES, Form
 
 DEVICES = [name for name in backends.ALL if name != "cuda"]  # a GPU refuses blocks: test_cuda.py
 ACTIVATIONS = {
@@ -322,6 +327,50 @@ def test_leaf_1_without_silent_nodes_is_the_tree_of_before():
     as_blocks = fastinfer.FFF(*weights, depth=4, b_leaf=np.zeros((2, 16, 40), np.float32), device="numpy")
     assert_array_equal(as_nodes.routes(x)[0], as_blocks.routes(x)[0])
     assert_allclose(as_blocks(x), as_nodes(x), **backends.TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (Form(leaf=4, blocks=2), "leaf is 4"),
+        (Form(silent=True, blocks=2), "silent is true"),
+        (Form(blocks=2, b_leaf=np.zeros((1, 2, 3), np.float32)), "bias_leaf is true"),
+        (Form("relu"), "the activation of the trees is 'relu'"),
+    ],
+)
+def test_a_gpu_refuses_by_name(form, said):
+    with pytest.raises(fastinfer.BackendError, match=f"{said}, which the GPU backend does not compute: use device 'cpu'"):
+        check_form(form)
+    check_form(NODES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_silent_trees_are_not_cut(tmp_path, device):
+    """A walk that ends before a leaf of a silent tree would add nothing."""
+    builders.save(tmp_path, builders.tiny(ffn=(FFF(1, 3, leaf=2, silent=True),)))
+    batch = fastinfer.PackedBatch.from_ids([[1, 2, 3]])
+    want = fastinfer.load(tmp_path, device=device).hidden_states(batch)[0]
+    assert_array_equal(fastinfer.load(tmp_path, device=device, max_depth=3).hidden_states(batch)[0], want)
+    with pytest.raises(fastinfer.InputError, match=r"layers\.0\.ffn\.nodes.*max_depth is 2, expected 3 or more: nodes are silent"):
+        fastinfer.load(tmp_path, device=device, max_depth=2)
+
+
+def test_leaves_in_the_commands(tmp_path, capsys):
+    """The routes of a model with blocks are told, drawn and converted."""
+    config = make_config(ffn=(FFF(2, 2, leaf=3, silent=True), FFF(1, 3, children=True, nodes=4, leaf=2, leaves=3)), layers=2)
+    builders.save(tmp_path / "model", config)
+    make_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
+    model = fastinfer.load(tmp_path / "model", device="numpy")
+    for layer, (ffn, numbers) in enumerate(zip(config.ffn, (7, 7), strict=True)):
+        nodes, z = model.routes("friend London")[0][layer]
+        assert nodes.max() < numbers == ffn.numbered
+        assert not z[nodes >= ffn.node_count].any()
+    use = routes.use_of(model, [["friend London", "Paris"]], layer=1)
+    assert use.layers[0].total == 2 * (3 + 4 * 3)
+    assert "with leaves of 3 silent" in "\n".join(routes.told(use, "a model"))
+    assert "block" in routes.drawn(use, "a model")
+    assert conversion.convert(str(tmp_path / "model"), tmp_path / "int8", dtype="int8").count("leaves of") == 2
+    assert fastinfer.load(tmp_path / "int8", device="numpy").config.ffn == config.ffn
 
 
 # --- the package fastfeedforward -------------------------------------------------------------------

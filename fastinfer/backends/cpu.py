@@ -11,6 +11,7 @@ import numpy as np
 from .. import _cpu
 from ..batch import PackedBatch
 from ..checkpoint.tensor import Tensor
+from ..config import tree_nodes
 from ..errors import BackendError
 from ..weights import NODES, PLAIN, Embedding, Form, Norm, Scores, Weights
 from ..workspace import Workspace
@@ -201,8 +202,7 @@ class CPU(Reference):
     def _bytes(self, nodes: Tensor, depth: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(in-rows, out-rows) of wide int8 trees packed as src/cpu/fff_bytes.inc takes them; (None, None) for other shapes."""
         trees, count, _, hidden = nodes.data.shape
-        used = trees * (depth + 1)
-        if not depth or count > WIDE_NODES or not WIDE_LEVELS <= used <= MOST_NEURONS:
+        if not on_bytes(trees, depth) or count > WIDE_NODES:
             return None, None
         lanes, bias, width = self.kernels.lanes, self.kernels.bias, -(-hidden // 64) * 64
         rows = np.zeros((trees, count, width + 64), np.int8)
@@ -297,6 +297,11 @@ class CPU(Reference):
         best: np.ndarray,
     ) -> None:
         self.kernels.search(rows, queries, scale, query_scale, bias, out, best, self.threads)
+
+
+def on_bytes(trees: int, depth: int) -> bool:
+    """Whether full int8 trees of this shape are wide, and compute on bytes."""
+    return depth > 0 and tree_nodes(depth) <= WIDE_NODES and WIDE_LEVELS <= trees * (depth + 1) <= MOST_NEURONS
 
 
 def upwards(rows: np.ndarray, node: int, levels: int) -> list[np.ndarray]:

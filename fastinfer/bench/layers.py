@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backends
+from ..backends.cpu import on_bytes
 from ..checkpoint import Tensor
 from ..errors import BackendError, InputError, no_scipy
 from ..layer import FFF
@@ -83,7 +84,7 @@ def checked_layers(device: str, cases: Sequence[FFFCase], dtypes: Sequence[str],
         for dtype in dtypes:
             layer = FFF(w_in, b_in, w_out, depth=case.depth, leaf=case.leaf, dtype=dtype, device=device)
             error, rerouted = check_fff(layer, x, (w_in, b_in, w_out), dtype)
-            rounds = case.leaf > 1 or (dtype == "int8" and case.trees > 1)  # blocks and wide int8 trees round x, as products do
+            rounds = case.leaf > 1 or (dtype == "int8" and on_bytes(case.trees, case.depth))  # x, as products do
             if not error < (PRODUCT_TOLERANCE[dtype] if rounds else 1e-3):
                 raise BackendError(f"{layer} is wrong: its output differs from float64 by {error:g}; nothing is timed")
             layers.append(Checked(case, dtype, layer, error, rerouted))
