@@ -120,6 +120,7 @@ static void task(void *argument, fi_team team) {
     }
 }
 static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->call, j->workspace, team); }
+static void run_blocks(const job *j, fi_team team) { j->isa->blocks(j->weights, j->call, j->workspace, team); }
 static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
 static void run_search(const job *j, fi_team team) { j->isa->search(j->call, team); }
 static void run_norm(const job *j, fi_team team) { j->isa->norm(j->call, team); }
@@ -169,6 +170,7 @@ static void try_fff(const fi_isa *isa) {
     const int kind = byte() % 6, size = byte();
     fi_trees t = {.dtype = byte() % 3, .trees = number(shapes[kind].trees[0], shapes[kind].trees[1]), .hidden = sometimes(20, 150)};
     t.depth = number(shapes[kind].depth[0], shapes[kind].depth[1]);
+    t.activation = byte() % 6, t.silent = byte() % 4 == 0;
     if (t.depth > 11) t.depth = sometimes(11, 15);
     t.count = (2 << t.depth) - 1;
     const int table = byte() % 4 == 0;
@@ -219,6 +221,61 @@ static void try_fff(const fi_isa *isa) {
         }
     }
     team_of(isa->fff_team(&t, tokens, p.asked), p.asked, "fff_team", isa);
+}
+
+/* Random rows (outputs, inputs), packed in `dtype`. */
+static fi_matrix random_matrix(const fi_isa *isa, int dtype, int outputs, int inputs) {
+    fi_matrix m = {.dtype = dtype, .outputs = outputs, .inputs = inputs};
+    const fi_rows rows = {
+        .data = stored(dtype, (size_t)outputs * inputs), .scale = dtype == FI_I8 ? scales((size_t)outputs) : NULL, .dtype = dtype};
+    void *packed = aligned(isa->pack_bytes(dtype, outputs, inputs), 0);
+    job j = {isa, run_pack, &m, &rows, packed, 1};
+    fi_run(task, &j, 1);
+    m.packed = packed;
+    return m;
+}
+
+static void try_blocks(const fi_isa *isa) {
+    const int dtype = byte() % 3, hidden = sometimes(40, 120), tokens = sometimes(40, 200) - 1;
+    fi_blocks b = {.trees = number(1, 3), .leaf = sometimes(20, 70), .hidden = hidden, .activation = byte() % 6};
+    b.depth = number(0, 4), b.levels = b.depth, b.nodes = (1 << b.depth) - 1, b.blocks = 1 << b.depth;
+    const size_t neurons = (size_t)b.trees * b.blocks * b.leaf, values = (size_t)tokens * hidden;
+    const size_t walked = (size_t)tokens * b.trees * b.levels, steps = (size_t)tokens * b.trees * (b.depth + 1);
+    b.first = random_matrix(isa, dtype, (int)neurons, hidden);
+    b.second = random_matrix(isa, dtype, b.trees * b.blocks * ((hidden + FI_BLOCK_ROWS - 1) / FI_BLOCK_ROWS * FI_BLOCK_ROWS), b.leaf);
+    b.b_in = perhaps(neurons), b.b_leaf = perhaps((size_t)b.trees * b.blocks * hidden);
+    b.scale = dtype == FI_I8 ? scales(neurons) : NULL;
+    int32_t *path = room(walked * sizeof *path, sizeof *path);
+    float *z = room(walked * sizeof *z, sizeof *z);
+    for (size_t i = 0, node = 0; i < walked; i++) { /* random walks, some of which stop */
+        const int level = (int)(i % b.levels), stops = level && (path[i - 1] < 0 || any() % 50 == 0);
+        if (!level) node = 0;
+        path[i] = stops ? -1 : (int32_t)node;
+        z[i] = stops ? 0.0f : any() % 2 ? 1.0f : -1.0f;
+        node = 2 * node + 1 + (z[i] > 0);
+    }
+    const float *from = floats(values), *x = floats(values), *bias = b.levels ? NULL : perhaps(hidden);
+    const plan p = team_plan(0);
+    float *out[3], *logits[3];
+    int32_t *nodes[3];
+    const int skip = tokens ? number(0, tokens - 1) : 0;
+    for (int i = 0; i < 3; i++) { /* alone, by a team, and the rows from `skip` on */
+        const int rows = i == 2 ? tokens - skip : tokens, asked = i == 1 ? p.asked : 1;
+        const size_t begin = (size_t)(tokens - rows) * hidden, done = (size_t)(tokens - rows) * b.trees * (b.depth + 1);
+        out[i] = copy(from + begin, (values - begin) * sizeof **out, sizeof **out);
+        logits[i] = room((steps - done) * sizeof **logits, sizeof **logits);
+        nodes[i] = room((steps - done) * sizeof **nodes, sizeof **nodes);
+        const size_t above = (size_t)(tokens - rows) * b.trees * b.levels;
+        fi_blocks_call c = {.x = x + begin, .path = path + above, .path_z = z + above, .bias = bias, .out = out[i], .tokens = rows};
+        c.residual = b.levels ? NULL : out[i], c.nodes = nodes[i], c.z = logits[i];
+        void *workspace = aligned(isa->blocks_workspace(&b, rows, asked), i ? 0xff : 0x7f);
+        job j = {isa, run_blocks, &b, &c, workspace, 1};
+        fi_run(task, &j, i == 1 ? p.size : 1);
+        same("blocks", isa, out[i], out[0] + begin, values - begin);
+        same("blocks' z", isa, logits[i], logits[0] + done, steps - done);
+        same_bytes("blocks' nodes", isa, nodes[i], nodes[0] + done, (steps - done) * sizeof **nodes);
+    }
+    team_of(isa->blocks_team(&b, tokens, p.asked), p.asked, "blocks_team", isa);
 }
 
 static void try_gemm(const fi_isa *isa) {
@@ -525,8 +582,8 @@ static void try_arrays(const fi_isa *isa) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const kernels[])(const fi_isa *) = {try_fff,       try_fff,    try_gemm,   try_gemm,       try_norm,  try_embed,
-                                                      try_attention, try_arrays, try_rotate, try_norm_heads, try_search};
+    static void (*const kernels[])(const fi_isa *) = {try_fff,       try_fff,    try_gemm,   try_gemm,       try_norm,   try_embed,
+                                                      try_attention, try_arrays, try_rotate, try_norm_heads, try_search, try_blocks};
     const fi_isa *isas[16];
     int usable = 0;
     for (int i = 0; fi_isas[i]; i++)
