@@ -106,18 +106,7 @@ class FFF:
         if b_out is not None:
             check_array("b_out", b_out, (outputs,), because=from_w_out)
 
-        always = None
-        if dense is not None:
-            if not isinstance(dense, tuple) or len(dense) != 3:
-                raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
-            d_in, d_bias, d_out = (ops.to_host(a) for a in dense)
-            check_array("dense w_in", d_in, ("W", hidden), because=f"hidden={hidden} comes from w_in")
-            if not len(d_in):
-                raise ShapeError(f"dense w_in is {d_in.shape}, expected at least one neuron that is always on, or dense=None")
-            check_array("dense w_out", d_out, (len(d_in), outputs), because=f"it has the neurons of the dense w_in, and {from_w_out}")
-            if d_bias is not None:
-                d_bias = check_array("dense b_in", d_bias, (len(d_in),)).copy()
-            always = widened(d_in, max(hidden, outputs)), d_bias, widened(d_out, max(hidden, outputs)).T.copy()
+        always = None if dense is None else always_on(dense, ops, hidden, outputs)
         nodes = np.zeros((trees, shape.count, 2, max(hidden, outputs)), np.float32)
         nodes[:, :, 0, :hidden] = w_in
         nodes[:, :, 1, :outputs] = w_out
@@ -265,6 +254,20 @@ def check_activation(activation: Any) -> None:
     """Raise InputError unless `activation` is the name of one."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(f"activation is {short(activation)}, expected one of {', '.join(ACTIVATIONS)}{near(activation, ACTIVATIONS)}")
+
+
+def always_on(dense: Any, ops: Reference, hidden: int, outputs: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """The `dense` of Arrays from that of FFF. Raises DtypeError or ShapeError naming the array at fault."""
+    if not isinstance(dense, tuple) or len(dense) != 3:
+        raise DtypeError("dense is expected to be a tuple (w_in, b_in, w_out), shaped (W, D), (W,) or None, (W, D)")
+    w_in, bias, w_out = (ops.to_host(a) for a in dense)
+    check_array("dense w_in", w_in, ("W", hidden), because=f"hidden={hidden} comes from w_in")
+    if not len(w_in):
+        raise ShapeError(f"dense w_in is {w_in.shape}, expected at least one neuron that is always on, or dense=None")
+    check_array("dense w_out", w_out, (len(w_in), outputs), because=f"it has the neurons of the dense w_in, and outputs={outputs}")
+    if bias is not None:
+        bias = check_array("dense b_in", bias, (len(w_in),)).copy()
+    return widened(w_in, max(hidden, outputs)), bias, widened(w_out, max(hidden, outputs)).T.copy()
 
 
 def widened(rows: np.ndarray, columns: int) -> np.ndarray:
