@@ -288,6 +288,7 @@ def test_a_token_that_is_no_number_stays_alone(device, dtype):
         tokens=st.integers(0, 40),
         paths=st.sampled_from(["balanced", "skewed", "left", "right"]),
         bias=st.booleans(),
+        leaf=st.just(1),
     ),
     seed=st.integers(0, 2**32 - 1),
 )
