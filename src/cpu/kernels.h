@@ -23,7 +23,8 @@
  *     output's scale) + bias.
  *   - attention: a score as a matrix product, then the sum of the two relative products, then one FMA for its distance; a weight
  *     exp(scale * (score - largest)) as 2**x, x one FMA of the score, 0 for x below -125.5; the weights' sum by lanes over keys ascending,
- *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above; AMX sums
+ *     the products of values in blocks of 32 keys, which begin at the text's first key.
  *   - search: a dot product along K, in one accumulator vector, lane l takes l, l + VL ... ascending, one FMA each, then vf_sum.
  *   - no function of math.inc gives a denormal: exp is 0 below -87.33654, the tail of GELU and erf beyond 11.62.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
