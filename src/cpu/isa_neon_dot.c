@@ -1,4 +1,4 @@
-/* The kernels for AArch64 with the dot instructions of int8 (Armv8.4, and many CPUs before). */
+/* The kernels for AArch64 with the dot instructions of int8 (an option of Armv8.2, and part of 8.4). */
 #if defined(__aarch64__)
 #include <string.h>
 #if defined(__linux__)
@@ -16,7 +16,7 @@ enum { DOTS_EVERYWHERE = 0 };
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 #else
-#pragma GCC target("+dotprod")
+#pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 #define ISA neon_dot
 #define INT8_DOTS

@@ -101,7 +101,7 @@ static inline vi vi_quantise(const float *p, vf s) {
 #define UNSIGNED_TOKENS 1
 static inline vi vi_dot_i8(vi a, vi b, vi sum) { return _mm512_dpbusd_epi32(sum, a, b); } /* a: 0..255, b: -128..127 */
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-static inline vi vi_add_128(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8 */
+static inline vi vi_first_i8(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8: 128 is added */
 #else
 #define I8_STEPS 2
 #define UNSIGNED_TOKENS 0

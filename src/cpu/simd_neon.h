@@ -101,6 +101,7 @@ static inline vi vi_quantise(const float *p, vf s) {
 #ifdef INT8_DOTS /* SDOT */
 #define I8_STEPS 1
 static inline vi vi_dot_i8(vi a, vi b, vi sum) { return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
+static inline vi vi_first_i8(vi a) { return a; } /* int8, as vi_dot_i8 takes its first factor */
 #else
 #define I8_STEPS 2
 static inline vi vi_even_i8(vi a) { /* bytes 0 and 2 of a lane, as int16 */
