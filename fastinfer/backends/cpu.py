@@ -34,6 +34,7 @@ class CPU(Reference):
     """The compiled kernels for one ISA. A call uses up to `threads` threads, and never more than `most`."""
 
     name = "cpu"
+    most_neurons = 512 * 3072  # 6 MiB: with int8, nomic's 8x128 tokens take 12% less time than all at once, MPNet's 5% less
     dtypes = ("float32", "bfloat16", "int8")
 
     def __init__(

@@ -42,7 +42,7 @@ typedef struct {
     _Alignas(64) atomic_int state;
     int rank;          /* of a MEMBER */
     atomic_llong from; /* number of the first call in which it takes part */
-    atomic_int wanted; /* whether it shall wake */
+    atomic_int wanted; /* whether the run has work for it, now or at its next step: then it does not sleep */
     fi_mutex mutex;
     fi_condition wake;
 } worker;
@@ -87,17 +87,8 @@ static void doze(worker *w) {
     fi_lock(&w->mutex);
     if (atomic_compare_exchange_strong(&w->state, &awake, ASLEEP)) {
         while (!atomic_load(&w->wanted)) fi_wait(&w->wake, &w->mutex);
-        atomic_store(&w->wanted, 0);
         atomic_store(&w->state, AWAKE);
     }
-    fi_unlock(&w->mutex);
-}
-
-static void rouse(worker *w) {
-    if (atomic_load(&w->wanted)) return;
-    fi_lock(&w->mutex);
-    atomic_store(&w->wanted, 1);
-    fi_signal(&w->wake);
     fi_unlock(&w->mutex);
 }
 
@@ -109,7 +100,7 @@ FI_THREAD(work, argument) {
     atomic_store(&w->state, AWAKE);
     for (;;) {
         for (int i = 0; (call = atomic_load_explicit(&pool.call, memory_order_acquire)) == seen; i = next_round(i)) {
-            if (atomic_load_explicit(&w->state, memory_order_relaxed) == MEMBER) wait_a_little(i);
+            if (atomic_load_explicit(&w->wanted, memory_order_relaxed)) wait_a_little(i);
             else if (us_since(free) < idle) RELAX();
             else doze(w);
         }
@@ -161,7 +152,11 @@ static int gather(int size, int most) {
         if (atomic_compare_exchange_strong(&w->state, &state, MEMBER)) {
             w->rank = size++;
             atomic_store(&w->from, (atomic_load(&pool.call) >> SIZE_BITS) + 1);
-        } else if (state == ASLEEP) rouse(w);
+        }
+        if (state == MEMBER || atomic_exchange(&w->wanted, 1) || state == AWAKE) continue;
+        fi_lock(&w->mutex);
+        fi_signal(&w->wake);
+        fi_unlock(&w->mutex);
     }
     return size;
 }
@@ -169,9 +164,10 @@ static int gather(int size, int most) {
 static void dismiss(int most) {
     for (int i = 1; i < most; i++) {
         worker *w = &pool.workers[i];
-        if (atomic_load(&w->state) != MEMBER) continue;
+        int state = MEMBER;
         atomic_store(&w->from, NEVER);
-        atomic_store(&w->state, AWAKE);
+        atomic_compare_exchange_strong(&w->state, &state, AWAKE);
+        atomic_store(&w->wanted, 0);
     }
 }
 
