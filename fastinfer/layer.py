@@ -235,7 +235,7 @@ class FFF:
 
 
 # The shapes of the entries of fastfeedforward's state; a name stands for any size.
-STATE = (
+STATE: tuple[tuple[int | str, ...], ...] = (
     *(("nodes", "inputs"), ("nodes", 1), ("leaves", "inputs", "leaf"), ("leaves", "leaf"), ("leaves", "leaf", "outputs")),
     ("leaves", "outputs"),
 )
