@@ -762,8 +762,8 @@ def test_the_compiled_module_checks_shapes_itself():
         (nodes, "float32", None, None, np.zeros((2, 7, 1), np.int32), 2),
     ):
         with pytest.raises(SHAPE):
-            _cpu.Trees(*arguments)
-    trees = _cpu.Trees(nodes, "float32", None, None, None, 2)
+            _cpu.Trees(*arguments, "gelu", False, None, None)
+    trees = _cpu.Trees(nodes, "float32", None, None, None, 2, "gelu", False, None, None)
     pages = Pages()
     matrix = kernels.pack(floats(5, 6), "float32", None, "float32", pages.take, 1)
     right = {
