@@ -11,9 +11,9 @@ import numpy as np
 from .backends.reference import Reference
 from .backends.search import SEARCH_GROUP
 from .embedding import PROMPTS
-from .errors import InputError, ShapeError, TaskError, check_flag, check_int, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, check_flag, check_int, short
 from .heads import embed
-from .keys import Ids, Strings, checked_ids
+from .keys import Ids, Strings, checked_ids, new_ids
 from .nearest import QUERIES, Best, Scan, block_rows
 from .precision import as_bits, as_codes, check_precision
 from .progress import Progress
@@ -110,7 +110,7 @@ class Index:
             raise InputError("got vectors, expected texts: this index keeps its texts")
         if ids is None and self._ids.kind is str:
             raise InputError("ids is None, expected a str for each text, as the other ids of the index are")
-        keys = range(self._next, self._next + count) if ids is None else checked_ids(ids, count, self._ids)
+        keys = new_ids(self._next, count) if ids is None else checked_ids(ids, count, self._ids)
         before = self._rows.count, self._rows.longest
         cuts: list[TruncationWarning] = []
         try:
@@ -164,6 +164,8 @@ class Index:
         """Per query the top_k (id, score), best first. A score is that of Model.rank(): larger is more alike.
 
         queries  texts, which get the model's prompt for queries; or vectors (Q, dim) or (dim,)
+
+        Raises CheckpointError where so many vectors of an opened file are NaN or infinite that fewer than top_k have a score.
         """
         wanted = check_int("top_k", top_k, 1)
         positive("threads", threads)
@@ -180,6 +182,11 @@ class Index:
             with np.errstate(over="ignore", invalid="ignore"):  # a broken file may have any numbers
                 nearest = self._nearest(asked[first : first + QUERIES], min(wanted, len(self)), ops)
             for rows, scores in nearest:
+                if len(rows) < min(wanted, len(self)):  # add() takes no such vectors
+                    raise CheckpointError(
+                        f"only {len(rows)} of {len(self)} vectors have scores that are numbers, so the file of the index is broken: "
+                        "index the texts again"
+                    )
                 found.append([(self._ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
         return found
 

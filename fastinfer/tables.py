@@ -50,16 +50,26 @@ def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose
 def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
     """Yield the rows of a .parquet file."""
     with _parquet(name) as table:
-        arrow, schema = pyarrow(name), table.schema_arrow
-        columns = choose(schema.names)
+        arrow = pyarrow(name)
+        with _intact(name):
+            schema = table.schema_arrow
+            names = schema.names
+        columns = choose(names)
         for column in columns:
+            if names.count(column) > 1:
+                raise InputError(f"{name} has {names.count(column)} columns {short(column)}, expected different names")
             kind = schema.field(column).type
             kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
             if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
                 raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
-        number = 0
-        for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
-            for row in batch.to_pylist():
+        number, batches = 0, table.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
+        while True:
+            with _intact(f"{name}, after row {number}"):
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            for row in rows:
                 number += 1
                 for column in columns:
                     if row[column] is None:
@@ -80,12 +90,19 @@ def pyarrow(name: str) -> Any:
 
 @contextlib.contextmanager
 def _parquet(name: str) -> Iterator[Any]:
-    arrow = pyarrow(name)
+    pyarrow(name)
     from pyarrow import parquet
 
     with naming(name), open(name, "rb") as file:
-        try:
+        with _intact(name):
             table = parquet.ParquetFile(file)
-        except (arrow.ArrowException, OSError) as error:
-            raise InputError(f"{name} is no parquet file: {error}") from None
         yield table
+
+
+@contextlib.contextmanager
+def _intact(where: str) -> Iterator[None]:
+    """What pyarrow raises in the block for broken files, among it UnicodeDecodeError for names and texts, is an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's own errors are among these
+        raise InputError(f"{where}: no parquet data: {error}") from None
