@@ -203,22 +203,20 @@ class Index:
         elif self.precision == "binary":
             asked = as_bits(queries)
         asked = aligned(asked)
-        scan = Scan(ops, len(queries))
+        scan = Scan(ops, len(queries), self._rows.count)
         for part in self._rows.blocks(scan.rows):
             scale = None if query_scale is None else part.arrays["scale"]
             out, largest = scan.block(part.arrays[field], asked, scale, query_scale, part.arrays.get("bias"), part.gone)
             best.add(out, largest, part.first)
-        every, row = best.found()
-        begin = np.searchsorted(every, np.arange(len(queries) + 1))
+        candidates = best.rows()
         step = max(1, GATHERED // (count * RESCORED[self.precision]))
         found = []
         for first in range(0, len(queries), step):
-            which = range(first, min(first + step, len(queries)))
-            candidates = [np.sort(row[begin[i] : begin[i + 1]]) for i in which]
-            vectors = self._rows.vectors(np.concatenate(candidates))
-            ends = np.cumsum([len(rows) for rows in candidates])
-            for i, rows, theirs in zip(which, candidates, np.split(vectors, ends[:-1]), strict=True):
-                scores = embed.scores(queries[i], theirs, self.similarity)
+            some = candidates[first : first + step]
+            vectors, end = self._rows.vectors(np.concatenate(some) if len(some) > 1 else some[0]), 0
+            for i, rows in enumerate(some, first):
+                end += len(rows)
+                scores = embed.scores(queries[i], vectors[end - len(rows) : end], self.similarity)
                 order = np.argsort(-scores, kind="stable")[:count]
                 found.append(self._exactly(queries[i], count) if best.crowded[i] else (rows[order], scores[order]))
         return found
@@ -231,7 +229,10 @@ class Index:
         """
         if self.precision != "float32":
             return np.zeros(len(queries), np.float32)
-        length, rounding = np.linalg.norm(queries.astype(np.float64), axis=1), (self.dim + 4) * UNIT_ROUNDOFF
+        rounding = (self.dim + 4) * UNIT_ROUNDOFF
+        if self.similarity == "cosine":  # of length 1, but for what normalized() rounds
+            return np.full(len(queries), 4 * rounding / (1 - rounding) * (1 + rounding) * self._rows.longest, np.float32)
+        length = np.linalg.norm(queries.astype(np.float64), axis=1)
         reach = length * self._rows.longest if self.similarity != "euclidean" else (length + self._rows.longest) ** 2
         margin: np.ndarray = (4 * rounding / (1 - rounding) * reach).astype(np.float32)
         return margin
