@@ -118,7 +118,8 @@ class Batcher:
     A batch begins as soon as the one before ends, with the texts that wait then: no request waits for others to come. Each request
     with texts in it has one text in turn, so a long request does not keep short ones waiting. On a CPU an answer has the same bits as
     that of the model's own method, because it does not depend on the texts beside it; `na` says the same of missing texts. A request that
-    is cancelled frees its place; its texts that are not yet in a batch are not computed. An error reaches the caller whose texts caused it, and no other.
+    is cancelled frees its place; its texts that are not yet in a batch are not computed. An error reaches the caller whose texts caused it,
+    and no other.
 
     A Batcher may be used from several event loops. `async with` closes it at the end of the block.
     """

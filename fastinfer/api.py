@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from .precision import check_precision, in_precision
 from .progress import Show
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
+from .span_finder import SpanFinder
 from .sparse_embedder import SparseEmbedder
 from .token_embedder import TokenEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
@@ -339,31 +339,15 @@ class Model(Inside):
         characters in parts of this size, so that memory is bounded; no span reaches across two parts. Texts are single, not pairs.
         """
         head = self._head("tag")
-        tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
+        finder, options = SpanFinder(self._runner, self._forward("tag")), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
             known = ", ".join(map(repr, heads.tag.STRATEGIES))
             raise InputError(f"strategy is {short(strategy)}, expected one of {known}{near(strategy, heads.tag.STRATEGIES)}")
-
-        def tags(texts: list[Any], first: int) -> list[Any]:
-            wholes, windows = tokenizer.windows(texts)
-            said = self._window_logits(windows, "tag", options)
-            answers = []
-            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-                scores = heads.words.join_windows([(window.rows, heads.common.softmax(rows)) for window, rows in group], wholes[i])
-                answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
-            return answers
-
         texts, missing = present_singles(texts, na)
-        sections = tokenizer.sections(texts)
-        found: list[list[Span]] = [[] for _ in texts]
-        numbers = [section.text for section in sections]
-        said = self._runner.by_portions([section.part for section in sections], tags, options, parts_of=numbers)
-        for section, spans in zip(sections, said, strict=True):
-            at = section.start
-            found[section.text] += [(at + start, at + end, *rest) for start, end, *rest in spans] if at else spans
+        answers = finder.tag(texts, head, strategy, options)
         for i in missing:
-            found[i] = []
-        return found
+            answers[i] = []
+        return answers
 
     def answer(
         self,
@@ -390,52 +374,16 @@ class Model(Inside):
 
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
-        self._head("answer")
+        finder, options = SpanFinder(self._runner, self._forward("answer")), Options(batch_tokens, threads, progress)
         top_k = positive("top_k", top_k) or sys.maxsize
-        tokenizer, options = self._runner.tokenizer("answer"), Options(batch_tokens, threads, progress)
         questions, gaps = present_singles(questions, na, "questions")
         contexts, more = present_singles(contexts, na, "contexts")
-        missing = {*gaps, *more}
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
-        none = self.config.ids.cls
-        if check_flag("no_answer", no_answer) and none is None:
+        if check_flag("no_answer", no_answer) and self.config.ids.cls is None:
             raise InputError(f"no_answer: {self._name} names no token that stands for no answer (ids.cls in config.json)")
         check_flag("whole_words", whole_words)
-
-        sections = tokenizer.sections(contexts)
-
-        parts_of = [section.text for section in sections]
-
-        def spans(pairs: list[Any], first: int) -> list[Any]:
-            numbers = parts_of[first : first + len(pairs)]
-            wholes, windows = tokenizer.windows(pairs, numbers)
-            pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
-            for i, (question, context) in enumerate(pairs):
-                if numbers[i] in missing:
-                    continue
-                if not question.strip():
-                    raise InputError(f"questions[{numbers[i]}] is {short(question)}, expected a question")
-                if not no_answer and all(piece.start == piece.end for piece in pieces[i]):
-                    hint = "expected a text with an answer in it: leave it out, or pass no_answer=True"
-                    raise InputError(f"contexts[{numbers[i]}] is {short(context)}, {hint}")
-            said = self._window_logits(windows, "answer", options)
-            found = []
-            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-                whole, context = wholes[i], pairs[i][1]
-                words = heads.words.words(pieces[i], context, tokenizer.marked) if whole_words else []
-                word_of = {row: word for word in words for row in word.rows}
-                parts = [heads.answer.decode(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
-                found.append(parts)
-            return found
-
-        pairs = [(questions[section.text], section.part) for section in sections]
-        decoded = zip(sections, self._runner.by_portions(pairs, spans, options, parts_of=parts_of), strict=True)
-        answers: list[list[Found]] = []
-        for i, group in itertools.groupby(decoded, lambda pair: pair[0].text):
-            parts = [part for section, windows in group for part in heads.answer.moved(windows, section.start)]
-            answers.append([] if i in missing else heads.answer.join(parts, contexts[i], no_answer)[:top_k])
-        return answers
+        return finder.answer(questions, contexts, {*gaps, *more}, top_k, no_answer, whole_words, options)
 
     def rank(
         self,

@@ -198,9 +198,7 @@ def check(
                 f"or --{name.replace('_', '-')} {smaller} (now {value})"
             )
     least = asked if accumulate == rows else less
-    raise InputError(
-        f"{message}. One row at a time (--accumulate {rows}) takes about {least}: lower max_tokens, {smaller_model}"
-    )
+    raise InputError(f"{message}. One row at a time (--accumulate {rows}) takes about {least}: lower max_tokens, {smaller_model}")
 
 
 # --- what there is ---------------------------------------------------------------------------------
