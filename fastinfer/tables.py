@@ -10,8 +10,9 @@ from typing import Any
 from .errors import InputError, required, short
 from .files import naming
 
-__all__ = ["csv_rows", "parquet_count", "parquet_rows", "pyarrow"]
+__all__ = ["BATCH", "check_texts", "csv_rows", "parquet", "parquet_count", "parquet_rows", "pyarrow"]
 
+BUFFER = 1 << 20  # bytes of each column of a parquet file that are read at a time: a group of rows may have any size
 BATCH = 1024  # rows of a parquet file that are held at a time
 
 Row = tuple[str, dict[str, str]]  # (where it stands, {column: value})
@@ -49,14 +50,11 @@ def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose
 
 def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
     """Yield the rows of a .parquet file."""
-    with _parquet(name) as table:
-        arrow, schema = pyarrow(name), table.schema_arrow
+    with parquet(name) as table:
+        schema = table.schema_arrow
         columns = choose(schema.names)
         for column in columns:
-            kind = schema.field(column).type
-            kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-            if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
+            check_texts(name, schema, column)
         number = 0
         for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
             for row in batch.to_pylist():
@@ -67,9 +65,17 @@ def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
                 yield f"{name}, row {number}", row
 
 
+def check_texts(name: str, schema: Any, column: str) -> None:
+    """Raise InputError unless a column of the .parquet file `name` has texts."""
+    types, kind = pyarrow(name).types, schema.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
+
+
 def parquet_count(name: str) -> int:
     """The number of rows of a .parquet file."""
-    with _parquet(name) as table:
+    with parquet(name) as table:
         return int(table.metadata.num_rows)
 
 
@@ -79,13 +85,14 @@ def pyarrow(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _parquet(name: str) -> Iterator[Any]:
+def parquet(name: str) -> Iterator[Any]:
+    """An opened .parquet file. Raises InputError for a file of another kind."""
     arrow = pyarrow(name)
-    from pyarrow import parquet
+    from pyarrow.parquet import ParquetFile
 
     with naming(name), open(name, "rb") as file:
         try:
-            table = parquet.ParquetFile(file)
+            table = ParquetFile(file, buffer_size=BUFFER)
         except (arrow.ArrowException, OSError) as error:
             raise InputError(f"{name} is no parquet file: {error}") from None
         yield table
