@@ -7,6 +7,7 @@ is started on this machine with as many processes as workers. Its processes see 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from .portions import NUMBER, Portions
 
 __all__ = ["ENGINES", "run"]
 
-TASKS = 1000  # that an engine is given at most: each takes it some milliseconds, and has a part of the portions
+TASKS = 64  # that an engine is given for each worker at most: the last one should be a small part of the work
+SPARK_TASKS = 16  # fewer, because each takes it 0.1 s
 ATTEMPTS = 4  # of a task of Spark on this machine, as many as on a cluster
 
 
@@ -28,15 +30,19 @@ def _local(portions: Portions, _: int) -> None:
 
 
 def _ray(portions: Portions, workers: int) -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray = required("ray", "--engine ray", "ray")
     required("ray.data", "--engine ray", "ray")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     given = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
     mine = not ray.is_initialized()
     if mine:
         ray.init(log_to_driver=False, logging_level="ERROR", **given)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        numbers = ray.data.from_arrow(list(_tasks(portions)))  # in the store already: to read them takes a process, and actors take all
+        numbers = ray.data.from_arrow(
+            list(_tasks(portions, workers))
+        )  # no task reads them: actors take all CPUs
         how = {"num_gpus": min(1.0, len(gpus()) / workers)} if portions.embed.model.device.startswith("cuda") else {"num_cpus": 1}
         actors = ray.data.ActorPoolStrategy(size=workers)
         done = numbers.map_batches(Portions, fn_constructor_kwargs=vars(portions), batch_size=1, compute=actors, **how)
@@ -48,10 +54,10 @@ def _ray(portions: Portions, workers: int) -> None:
             ray.shutdown()
 
 
-def _tasks(portions: Portions) -> Iterator[Any]:
-    """Tables of the numbers of portions, at most TASKS."""
+def _tasks(portions: Portions, workers: int) -> Iterator[Any]:
+    """Tables of the numbers of portions, one for each task."""
     arrow = required("pyarrow", "--engine ray", "ray")
-    each = -(-portions.count // TASKS)
+    each = max(1, portions.count // (TASKS * workers))
     for first in range(0, portions.count, each):
         yield arrow.table({NUMBER: range(first, min(portions.count, first + each))})
 
@@ -69,7 +75,7 @@ def _dask(portions: Portions, workers: int) -> None:
             address = stack.enter_context(distributed.LocalCluster(**here))
         stack.enter_context(distributed.Client(address))
         numbers = pandas.DataFrame({NUMBER: range(portions.count)})
-        tasks = frames.from_pandas(numbers, npartitions=min(portions.count, TASKS))
+        tasks = frames.from_pandas(numbers, npartitions=max(1, min(portions.count, TASKS * workers)))
         tasks.map_partitions(portions, meta=numbers[:0]).compute()
 
 
@@ -85,7 +91,7 @@ def _spark(portions: Portions, workers: int) -> None:
     session = SparkSession.builder.config(conf=settings).getOrCreate()
     try:
         session.sparkContext.setLogLevel("OFF")
-        numbers = session.range(0, portions.count, 1, min(portions.count, TASKS))
+        numbers = session.range(0, portions.count, 1, max(1, min(portions.count, SPARK_TASKS * workers)))
         numbers.mapInPandas(portions, f"{NUMBER} long").write.format("noop").mode("overwrite").save()
     finally:
         if mine:
@@ -110,7 +116,7 @@ ENGINES = tuple(RUNS)
 
 def run(engine: str, portions: Portions, workers: int) -> None:
     """Make all portions. Raises FastinferError for what cannot be embedded, or for an engine that stopped before all are made."""
-    with _explained(engine):
+    with _explained(engine), contextlib.redirect_stdout(sys.stderr):  # ray prints what becomes of its processes
         RUNS[engine](portions, workers)
     failed = portions.failed()
     if failed:
