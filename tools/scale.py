@@ -26,7 +26,8 @@ import numpy as np
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 WORKERS = (1, 2, 4, 8, 16, 32, 64)  # that share a GPU, in the figure
-ROUNDS = 400  # portions that each worker of a simulated queue makes
+ROUNDS = 400  # portions that each worker of a simulated queue makes, at least
+LEAST = 20_000  # portions of a simulated queue
 SEED = 18
 
 
@@ -98,7 +99,8 @@ def exact(workers: int, core: float, gpu: float) -> float:
 
 def simulate(workers: int, core: float, gpu: float, spread: float, rng: np.random.Generator) -> float:
     """Portions a second of the queue with times of this spread, event by event; the first fifth of the time is left out."""
-    cores, gpus = (drawn(mean, spread, (workers, ROUNDS), rng) for mean in (core, gpu))
+    rounds = max(ROUNDS, LEAST // workers)
+    cores, gpus = (drawn(mean, spread, (workers, rounds), rng) for mean in (core, gpu))
     arrivals = [(float(cores[worker, 0]), worker, 0) for worker in range(workers)]
     heapq.heapify(arrivals)
     free, ends = 0.0, []
@@ -106,7 +108,7 @@ def simulate(workers: int, core: float, gpu: float, spread: float, rng: np.rando
         time, worker, done = heapq.heappop(arrivals)
         free = max(free, time) + float(gpus[worker, done])
         ends.append(free)
-        if done + 1 < ROUNDS:
+        if done + 1 < rounds:
             heapq.heappush(arrivals, (free + float(cores[worker, done + 1]), worker, done + 1))
     first, last = len(ends) // 5, len(ends) * 4 // 5  # at the end, some workers have nothing to do any more
     return (last - first) / (ends[last] - ends[first])
@@ -158,7 +160,7 @@ def figure(rates: Rates, assumed: Assumed) -> list[tuple[str, int, int]]:
     rows = []
     for workers in WORKERS:
         found = limit(workers, core, gpu), simulate(workers, core, gpu, assumed.spread, rng), exact(workers, core, gpu)
-        names = "limit", f"simulated, spread {assumed.spread:g}", "exponential times"
+        names = "limit", "simulated", "exponential times"
         rows += [(name, workers, round(rate * assumed.gpu_portion, -2)) for name, rate in zip(names, found, strict=True)]
     return [(name, workers, int(rate)) for name, workers, rate in rows]
 
@@ -173,7 +175,7 @@ def report(rates: Rates, assumed: Assumed) -> str:
     rows = figure(rates, assumed)
     head = ["workers", *dict.fromkeys(name for name, *_ in rows)]
     parts.append(table(head, [[str(w), *(f"{rate:,}" for _, workers, rate in rows if workers == w)] for w in WORKERS]))
-    machine = min(full[0][1], exact_rate(rates, assumed))
+    machine = min(full[0][1], fed_rate(rates, assumed))
     price = {"a CPU core": (rates.cpu, assumed.core_price), "a machine with a GPU": (machine, assumed.gpu_price)}
     lines = []
     for name, (rate, hour) in price.items():
@@ -192,7 +194,7 @@ def report(rates: Rates, assumed: Assumed) -> str:
     return "\n\n".join(parts)
 
 
-def exact_rate(rates: Rates, assumed: Assumed) -> float:
+def fed_rate(rates: Rates, assumed: Assumed) -> float:
     """Texts a second of a GPU that a worker for each core of its machine feeds, times of the assumed spread."""
     core, gpu = seconds(rates, assumed.gpu_portion)
     rate = simulate(int(assumed.gpu_cores), core, gpu, assumed.spread, np.random.default_rng(SEED))
