@@ -12,7 +12,7 @@ from .files import naming
 
 __all__ = ["BATCH", "check_texts", "csv_rows", "parquet", "parquet_count", "parquet_rows", "pyarrow"]
 
-BUFFER = 1 << 20  # bytes of each column of a parquet file that are read at a time: a group of rows may have any size
+BUFFER = 1 << 20  # bytes of each column of a parquet file that are read at a time
 BATCH = 1024  # rows of a parquet file that are held at a time
 
 Row = tuple[str, dict[str, str]]  # (where it stands, {column: value})
@@ -92,7 +92,7 @@ def parquet(name: str) -> Iterator[Any]:
 
     with naming(name), open(name, "rb") as file:
         try:
-            table = ParquetFile(file, buffer_size=BUFFER)
+            table = ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)  # else a whole group of rows is in memory
         except (arrow.ArrowException, OSError) as error:
             raise InputError(f"{name} is no parquet file: {error}") from None
         yield table

@@ -281,6 +281,28 @@ def test_rows_are_read_in_any_order(table):
     assert source.read(3, 20).equals(want.slice(3, 20))
 
 
+READ = """
+import resource, sys
+from fastinfer.bulk.portions import Source
+source = Source(sys.argv[1])
+source.read(0, 10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = sum(len(source.read(first, 1000)) for first in range(0, 80000, 1000))
+print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_a_large_group_of_rows_takes_little_memory(tmp_path):
+    made = arrow.table({"text": [f"{i:01000d}" for i in range(80_000)]})
+    parquet.write_table(made, tmp_path / "in.parquet", row_group_size=80_000, compression="none", use_dictionary=False)
+    assert (tmp_path / "in.parquet").stat().st_size > 80e6
+    done = subprocess.run([sys.executable, "-c", READ, tmp_path / "in.parquet"], capture_output=True, text=True, check=True)
+    rows, megabytes = map(int, done.stdout.split())
+    assert rows == 80_000
+    assert megabytes < 30
+
+
 def test_pandas_reads_its_index_again(run, embedder, tmp_path):
     frame = pandas.DataFrame({"text": sentences(5)}, index=pandas.Index(list("abcde"), name="key"))
     frame.to_parquet(tmp_path / "in.parquet")

@@ -1,14 +1,13 @@
 """How `fastinfer bulk embed` does with an engine beside one process of as many threads:
 
     pip install pyarrow 'ray[data]' 'dask[dataframe]' distributed pyspark
-    python tools/bulk_bench.py rate ray --texts sentences.txt --seconds 25
-    python tools/bulk_bench.py kill local ray dask spark --texts sentences.txt --rows 100000
+    python tools/bulk_bench.py engines local ray dask spark --texts sentences.txt --rows 100000
     python tools/bulk_bench.py memory --texts sentences.txt --rows 100000
 
-rate    texts a second, and CPU seconds a thousand texts of all processes, between the first portions and the last one: start-up is apart.
-        The engine and one process take turns; each run is stopped when its time is over
-kill    the whole table, with one of an engine's workers killed (SIGKILL) in the middle; equal digests are equal files
-memory  the most memory of one process for the first twentieth of the table, and for all of it, in one group of rows
+engines  embeds the whole table with each engine. Texts a second, and CPU seconds a thousand texts of all processes, are those between the
+         first portions and the middle of the table, so start-up is apart. Then a worker is killed (SIGKILL), but for local and with
+         --no-kill. Equal digests are equal files
+memory   the most memory of one process for the first twentieth of the table, and for all of it, in one group of rows
 
 Texts are the lines of a file, in the order that --seed gives, or random sentences. It reads /proc, so it needs Linux.
 """
@@ -21,7 +20,6 @@ import hashlib
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +29,6 @@ from pathlib import Path
 
 WORDS = ["a", "the", "of", "in", "rice", "cat", "boil", "bank", "rate", "river", "train", "slowly", "raised", "question", "letter"]
 TICKS = os.sysconf("SC_CLK_TCK")
-START = 90  # seconds that an engine may take to start
 
 
 def table_of(args: argparse.Namespace, path: Path, rows: int) -> Path:
@@ -116,52 +113,33 @@ def started(*given: object) -> Iterator[subprocess.Popen[str]]:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-def rate(args: argparse.Namespace, folder: Path) -> None:
+def engines(args: argparse.Namespace, folder: Path) -> None:
     from fastinfer.bulk.command import ROWS
 
     source = table_of(args, folder / "in.parquet", args.rows)
-    rates: dict[str, list[float]] = {engine: [] for engine in dict.fromkeys(["local", *args.engines])}
-    for turn in range(args.turns):
-        for engine in rates:
-            target = folder / f"{engine}{turn}.parquet"
-            begin = time.time()
-            with started(source, target, engine, args.workers) as process:
-                while len(made(target)) < 2 * args.workers and process.poll() is None and time.time() < begin + START:
-                    time.sleep(0.05)
-                first, cpu, count = time.time(), cpu_seconds(process.pid), len(made(target))
-                while time.time() < first + args.seconds and process.poll() is None:
-                    time.sleep(0.05)
-                spent, times = cpu_seconds(process.pid) - cpu, made(target)
-            if len(times) < count + 3:
-                print(f"{engine}: {len(times)} portions are too few to tell", flush=True)
-                continue
-            texts = ROWS["cpu"] * (len(times) - count)
-            rates[engine].append(texts / (times[-1] - times[count - 1]))
-            each = 1000 * spent / texts
-            print(f"{engine:>6}: {rates[engine][-1]:7.1f} texts/s, {each:5.2f} CPU s per 1000, start {times[0] - begin:5.1f} s", flush=True)
-    for engine, found in rates.items():
-        if found and rates["local"]:
-            ratio = statistics.median(rates["local"]) / statistics.median(found)
-            print(f"{engine:>6}: median {statistics.median(found):7.1f} texts/s, {ratio - 1:+.1%} time against local")
-
-
-def kill(args: argparse.Namespace, folder: Path) -> None:
-    from fastinfer.bulk.command import ROWS
-
-    source = table_of(args, folder / "in.parquet", args.rows)
-    middle = -(-args.rows // ROWS["cpu"]) // 2
+    first, middle = 2 * args.workers, -(-args.rows // ROWS["cpu"]) // 2
     for engine in args.engines:
         target, killed, begin = folder / f"{engine}.parquet", 0, time.time()
+        cpu = spent = 0.0
+        times: list[float] = []
         with started(source, target, engine, args.workers) as process:
             while process.poll() is None:
-                time.sleep(0.2)
-                count = len(made(target))
-                if engine != "local" and not killed and count >= middle and (found := readers(source, process.pid)):
-                    os.kill(found[0], signal.SIGKILL)
-                    killed = count
-        digest = hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else "no file"
-        said = f"a worker killed after {killed} portions" if killed else "no worker killed"
-        print(f"{engine:>6}: {time.time() - begin:4.0f} s, {said}, SHA-256 {digest}", flush=True)
+                time.sleep(0.02)
+                if len(times) >= middle:
+                    continue
+                times = made(target)
+                cpu = cpu or (cpu_seconds(process.pid) if len(times) >= first else 0.0)
+                if len(times) >= middle:
+                    spent = cpu_seconds(process.pid) - cpu
+                    found = readers(source, process.pid)
+                    if found and engine != "local" and not args.no_kill:
+                        os.kill(found[0], signal.SIGKILL)
+                        killed = len(times)
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()[:16] if target.exists() else "no file"
+        texts = ROWS["cpu"] * (len(times) - first)
+        rate, each = texts / (times[-1] - times[first - 1]), 1000 * spent / texts
+        steady = f"{rate:7.1f} texts/s, {each:5.2f} CPU s per 1000, start {times[0] - begin:5.1f} s"
+        print(f"{engine:>6}: {steady}; all {time.time() - begin:5.1f} s, killed after {killed} portions, SHA-256 {digest}", flush=True)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:
@@ -180,17 +158,17 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["rate", "kill", "memory"])
+    parser.add_argument("what", choices=["engines", "memory"])
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help="local, ray, dask or spark")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line (default: random sentences)")
-    parser.add_argument("--rows", type=int, default=100_000, metavar="N")
+    parser.add_argument("--rows", type=int, default=100_000, metavar="N", help="of the table (default: 100000)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread; of one process, threads (default: 2)")
-    parser.add_argument("--seconds", type=float, default=25, metavar="S", help="of each run that is timed (default: 25)")
-    parser.add_argument("--turns", type=int, default=1, metavar="N")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-kill", action="store_true", help="kill no worker")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the texts")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process and no folder is left
     with tempfile.TemporaryDirectory() as folder:
-        {"rate": rate, "kill": kill, "memory": memory}[args.what](args, Path(folder).resolve())
+        {"engines": engines, "memory": memory}[args.what](args, Path(folder).resolve())
     return 0
 
 
