@@ -5,8 +5,8 @@
     python tools/bulk_bench.py memory --texts sentences.txt --rows 100000
 
 engines  embeds the whole table with each engine. Texts a second, and CPU seconds a thousand texts of all processes, are those between the
-         first portions and the middle of the table, so start-up is apart. Then a worker is killed (SIGKILL), but for local and with
-         --no-kill. Equal digests are equal files
+         first portions and the middle of the table, so start-up is apart. Then a worker of an engine is killed (SIGKILL). With --no-kill
+         none is, and the last portions end what is measured. Equal digests are equal files
 memory   the most memory of one process for the first twentieth of the table, and for all of it, in one group of rows
 
 Texts are the lines of a file, in the order that --seed gives, or random sentences. It reads /proc, so it needs Linux.
@@ -117,7 +117,8 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
     from fastinfer.bulk.command import ROWS
 
     source = table_of(args, folder / "in.parquet", args.rows)
-    first, middle = 2 * args.workers, -(-args.rows // ROWS["cpu"]) // 2
+    count = -(-args.rows // ROWS["cpu"])
+    first, last = 2 * args.workers, count - args.workers if args.no_kill else count // 2
     for engine in args.engines:
         target, killed, begin = folder / f"{engine}.parquet", 0, time.time()
         cpu = spent = 0.0
@@ -125,11 +126,11 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
         with started(source, target, engine, args.workers) as process:
             while process.poll() is None:
                 time.sleep(0.02)
-                if len(times) >= middle:
+                if len(times) >= last:
                     continue
                 times = made(target)
                 cpu = cpu or (cpu_seconds(process.pid) if len(times) >= first else 0.0)
-                if len(times) >= middle:
+                if len(times) >= last:
                     spent = cpu_seconds(process.pid) - cpu
                     found = readers(source, process.pid)
                     if found and engine != "local" and not args.no_kill:

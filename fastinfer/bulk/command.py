@@ -31,7 +31,7 @@ from .portions import Portions, join, seen
 
 __all__ = ["add_arguments", "embed"]
 
-ROWS = {"cpu": 1024, "cuda": 1 << 15}  # of a portion: about a second of a CPU, or a quarter of a second of a GPU, at a few hundred a second
+ROWS = {"cpu": 1024, "cuda": 1 << 15}  # of a portion: about a second of a core, a quarter of a second of a GPU
 STATE, LOCK = "run.json", "lock"  # names in FILE.parts: what makes the portions; locked by the process that joins them
 LOOKED_EVERY = 0.5  # seconds between two looks for portions that are made
 
@@ -141,7 +141,9 @@ def _folder(args: argparse.Namespace, target: str, adds: Embed) -> Iterator[Port
     state = folder / STATE
     with naming(target):
         folder.mkdir(exist_ok=True)
-    with naming(folder), open(folder / LOCK, "ab") as lock:
+    with contextlib.ExitStack() as stack:
+        with naming(folder):
+            lock = stack.enter_context(open(folder / LOCK, "ab"))
         locked(lock, folder)
         if state.exists() and not args.resume:
             hint = "add --resume to go on with them, or remove it to begin again"

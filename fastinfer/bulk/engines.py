@@ -40,9 +40,7 @@ def _ray(portions: Portions, workers: int) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **given)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        numbers = ray.data.from_arrow(
-            list(_tasks(portions, workers))
-        )  # no task reads them: actors take all CPUs
+        numbers = ray.data.from_arrow(list(_tasks(portions, workers)))  # no task reads them: actors take all CPUs
         how = {"num_gpus": min(1.0, len(gpus()) / workers)} if portions.embed.model.device.startswith("cuda") else {"num_cpus": 1}
         actors = ray.data.ActorPoolStrategy(size=workers)
         done = numbers.map_batches(Portions, fn_constructor_kwargs=vars(portions), batch_size=1, compute=actors, **how)
@@ -117,7 +115,8 @@ ENGINES = tuple(RUNS)
 def run(engine: str, portions: Portions, workers: int) -> None:
     """Make all portions. Raises FastinferError for what cannot be embedded, or for an engine that stopped before all are made."""
     with _explained(engine), contextlib.redirect_stdout(sys.stderr):  # ray prints what becomes of its processes
-        RUNS[engine](portions, workers)
+        if portions.count:
+            RUNS[engine](portions, workers)
     failed = portions.failed()
     if failed:
         raise InputError(failed)
