@@ -20,6 +20,7 @@ import hashlib
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,12 @@ def started(*given: object) -> Iterator[subprocess.Popen[str]]:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
+def slope(times: list[float]) -> float:
+    """Portions a second: the least squares line through the numbers of portions over the times when they appeared."""
+    middle, half = statistics.fmean(times), (len(times) - 1) / 2
+    return sum((t - middle) * (n - half) for n, t in enumerate(times)) / sum((t - middle) ** 2 for t in times)
+
+
 def engines(args: argparse.Namespace, folder: Path) -> None:
     from fastinfer.bulk.command import ROWS
 
@@ -137,8 +144,8 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
                         os.kill(found[0], signal.SIGKILL)
                         killed = len(times)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()[:16] if target.exists() else "no file"
-        texts = ROWS["cpu"] * (len(times) - first)
-        rate, each = texts / (times[-1] - times[first - 1]), 1000 * spent / texts
+        rate = ROWS["cpu"] * slope(times[first - 1 :])
+        each = 1000 * spent / (ROWS["cpu"] * (len(times) - first))
         steady = f"{rate:7.1f} texts/s, {each:5.2f} CPU s per 1000, start {times[0] - begin:5.1f} s"
         print(f"{engine:>6}: {steady}; all {time.time() - begin:5.1f} s, killed after {killed} portions, SHA-256 {digest}", flush=True)
 

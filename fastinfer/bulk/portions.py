@@ -29,7 +29,7 @@ from .embed import Embed
 
 __all__ = ["NUMBER", "Portions", "join", "seen"]
 
-NUMBER = "id"  # the column of the numbers of portions: the one that ray.data.range and spark.range give
+NUMBER = "id"  # the column of the numbers of portions, as spark.range calls it
 PART, FAILED = ".arrow", "failed.txt"  # names in FILE.parts: of a portion, of what could not be embedded
 CUTS = b"fastinfer.cuts"  # key in a portion's file: its TruncationWarnings
 
