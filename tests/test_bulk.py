@@ -257,6 +257,8 @@ def test_a_table_gets_a_column_of_vectors(bulk, small, embedder, table, tmp_path
     assert_whole(tmp_path / "out.parquet", table, want)
     assert out.startswith(f"{tmp_path / 'out.parquet'}: 50 texts, vectors of {want.shape[1]} numbers ({want.dtype}), ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+    if os.path.isdir("/proc/self/fd"):
+        assert str(table) not in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
 
 
 @pytest.mark.parametrize("groups", [1, 3, 8, 1000])
@@ -497,10 +499,10 @@ def started(*arguments):
 
 
 def readers(path, but):
-    """The processes that have a file open, but for one."""
+    """The processes that have a file open, but for one and this one."""
     found = []
     for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != but:
+        if name.isdigit() and int(name) not in (but, os.getpid()):
             try:
                 if any(os.readlink(f"/proc/{name}/fd/{fd}") == str(path) for fd in os.listdir(f"/proc/{name}/fd")):
                     found.append(int(name))

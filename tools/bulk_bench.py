@@ -4,9 +4,9 @@
     python tools/bulk_bench.py engines local ray dask spark --texts sentences.txt --rows 100000
     python tools/bulk_bench.py memory --texts sentences.txt --rows 100000
 
-engines  embeds the whole table with each engine. Texts a second, and CPU seconds a thousand texts of all processes, are those between the
-         first portions and the middle of the table, so start-up is apart. Then a worker of an engine is killed (SIGKILL). With --no-kill
-         none is, and the last portions end what is measured. Equal digests are equal files
+engines  embeds the whole table with each engine. Texts a second, and CPU seconds a thousand texts of workers and of all other processes
+         of the engine, are those between the first portions and the middle of the table, so start-up is apart. Then a worker of an
+         engine is killed (SIGKILL). With --no-kill none is, and the last portions end what is measured. Equal digests are equal files
 memory   the most memory of one process for the first twentieth of the table, and for all of it, in one group of rows
 
 Texts are the lines of a file, in the order that --seed gives, or random sentences. It reads /proc, so it needs Linux.
@@ -67,8 +67,8 @@ def parents() -> dict[int, tuple[int, float]]:
     return found
 
 
-def cpu_seconds(root: int) -> float:
-    """CPU seconds of a process and of all that it started, so far as they live."""
+def cpu_seconds(root: int) -> dict[int, float]:
+    """{process: its CPU seconds} of a process and of all that it started, so far as they live."""
     known = parents()
 
     def below(process: int) -> bool:
@@ -76,7 +76,7 @@ def cpu_seconds(root: int) -> float:
             process = known[process][0]
         return process == root
 
-    return sum(seconds for process, (_, seconds) in known.items() if below(process))
+    return {process: seconds for process, (_, seconds) in known.items() if below(process)}
 
 
 def readers(source: Path, but: int) -> list[int]:
@@ -128,7 +128,9 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
     first, last = 2 * args.workers, count - args.workers if args.no_kill else count // 2
     for engine in args.engines:
         target, killed, begin = folder / f"{engine}.parquet", 0, time.time()
-        cpu = spent = 0.0
+        before: dict[int, float] = {}
+        after: dict[int, float] = {}
+        workers: list[int] = []
         times: list[float] = []
         with started(source, target, engine, args.workers) as process:
             while process.poll() is None:
@@ -136,18 +138,20 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
                 if len(times) >= last:
                     continue
                 times = made(target)
-                cpu = cpu or (cpu_seconds(process.pid) if len(times) >= first else 0.0)
+                before = before or (cpu_seconds(process.pid) if len(times) >= first else {})
                 if len(times) >= last:
-                    spent = cpu_seconds(process.pid) - cpu
-                    found = readers(source, process.pid)
-                    if found and engine != "local" and not args.no_kill:
-                        os.kill(found[0], signal.SIGKILL)
+                    after, workers = cpu_seconds(process.pid), readers(source, -1)
+                    if engine != "local" and not args.no_kill:
+                        os.kill(next(worker for worker in workers if worker != process.pid), signal.SIGKILL)
                         killed = len(times)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()[:16] if target.exists() else "no file"
-        rate = ROWS["cpu"] * slope(times[first - 1 :])
-        each = 1000 * spent / (ROWS["cpu"] * (len(times) - first))
-        steady = f"{rate:7.1f} texts/s, {each:5.2f} CPU s per 1000, start {times[0] - begin:5.1f} s"
-        print(f"{engine:>6}: {steady}; all {time.time() - begin:5.1f} s, killed after {killed} portions, SHA-256 {digest}", flush=True)
+        spent = {known: seconds - before.get(known, 0.0) for known, seconds in after.items()}
+        work = sum(seconds for known, seconds in spent.items() if known in workers)
+        thousands = ROWS["cpu"] * (len(times) - first) / 1000
+        rate, own = ROWS["cpu"] * slope(times[first - 1 :]), sum(spent.values()) - work
+        steady = f"{rate:7.1f} texts/s, CPU s per 1000: workers {work / thousands:.3f}, engine {own / thousands:.3f} ({own / work:.1%})"
+        start = f"start {times[0] - begin:.1f} s, all {time.time() - begin:.1f} s"
+        print(f"{engine:>6}: {steady}; {start}, killed after {killed} portions, SHA-256 {digest}", flush=True)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:

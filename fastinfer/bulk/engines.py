@@ -25,8 +25,11 @@ ATTEMPTS = 4  # of a task of Spark on this machine, as many as on a cluster
 
 
 def _local(portions: Portions, _: int) -> None:
-    for number in range(portions.count):
-        portions.make(number)
+    try:
+        for number in range(portions.count):
+            portions.make(number)
+    finally:
+        portions.close()
 
 
 def _ray(portions: Portions, workers: int) -> None:

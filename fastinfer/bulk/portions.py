@@ -101,6 +101,10 @@ class Portions:
         """Remove the error that an earlier run left."""
         Path(self.folder, FAILED).unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Close the source, which this process keeps open for its next portion."""
+        _source.cache_clear()
+
     def make(self, number: int) -> None:
         """Write the file of a portion, unless it exists. Raises InputError for rows that cannot be embedded, naming them."""
         path = self.path(number)
