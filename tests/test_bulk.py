@@ -534,7 +534,7 @@ def test_a_worker_that_is_killed(run, small, embedder, tmp_path, engine):
     with started(*given) as process:
         watcher = threading.Thread(target=kill_one, args=(process, tmp_path / "out.parquet.parts", source, killed))
         watcher.start()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         watcher.join()
     assert process.returncode == 0, err
     assert killed, "no process was killed"
@@ -550,7 +550,7 @@ def test_an_error_in_a_worker_is_one_line(embedder, tmp_path, engine):
     texts[77] = None
     parquet.write_table(arrow.table({"text": texts}), tmp_path / "in.parquet")
     with started(tmp_path / "in.parquet", tmp_path / "out.parquet", "-m", embedder, "--engine", engine, "--workers", 2) as process:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "in.parquet, row 78: column 'text' has no value, expected a text" in err
     assert "Traceback" not in err
