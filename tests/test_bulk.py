@@ -302,7 +302,7 @@ def test_a_large_group_of_rows_takes_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", READ, tmp_path / "in.parquet"], capture_output=True, text=True, check=True)
     rows, megabytes = map(int, done.stdout.split())
     assert rows == 80_000
-    assert megabytes < 30
+    assert megabytes < 50
 
 
 def test_pandas_reads_its_index_again(run, embedder, tmp_path):
@@ -382,7 +382,8 @@ def test_a_file_that_is_not_a_table(run, embedder, tmp_path):
 
 def test_a_broken_group_of_rows_is_named(run, small, embedder, table, tmp_path):
     data = bytearray(table.read_bytes())
-    data[len(data) // 3 : len(data) // 3 + 200] = bytes(200)
+    place = parquet.ParquetFile(table).metadata.row_group(1).column(1).data_page_offset
+    data[place : place + 20] = b"\xff" * 20  # the header of a page
     table.write_bytes(data)
     status, _, err = run("bulk", "embed", table, tmp_path / "out.parquet", "-m", embedder)
     assert status == 1
@@ -557,7 +558,7 @@ def test_an_error_in_a_worker_is_one_line(embedder, tmp_path, engine):
 
 
 def test_a_killed_run_goes_on(run, small, embedder, tmp_path):
-    source, count = tmp_path / "in.parquet", 800
+    source, count = tmp_path / "in.parquet", 1600
     parquet.write_table(arrow.table({"text": sentences(count)}), source)
     with started(source, tmp_path / "out.parquet", "-m", embedder) as process:
         while len(list((tmp_path / "out.parquet.parts").glob("*.arrow"))) < 3:
