@@ -51,13 +51,20 @@ def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose
 def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
     """Yield the rows of a .parquet file."""
     with parquet(name) as table:
-        schema = table.schema_arrow
-        columns = choose(schema.names)
+        with _intact(name):
+            schema = table.schema_arrow
+            names = schema.names
+        columns = choose(names)
         for column in columns:
             check_texts(name, schema, column)
-        number = 0
-        for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
-            for row in batch.to_pylist():
+        number, batches = 0, table.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
+        while True:
+            with _intact(f"{name}, after row {number}"):
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            for row in rows:
                 number += 1
                 for column in columns:
                     if row[column] is None:
@@ -66,7 +73,9 @@ def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
 
 
 def check_texts(name: str, schema: Any, column: str) -> None:
-    """Raise InputError unless a column of the .parquet file `name` has texts."""
+    """Raise InputError unless a .parquet file `name` has one such column, and that has texts."""
+    if schema.names.count(column) > 1:
+        raise InputError(f"{name} has {schema.names.count(column)} columns {short(column)}, expected different names")
     types, kind = pyarrow(name).types, schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind)):
@@ -87,12 +96,19 @@ def pyarrow(name: str) -> Any:
 @contextlib.contextmanager
 def parquet(name: str) -> Iterator[Any]:
     """An opened .parquet file. Raises InputError for a file of another kind."""
-    arrow = pyarrow(name)
+    pyarrow(name)
     from pyarrow.parquet import ParquetFile
 
     with naming(name), open(name, "rb") as file:
-        try:
+        with _intact(name):
             table = ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)  # else a whole group of rows is in memory
-        except (arrow.ArrowException, OSError) as error:
-            raise InputError(f"{name} is no parquet file: {error}") from None
         yield table
+
+
+@contextlib.contextmanager
+def _intact(where: str) -> Iterator[None]:
+    """What pyarrow raises in the block for broken files, among it UnicodeDecodeError for names and texts, is an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's own errors are among these
+        raise InputError(f"{where}: no parquet data: {error}") from None

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -196,11 +196,7 @@ def tag(args: argparse.Namespace) -> None:
     """Run the command."""
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
-        parts = _sections(model, texts)
-        found: list[list[Any]] = [[] for _ in texts]
-        for (i, at, _), spans in zip(parts, model.tag([part for *_, part in parts], strategy=args.strategy, **batching(args)), strict=True):
-            found[i] += [(at + start, at + end, *rest) for start, end, *rest in spans]
-        return found
+        return model.tag(texts, strategy=args.strategy, **batching(args))
 
     def record(text: str, spans: list[Any]) -> dict[str, Any]:
         return {**text_record(text, text_names(args)), "spans": named(spans, "start", "end", "label", "score", "text")}
@@ -246,13 +242,8 @@ def answer(args: argparse.Namespace) -> None:
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         questions, contexts = zip(*map(pair, texts), strict=True)
-        parts, top_k = _sections(model, contexts), args.top_k or 1
-        options = {"top_k": top_k, "no_answer": args.no_answer, "whole_words": args.whole_words, **batching(args)}
-        said = model.answer([questions[i] for i, *_ in parts], [part for *_, part in parts], **options)
-        found: list[list[Any]] = [[] for _ in texts]
-        for (i, at, _), answers in zip(parts, said, strict=True):
-            found[i] += [(at + start, at + end, *rest) if start < end else (start, end, *rest) for start, end, *rest in answers]
-        return [_joined(answers)[:top_k] for answers in found]
+        options = {"top_k": args.top_k or 1, "no_answer": args.no_answer, "whole_words": args.whole_words, **batching(args)}
+        return model.answer(questions, contexts, **options)
 
     def record(text: Any, answers: list[Any]) -> dict[str, Any]:
         return {**text_record(pair(text), text_names(args)), "answers": named(answers, "start", "end", "score", "text")}
@@ -264,20 +255,6 @@ def answer(args: argparse.Namespace) -> None:
     first, second = text_names(args)
     columns = (first, second) if question is None else (second, first)
     _answer_texts(args, compute, lambda _: Answers(record, readable, columns, ("start", "end", "score", "answer"), list))
-
-
-def _sections(model: api.Model, texts: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(index of a text, start, part) of the parts in which very long texts are read, so that memory is bounded."""
-    cut = model.tokenizer.sections if model.tokenizer is not None else lambda text: [(0, text)]
-    found = [(i, at, part) for i, text in enumerate(texts) for at, part in cut(text)]
-    return [row for row in found if row[1] == 0 or row[2].strip()]
-
-
-def _joined(answers: list[Any]) -> list[Any]:
-    """The answers in all parts of a context, best first; of "no answer", the least score, because no part may hold one."""
-    none = min((answer for answer in answers if answer[0] == answer[1]), key=lambda answer: answer[2], default=None)
-    spans = [answer for answer in answers if answer[0] < answer[1]]
-    return sorted([*spans, *([none] if none else [])], key=lambda answer: -answer[2])
 
 
 # --- rank ------------------------------------------------------------------------------------------------
