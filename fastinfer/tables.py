@@ -51,7 +51,7 @@ def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose
 def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
     """Yield the rows of a .parquet file."""
     with parquet(name) as table:
-        with _intact(f"{name}: no parquet data"):
+        with _intact(name):
             schema = table.schema_arrow
             names = schema.names
         columns = choose(names)
@@ -59,7 +59,7 @@ def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
             check_texts(name, schema, column)
         number, batches = 0, table.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
         while True:
-            with _intact(f"{name}, after row {number}: no parquet data"):
+            with _intact(f"{name}, after row {number}"):
                 batch = next(batches, None)
                 rows = [] if batch is None else batch.to_pylist()
             if batch is None:
@@ -73,7 +73,7 @@ def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
 
 
 def check_texts(name: str, schema: Any, column: str) -> None:
-    """Raise InputError unless a column of the .parquet file `name` has texts."""
+    """Raise InputError unless a .parquet file `name` has one such column, and that has texts."""
     if schema.names.count(column) > 1:
         raise InputError(f"{name} has {schema.names.count(column)} columns {short(column)}, expected different names")
     types, kind = pyarrow(name).types, schema.field(column).type
@@ -100,15 +100,15 @@ def parquet(name: str) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     with naming(name), open(name, "rb") as file:
-        with _intact(f"{name} is no parquet file"):
+        with _intact(name):
             table = ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)  # else a whole group of rows is in memory
         yield table
 
 
 @contextlib.contextmanager
-def _intact(what: str) -> Iterator[None]:
+def _intact(where: str) -> Iterator[None]:
     """What pyarrow raises in the block for broken files, among it UnicodeDecodeError for names and texts, is an InputError."""
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's own errors are among these
-        raise InputError(f"{what}: {error}") from None
+        raise InputError(f"{where}: no parquet data: {error}") from None

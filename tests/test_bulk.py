@@ -375,7 +375,7 @@ def test_help_has_an_example_that_parses(run):
 def test_a_file_that_is_not_a_table(run, embedder, tmp_path):
     (tmp_path / "in.parquet").write_bytes(b"PAR1 no table PAR1")
     given = ("bulk", "embed", tmp_path / "in.parquet", tmp_path / "out.parquet", "-m", embedder)
-    assert "in.parquet is no parquet file" in error_of(run(*given))
+    assert "in.parquet: no parquet data" in error_of(run(*given))
     (tmp_path / "in.parquet").unlink()
     assert "in.parquet" in error_of(run(*given))
 
