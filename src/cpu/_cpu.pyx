@@ -648,7 +648,7 @@ cdef class Kernels:
         if (c.levels == 0) != (path is None) or (path is None) != (path_z is None) or path is not None and (
             bias is not None or residual is not None
         ):
-            raise ShapeError(f"blocks below {c.levels} levels got other arguments, expected paths or, without levels, a bias and a residual")
+            raise ShapeError(f"blocks below {c.levels} levels got other arguments, expected paths or, without levels, bias and residual")
         if path is not None:
             _rows("path", path.shape[0], path.shape[1] * path.shape[2], call.tokens, <Py_ssize_t>c.trees * c.levels)
             _rows("path_z", path_z.shape[0], path_z.shape[1] * path_z.shape[2], call.tokens, <Py_ssize_t>c.trees * c.levels)
