@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import ipaddress
+import json
 import os
 import socket
 import sys
@@ -17,9 +18,10 @@ from ..catalog import folder_of, lasting_name
 from ..errors import InputError, printable, required
 from .settings import Limits, Settings
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "worker"]
 
 KEY = "FASTINFER_API_KEY"
+SETTINGS = "FASTINFER_SERVE"  # environment variable by which workers get theirs
 BACKLOG = 2048  # connections that wait to be accepted
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -57,79 +59,76 @@ or --api-key-file has one. SIGTERM and Ctrl-C end the server when the requests t
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    for package in ("msgspec", "orjson", "prometheus_client", "starlette", "uvicorn"):
+    for package in ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn"):
         required(package, "fastinfer serve", "serve")
+    from . import logs
+
     settings = _settings(args)
+    logs.start(settings.log_level)
     with _listening(args.host, args.port) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if settings.key is None and not _is_loopback(host):
             print(f"fastinfer: warning: every machine that reaches {address} may use it: no key is set ({KEY})", file=sys.stderr)
+        said = {"address": address, "models": [name for name, _ in settings.models], "workers": args.workers}
         if args.workers == 1:
-            _serve(settings, args, listener, address)
-        else:
-            _serve_with_workers(settings, args, listener, address)
+            _serve(settings, listener, said)
+    if args.workers > 1:
+        _serve_with_workers(settings, host, port, said)
+    logs.say("ended")
 
 
-def _serve(settings: Settings, args: argparse.Namespace, listener: socket.socket, address: str) -> None:
+def _serve(settings: Settings, listener: socket.socket, said: dict[str, Any]) -> None:
     """Serve until a signal asks to end."""
+    import uvicorn
+
     from . import logs
     from .app import create
 
-    logs.start(args.log_level)
-    app = create(settings)
-    server = _server(app, args, settings.limits)
-    logs.say("serving", address=address, models=[name for name, _ in settings.models])
+    server = uvicorn.Server(uvicorn.Config(create(settings), **_how(settings)))
+    logs.say("serving", **said)
     try:
         server.run([listener])
     except (SystemExit, KeyboardInterrupt):
         if not server.started:
             raise  # the signal came before the server could take it
-    logs.say("ended")
 
 
-def _serve_with_workers(settings: Settings, args: argparse.Namespace, listener: socket.socket, address: str) -> None:
-    """Serve with several processes, which uvicorn starts and watches over."""
-    from uvicorn.supervisors import Multiprocess
+def _serve_with_workers(settings: Settings, host: str, port: int, said: dict[str, Any]) -> None:
+    """Serve with several processes, which uvicorn starts and watches over. Each gets the settings from the environment."""
+    import uvicorn
 
     from . import logs
 
-    logs.start(args.log_level)
     for _, path in settings.models:
-        folder_of(path)  # an error here ends the command, which one in a worker would not
+        folder_of(path)  # an error here ends the command with a message, before workers fail
     with tempfile.TemporaryDirectory(prefix="fastinfer-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        server = _server(functools.partial(_worker, settings, args.log_level), args, settings.limits, factory=True)
-        logs.say("serving", address=address, models=[name for name, _ in settings.models], workers=args.workers)
-        Multiprocess(server.config, target=server.run, sockets=[listener]).run()
-        logs.say("ended")
+        os.environ |= {SETTINGS: json.dumps(dataclasses.asdict(settings)), "PROMETHEUS_MULTIPROC_DIR": folder}
+        logs.say("serving", **said)
+        uvicorn.run("fastinfer.serve.command:worker", factory=True, host=host, port=port, workers=said["workers"], **_how(settings))
 
 
-def _worker(settings: Settings, level: str) -> Any:
+def worker() -> Any:
     """The application of a worker process."""
     from . import logs
     from .app import create
 
-    logs.start(level)
+    settings = Settings.read(json.loads(os.environ[SETTINGS]))
+    logs.start(settings.log_level)
     return create(settings)
 
 
-def _server(app: Any, args: argparse.Namespace, limits: Limits, *, factory: bool = False) -> Any:
-    import uvicorn
-
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            factory=factory,
-            workers=args.workers,
-            backlog=BACKLOG,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=limits.max_seconds,
-        )
-    )
+def _how(settings: Settings) -> dict[str, Any]:
+    """The options of uvicorn."""
+    return {
+        "backlog": BACKLOG,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "ws": "none",
+        "timeout_graceful_shutdown": settings.limits.max_seconds,
+    }
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -144,9 +143,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     threads = args.threads or max(1, default_threads() // args.workers)
     limits = Limits(args.max_body, args.max_texts, args.max_tokens, args.max_waiting, args.max_seconds)
-    return Settings(
-        tuple(named.items()), args.device, args.dtype, threads, args.max_depth, args.batch_tokens, limits, _key(args.api_key_file)
-    )
+    how = args.device, args.dtype, threads, args.max_depth, args.batch_tokens
+    return Settings(tuple(named.items()), *how, limits, args.log_level, _key(args.api_key_file))
 
 
 def _named(given: str | None) -> tuple[str, str | None]:

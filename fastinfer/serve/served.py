@@ -19,7 +19,7 @@ from ..api import Model
 from ..batch import PackedBatch
 from ..cutting import sides_of
 from ..embedder import prompted
-from ..errors import InputError, short
+from ..errors import InputError, check_int, short
 from ..tokenizer import Tokenizer, TruncationWarning, as_texts
 from . import metrics
 from .endpoint import CALL
@@ -183,6 +183,9 @@ class Served:
     ) -> np.ndarray:
         """One vector per text, as Model.embed gives them."""
         embedder = self.model._embedder()
+        if dim is not None:
+            head, hidden = self.model._head("embed"), self.model.config.hidden
+            check_int("dimensions", dim, 1, head.widths(hidden)[-1], because=", the numbers of a vector")
         texts = self.read(inputs, name)
         wanted = embedder.wanted(texts, normalize, dim, None, prompt_name)
         packed = await self.packed(prompted(wanted.prompt, texts) if wanted.prompt else texts, name, truncate, direction)

@@ -1,8 +1,9 @@
-"""Settings: what `fastinfer serve` was asked for. They can be pickled, so that workers get them."""
+"""Settings: what `fastinfer serve` was asked for. They can be JSON, so that workers get them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Limits", "Settings"]
 
@@ -36,4 +37,10 @@ class Settings:
     max_depth: int | None = None
     batch_tokens: int | None = None
     limits: Limits = field(default_factory=Limits)
+    log_level: str = "info"
     key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> Settings:
+        """Settings from the JSON of dataclasses.asdict()."""
+        return cls(**value | {"models": tuple(map(tuple, value["models"])), "limits": Limits(**value["limits"])})

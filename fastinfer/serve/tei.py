@@ -122,7 +122,7 @@ async def tokenize(served: Served, asked: r.TokenizeRequest) -> list[list[dict[s
 @endpoint("/decode", answered=list[str])
 async def decode(served: Served, asked: r.DecodeRequest) -> list[str]:
     """The text of token ids."""
-    rows: list[Any] = [asked.ids] if asked.ids and isinstance(asked.ids[0], int) else asked.ids
+    rows: list[Any] = [asked.ids] if set(map(type, asked.ids)) == {int} else asked.ids
     served.counted(len(rows), "ids")
     CALL.get().method = "single" if rows is not asked.ids else "batch"
     return served.decoded(rows, asked.skip_special_tokens)
