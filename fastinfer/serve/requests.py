@@ -80,16 +80,16 @@ class Truncated(Asked, kw_only=True):
     truncation_direction: Direction = None
 
 
-class EmbedAllRequest(Truncated, kw_only=True):
+class EmbedSparseRequest(Truncated, kw_only=True):
     inputs: Inputs
     prompt_name: Prompted = None
 
 
-class EmbedSparseRequest(EmbedAllRequest, kw_only=True):
-    pass
+class EmbedAllRequest(EmbedSparseRequest, kw_only=True):
+    normalize: Annotated[bool | None, Meta(description="Is accepted and not used: clients send it.")] = None
 
 
-class EmbedRequest(EmbedAllRequest, kw_only=True):
+class EmbedRequest(EmbedSparseRequest, kw_only=True):
     normalize: Annotated[bool, Meta(description="Scale vectors to length 1.")] = True
     dimensions: Annotated[Count | None, Meta(description="Keep this many numbers of each vector.")] = None
 

@@ -165,7 +165,7 @@ def described(served: Served, limits: Limits) -> dict[str, Any]:
 
 def _kind(embed: Embed | None, classify: Classify | None) -> dict[str, Any]:
     if embed is not None:
-        return {"embedding": {"pooling": "+".join(embed.poolings)}}
+        return {"embedding": {"pooling": "+".join(embed.poolings).replace("lasttoken", "last_token")}}
     if classify is None:
         return {}
     labels = {str(i): label for i, label in enumerate(classify.labels)}

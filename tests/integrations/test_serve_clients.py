@@ -1,6 +1,7 @@
 """fastinfer serve with clients that others wrote: each gets the numbers of the model's own methods."""
 
 import asyncio
+import base64
 
 import numpy as np
 import pytest
@@ -52,8 +53,6 @@ def test_openai(server, random_model, texts, vectors):
             got = client.embeddings.create(model="all", input=texts, **form)
             rows = [row.embedding for row in got.data]
             if form.get("encoding_format") == "base64":
-                import base64
-
                 rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
             same(rows, vectors)
         model = fastinfer.load(random_model, device="cpu")
@@ -129,14 +128,21 @@ def test_llama_index_tei_rerank(open_server, cross_encoder, texts):
     assert [one.node.text for one in found] == [texts[index] for index, _ in want]
 
 
-def test_tei_client(tei, texts, vectors):
+def test_tei_client(tei, open_server, random_model, cross_encoder, texts, vectors):
     needed("tei_client")
-    from tei_client import HTTPClient
+    from tei_client import HttpClient
 
-    client = HTTPClient(tei.url)
-    same(client.embed(texts[0]).data, vectors[:1])
-    same(asyncio.run(client.async_embed(texts[1])).data, vectors[1:2])
+    client, model = HttpClient(tei.url), fastinfer.load(random_model, device="cpu")
     assert client.health()
+    assert client.info().max_input_length == model.config.max_tokens
+    same(client.embed(texts), vectors)
+    same(asyncio.run(client.async_embed(texts[0])), vectors[:1])
+    same(client.embed_all(texts[:1])[0], model.hidden_states(texts[:1])[0])
+    ids = [tokens.get_ids() for tokens in client.tokenize(texts)]
+    assert ids == [encoding.ids for encoding in model.tokenizer.encode(texts)]
+    assert client.decode(ids) == [model.tokenizer.raw.decode(row) for row in ids]
+    found = HttpClient(open_server.url).rerank("who is ada", texts).ranks
+    assert [rank.index for rank in found] == [index for index, _ in fastinfer.load(cross_encoder, device="cpu").rank("who is ada", texts)]
 
 
 def test_pytei(tei, texts, vectors):
