@@ -20,15 +20,15 @@ from ..batch import PackedBatch
 from ..cutting import sides_of
 from ..embedder import prompted
 from ..errors import InputError, check_int, short
-from ..tokenizer import Tokenizer, TruncationWarning, as_texts
+from ..tokenizer import Tokenizer, as_texts
 from . import metrics
 from .endpoint import CALL
 from .errors import Refusal, over
+from .reading import Reader
 from .settings import Settings
 
 __all__ = ["Served"]
 
-FEW = 2000  # characters: tokenising so many takes less time than handing them to a thread and back
 RECENT = 50  # texts of the page that are kept
 
 T = TypeVar("T")
@@ -47,7 +47,8 @@ class Served:
     """A model with its Batcher, and the limits of what a request may ask of it."""
 
     def __init__(self, name: str, model: Model, settings: Settings, pool: ThreadPoolExecutor) -> None:
-        self.name, self.model, self.dtype, self._pool = name, model, settings.dtype, pool
+        self.name, self.model, self.dtype = name, model, settings.dtype
+        self._pool, self._reader = pool, Reader(pool)
         self._limits = limits = settings.limits
         model._name = model._runner.name = name  # errors name it so: a client is not told where its folder is
         self.batcher = Batcher(model, batch_tokens=settings.batch_tokens, most_waiting=limits.max_waiting, observer=Batches())
@@ -110,10 +111,11 @@ class Served:
         """Texts as tokens; what are tokens already is given back. Raises a Refusal for too many tokens."""
         if isinstance(texts, PackedBatch):
             return texts
-        tokenizer = self.tokenizer if direction is None else self.tokenizer.cutting(direction.lower() == "left")
-        cuts: list[TruncationWarning] = []
-        found = await self._ahead(lambda: PackedBatch.join(list(tokenizer.packed(texts, cuts))), texts)
-        cut = TruncationWarning.total(cuts)
+        tokenizer, call, began = self.tokenizer, CALL.get(), time.perf_counter()
+        if direction is not None:
+            tokenizer = tokenizer.cutting(direction.lower() == "left")
+        found, cut = await self._reader.read(tokenizer, texts, alone=direction is not None)
+        call.tokenized += time.perf_counter() - began
         if cut is not None:
             if truncate is False:
                 raise Refusal(
@@ -122,7 +124,7 @@ class Served:
                     f"{cut.cut} of {name} have more than {cut.limit} tokens, which is what {self.name} reads, the first is "
                     f"{name}[{cut.first}]: shorten them, or leave out truncate, so that they are cut",
                 )
-            CALL.get().cut = cut.cut
+            call.cut = cut.cut
         return self._fits(found, name)
 
     def prompted(self, texts: Any, prompt_name: str | None) -> Any:
@@ -136,7 +138,7 @@ class Served:
         def make() -> list[list[dict[str, Any]]]:
             return [_tokens(raw.encode(text, add_special_tokens=special), text) for text in texts]
 
-        return await self._ahead(make, texts)
+        return await self._ahead(make)
 
     def words(self, text: str) -> list[str]:
         """The text of each token that the model reads, of a special one its name."""
@@ -158,13 +160,10 @@ class Served:
         raw = self.tokenizer.raw
         return [raw.decode(row, skip_special_tokens=skip_special) for row in rows]
 
-    async def _ahead(self, make: Callable[[], T], texts: list[Any]) -> T:
-        """What `make` gives, made by another thread if the texts are not few, so that short requests are read meanwhile."""
+    async def _ahead(self, make: Callable[[], T]) -> T:
+        """What `make` gives, made by another thread, so that the event loop goes on."""
         began = time.perf_counter()
-        if sum(len(side) for text in texts for side in sides_of(text)) <= FEW:
-            found = make()
-        else:
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, make)
+        found = await asyncio.get_running_loop().run_in_executor(self._pool, make)
         CALL.get().tokenized += time.perf_counter() - began
         return found
 
@@ -231,7 +230,7 @@ class Served:
             return sum(len(tokens.ids) for part in tokenizer.portions(texts, whole=True) for tokens in tokenizer.wholes(part))
 
         call.characters = sum(len(side) for text in texts for side in sides_of(text))
-        call.tokens = await self._ahead(count, texts)
+        call.tokens = await self._ahead(count)
         self._few_enough(call.tokens, "inputs")
 
     def _few_enough(self, tokens: int, name: str) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from serving import running
 
 import fastinfer
 from fastinfer.serve.app import ENDPOINTS
+from fastinfer.serve.reading import Reader
 from fastinfer.serve.settings import Limits
 
 ORDINARY = WORDS[5:]
@@ -391,6 +393,37 @@ def test_a_key_is_needed_where_one_is_set(random_model):
 
 
 # --- many at once ---
+
+
+def test_requests_are_tokenised_together_and_get_their_own(model, rng, monkeypatch):
+    """Short requests share a call. A text that is cut, or that cannot be used, concerns its own request alone."""
+    calls, packed = [], model.tokenizer.packed
+
+    def counted(texts, cuts):
+        calls.append(len(texts))
+        if "broken" in texts:
+            raise fastinfer.InputError("broken")
+        return packed(texts, cuts)
+
+    async def ask(asked):
+        with ThreadPoolExecutor(1) as pool:
+            reader = Reader(pool)
+            return await asyncio.gather(*(reader.read(model.tokenizer, texts) for texts in asked), return_exceptions=True)
+
+    monkeypatch.setattr(model.tokenizer, "packed", counted)
+    asked = [some_texts(rng, rng.randint(1, 4)) for _ in range(9)] + [[("ada", "in london")], ["ada " * 600]]
+    for more, together in (([], [sum(map(len, asked)) - 1, 1]), ([["ada " * 99]], None), ([["broken"]], None)):
+        calls.clear()
+        found = asyncio.run(ask([*asked, *more]))
+        assert together is None or sorted(calls) == sorted(together)
+        for texts, got in zip([*asked, *more], found, strict=True):
+            if texts == ["broken"]:
+                assert isinstance(got, fastinfer.InputError)
+                continue
+            [want] = packed(texts, [])
+            for name in ("ids", "cu_seqlens", "token_types"):
+                np.testing.assert_array_equal(getattr(got[0], name), getattr(want, name))
+            assert (got[1] is not None) == any(len(text) > 300 for text in texts)
 
 
 class Client:
