@@ -132,7 +132,8 @@ def test_numbers_are_short_and_exact(value):
     said = text_io.json_line(value)
     assert np.float32(said) == np.float32(value)
     digits = len(said.partition("e")[0].replace("-", "").replace(".", "").strip("0"))
-    shortest = next(n for n in range(1, 10) if np.float32(f"{value:.{n - 1}e}") == np.float32(value))
+    with np.errstate(over="ignore"):  # a largest value that is rounded up is infinite
+        shortest = next(n for n in range(1, 10) if np.float32(f"{value:.{n - 1}e}") == np.float32(value))
     assert digits <= max(shortest, 1)
     assert json.loads(text_io.json_line(0.1)) == 0.1
     assert text_io.json_line({"a": [np.float32(0.1), 1, True, None, "é"]}) == '{"a": [0.1, 1, true, null, "é"]}'
