@@ -8,6 +8,8 @@ requests.py   the types of requests and answers, from which the checks and the O
 openai.py     /v1/embeddings, /v1/models
 tei.py        the endpoints of text-embeddings-inference
 tasks.py      /fill_mask, /tag, /answer
-served.py     a model by its name: texts become tokens here, then go to its Batcher
+served.py     a model by its name: the limits of its requests, and its Batcher
+reading.py    texts of requests that arrive together become tokens
+errors.py     errors as HTTP answers; metrics.py, logs.py, openapi.py: what their names say
 page.py       the page at /, with paths down the trees
 """
