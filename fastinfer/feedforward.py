@@ -13,7 +13,7 @@ A gated feedforward multiplies its neurons by a linear function of the input (GL
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import FFF, Dense, Gated
@@ -50,14 +50,26 @@ def _forward(
 ) -> None:
     bias = ffn.b_out
     if ffn.dense_in is not None and ffn.dense_out is not None:
-        assert work is not None
-        middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
-        ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, out=middle)
-        ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=residual, out=out)
+        for rows, middle in _pieces(ops, x, ffn, work):
+            ops.linear(x[rows], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, out=middle)
+            added = None if residual is None else residual[rows]
+            ops.linear(middle, ffn.dense_out.weight, bias=bias if ffn.trees is None else None, residual=added, out=out[rows])
         residual = out
     if ffn.trees is not None:
         nodes, z = routes or (None, None)
         ops.fff(x, ffn.trees, bias=bias, residual=residual, out=out, nodes=nodes, z=z)
+
+
+def _pieces(ops: Reference, x: Any, ffn: FeedForward, work: Workspace | None) -> Iterator[tuple[slice, Any]]:
+    """Rows of x that go through all products of a dense layer together, with a buffer for their neurons that stays in the cache."""
+    assert work is not None
+    assert ffn.dense_in is not None
+    width = ops.outputs(ffn.dense_in.weight)
+    pieces = max(1, -(-len(x) * width // ops.most_neurons)) if ops.most_neurons else 1
+    middle = work.take("middle", -(-len(x) // pieces), width)
+    for i in range(pieces):
+        rows = slice(len(x) * i // pieces, len(x) * (i + 1) // pieces)
+        yield rows, middle[: rows.stop - rows.start]
 
 
 def _gated_tensors(ffn: Gated, hidden: int) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -71,13 +83,12 @@ def _gated_tensors(ffn: Gated, hidden: int) -> dict[str, tuple[tuple[int, ...], 
 def _gated_forward(
     ops: Reference, x: Any, ffn: FeedForward, *, residual: Any | None, out: Any, work: Workspace | None, routes: Any = None
 ) -> None:
-    assert work is not None
     assert ffn.dense_in is not None
     assert ffn.dense_out is not None
-    middle = work.take("middle", len(x), ops.outputs(ffn.dense_in.weight))
-    ops.linear(x, ffn.others["dense_up.weight"], bias=ffn.others.get("dense_up.bias"), out=middle)
-    ops.linear(x, ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, gate=middle, out=middle)
-    ops.linear(middle, ffn.dense_out.weight, bias=ffn.b_out, residual=residual, out=out)
+    for rows, middle in _pieces(ops, x, ffn, work):
+        ops.linear(x[rows], ffn.others["dense_up.weight"], bias=ffn.others.get("dense_up.bias"), out=middle)
+        ops.linear(x[rows], ffn.dense_in.weight, bias=ffn.dense_in.bias, activation=ffn.activation, gate=middle, out=middle)
+        ops.linear(middle, ffn.dense_out.weight, bias=ffn.b_out, residual=None if residual is None else residual[rows], out=out[rows])
 
 
 class Kind(NamedTuple):

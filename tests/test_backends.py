@@ -14,12 +14,30 @@ cpu = pytest.importorskip("fastinfer.backends.cpu", reason="the compiled module 
 def test_the_baseline_is_always_there():
     assert "portable" in cpu.isas()
     assert "numpy" in backends.ALL
-    assert fastinfer.backends.get("auto").device == f"cpu:{cpu.isas()[0]}"
+    assert fastinfer.backends.get("auto").device == f"cpu:{cpu.default_isa()}"
 
 
 def test_auto_takes_a_gpu_first(monkeypatch):
     monkeypatch.setattr(fastinfer.backends, "AUTO", ("cuda", "cpu", "numpy"))
-    assert fastinfer.backends.get("auto").device == ("cuda:0" if "cuda" in backends.ALL else f"cpu:{cpu.isas()[0]}")
+    assert fastinfer.backends.get("auto").device == ("cuda:0" if "cuda" in backends.ALL else f"cpu:{cpu.default_isa()}")
+
+
+def test_dot_instructions_that_are_slow_are_passed_over(monkeypatch):
+    here = ["avx512_bf16", "avx512_vnni", "avx2", "portable"]
+    monkeypatch.setattr(cpu, "isas", lambda: here)
+    for time, chosen in ((0.9, "avx512_bf16"), (2.0, "avx512_vnni")):
+        monkeypatch.setattr(cpu, "dot_time", lambda isa, time=time: time)
+        assert cpu.default_isa() == chosen
+    here.insert(0, "avx512_amx")
+    assert cpu.default_isa() == "avx512_amx"
+    monkeypatch.setenv("FASTINFER_ISA", "avx512_bf16")
+    assert cpu.default_isa() == "avx512_bf16"
+
+
+def test_the_time_of_dot_instructions_is_measured():
+    for isa in cpu.isas():
+        time = cpu.dot_time(isa)
+        assert time is None if f"cpu:{isa}" not in backends.BFLOAT16_DOTS else 0.2 < time < 50
 
 
 def test_every_isa_can_be_forced(monkeypatch):
@@ -64,9 +82,33 @@ def test_threads_that_cannot_be(threads):
 
 def test_threads_default_to_what_the_process_may_use(monkeypatch):
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 3, 5, 7}, raising=False)
+    monkeypatch.setattr(cpu, "_core", str)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for quota, threads in ((None, 4), (2.5, 2), (0.3, 1), (64.0, 4)):
         monkeypatch.setattr(cpu, "cgroup_quota", lambda quota=quota: quota)
         assert cpu.default_threads() == threads
+
+
+def test_hyper_threads_of_a_core_are_one_thread(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
+    for one, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        (tmp_path / f"cpu{one}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{one}" / "topology" / "thread_siblings_list").write_text(siblings + "\n")
+    core = cpu._core
+    monkeypatch.setattr(cpu, "_core", lambda one: core(one, str(tmp_path)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cpu.default_threads() == 3  # CPU 4 has no file
+
+
+@pytest.mark.parametrize(("said", "threads"), [("2", 2), (" 1 ", 1), ("3,2", 3), ("9", 4), ("0", 4), ("", 4), ("-1", 4), ("many", 4)])
+def test_threads_default_to_those_of_openmp(monkeypatch, said, threads):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
+    monkeypatch.setattr(cpu, "_core", str)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert cpu.default_threads() == threads
+    assert fastinfer.backends.get("cpu", threads=4).threads == 4
 
 
 def test_quota_of_control_groups(tmp_path):

@@ -14,7 +14,7 @@ TOKENS = (0, 1, 2, 5, 6, 7, 11, 12, 13, 25, 100)  # around the rows of a tile, w
 SHAPES = [(1, 1), (3, 17), (17, 3), (33, 33), (16, 64), (31, 130), (100, 63), (129, 257)]  # outputs, inputs
 ACTIVATIONS = {None: np.array, "gelu": lambda v: v * special.ndtr(v), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
 
-each_device = pytest.mark.parametrize("device", backends.COMPILED)
+each_device = pytest.mark.parametrize("device", backends.WITH_VNNI)
 each_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
 each_stored = pytest.mark.parametrize("stored", backends.DTYPES)
 

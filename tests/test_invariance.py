@@ -82,7 +82,7 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("device", backends.COMPILED)
+@pytest.mark.parametrize("device", backends.WITH_VNNI)
 @pytest.mark.parametrize("dtype", backends.DTYPES)
 @pytest.mark.parametrize("kind", FEEDFORWARDS)
 def test_a_text_is_bitwise_the_same_in_any_batch_order_and_team(folders, kind, device, dtype):

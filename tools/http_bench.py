@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ class Server:
     def ready(self) -> None:
         """Wait until it answers."""
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"):
                 return
             if self.process.poll() is not None:
                 raise SystemExit("the server has ended")
@@ -182,6 +183,11 @@ def alone(model: fastinfer.Model, texts: list[str], seconds: float) -> np.ndarra
     return np.array(waits)
 
 
+def options(args: argparse.Namespace) -> list[str]:
+    """The options of the server."""
+    return ["--workers", str(args.workers), *(["-m", args.model] if args.model else [])]
+
+
 def rate(args: argparse.Namespace) -> None:
     """Texts a second and percentiles of the time of a request, of the library and of the server, in turns."""
     model = fastinfer.load(args.model)
@@ -199,7 +205,7 @@ def rate(args: argparse.Namespace) -> None:
         line("model.embed(all)", of_library(model, texts, args.seconds), np.empty(0))
         one = alone(model, texts, args.seconds)
         line("model.embed(one)", 1 / one.mean(), one)
-        with serving(*(["-m", args.model] if args.model else [])) as server:
+        with serving(*options(args)) as server:
             for connections in args.connections:
                 asyncio.run(load(server.port, asked, connections, 0.5, 1))
                 cpu, began = server.cpu, time.perf_counter()
@@ -215,7 +221,7 @@ def start(args: argparse.Namespace) -> None:
     body, found = json.dumps({"input": "a text"}).encode(), []
     for _ in range(args.turns):
         began = time.perf_counter()
-        server = Server(*(["-m", args.model] if args.model else []))
+        server = Server(*options(args))
         server.ready()
         status, _ = asyncio.run(Connection(server.port).post("/v1/embeddings", body))
         found.append(time.perf_counter() - began)
@@ -228,7 +234,7 @@ def soak(args: argparse.Namespace) -> None:
     """Ask without a pause and check each answer and the memory; then send more than the queue holds, several times."""
     model = fastinfer.load(args.model)
     asked = requests_of(model, sentences(args.texts, args.count), args.each, args.format)
-    with serving("--max-waiting", str(QUEUE), *(["-m", args.model] if args.model else [])) as server:
+    with serving("--max-waiting", str(QUEUE), *options(args)) as server:
         asyncio.run(load(server.port, asked, args.connections[-1], min(30.0, args.seconds / 5), 1))
         first, began, done, seen = server.megabytes, time.perf_counter(), 0, []
         counts: Counter[int] = Counter()
@@ -271,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rate", "start", "soak"))
     parser.add_argument("-m", "--model", help="a folder or a name (default: the model inside)")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="a text a line (default: sentences of the documents)")
     parser.add_argument("--count", type=int, default=1000, help="texts that are taken of them")
     parser.add_argument("--each", type=int, default=1, help="texts of a request")

@@ -155,12 +155,12 @@ cdef extern from "kernels.h" nogil:
         void (*search)(const fi_search_call *, fi_team) noexcept nogil
         array_kernel gelu, tanh, erf, exp
         float (*probe_fma)(size_t) noexcept nogil
+        float (*probe_dot)(size_t) noexcept nogil
         float (*probe_read)(const float *, size_t, size_t) noexcept nogil
         int lanes, half
     const fi_isa *fi_isas[]
-    ctypedef void (*fi_task)(void *, fi_team) noexcept nogil
-    void fi_run(fi_task, void *, int)
-    void fi_barrier(fi_team)
+    ctypedef void (*fi_task)(void *, int, fi_team) noexcept nogil
+    int fi_run(fi_task, void *, const int *, int, double)
 
 
 cdef extern from "ladder.h" nogil:
@@ -389,10 +389,7 @@ cdef struct Step:
 cdef struct Job:
     const fi_isa *isa
     const Step *steps
-    int first, count
     void *workspace
-    double until
-    atomic_int done
 
 
 cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -432,24 +429,9 @@ cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_te
     isa.search(&step.call.search, team)
 
 
-cdef void run_job(void *argument, fi_team team) noexcept nogil:
-    """Run the steps of a job in order, from job.first on, with a barrier after each. A step of size 1 runs on the first thread alone.
-
-    When time is up after a step, the first thread sets job.done, the number of steps done, before the barrier; then all threads return.
-    """
+cdef void run_job(void *argument, int step, fi_team team) noexcept nogil:
     cdef Job *job = <Job *> argument
-    cdef int i
-    for i in range(job.first, job.count):
-        if job.steps[i].size > 1:
-            job.steps[i].run(job.isa, &job.steps[i], job.workspace, team)
-        elif team.rank == 0:
-            job.steps[i].run(job.isa, &job.steps[i], job.workspace, fi_team(0, 1))
-        if team.rank == 0 and (i == job.count - 1 or fi_seconds() > job.until):
-            atomic_store(&job.done, i + 1)
-        if job.count > 1:
-            fi_barrier(team)
-        if atomic_load(&job.done) == i + 1:  # equality: the first thread may already be a step further and have written a larger number
-            return
+    job.steps[step].run(job.isa, &job.steps[step], job.workspace, team)
 
 
 cdef class Kernels:
@@ -481,23 +463,22 @@ cdef class Kernels:
         """Whether gemm can write bfloat16 and attention can read it."""
         return bool(self.isa.half)
 
-    cdef _run(self, const Step *steps, int count, int size, size_t workspace_bytes):
+    cdef _run(self, const Step *steps, const int *sizes, int count, size_t workspace_bytes):
+        """Run steps in order, each on a team of up to sizes[i] threads."""
         cdef Memory workspace = self._take(workspace_bytes)
-        cdef Job job
-        job.isa, job.steps, job.first, job.count, job.workspace = self.isa, steps, 0, count, workspace.data
-        atomic_store(&job.done, 0)
-        while job.first < count:
-            job.until = fi_seconds() + PATIENCE
+        cdef Job job = Job(self.isa, steps, workspace.data)
+        cdef int done = 0
+        while done < count:
+            job.steps = steps + done
             with nogil:
-                fi_run(run_job, &job, size)
+                done += fi_run(run_job, &job, sizes + done, count - done, fi_seconds() + PATIENCE)
             PyErr_CheckSignals()
-            job.first = atomic_load(&job.done)
         if workspace.size <= KEEP_BYTES:
             self._spare = workspace
 
     cdef _submit(self, Step *step, tuple keep):
         """Run a step now. `keep` holds the objects that its pointers point into."""
-        self._run(step, 1, step.size, step.workspace)
+        self._run(step, &step.size, 1, step.workspace)
 
     def fff(
         self, const float[:, ::1] x, Trees trees, const float[::1] bias, const float[:, ::1] residual, float[:, ::1] out,
@@ -556,7 +537,7 @@ cdef class Kernels:
         step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]
-        self._run(&step, 1, threads, 0)
+        self._run(&step, &step.size, 1, 0)
         return matrix
 
     def gemm(
@@ -845,22 +826,37 @@ cdef class Kernels:
             with nogil:
                 kernel(&x[0], &out[0], x.shape[0])
 
+    def probe_dot(self):
+        """How many times as long as an FMA a dot instruction of bfloat16 takes, which replaces two; None without one."""
+        cdef double start, dot = 1e300, fma = 1e300
+        cdef size_t rounds = 4096  # 10 to 30 us
+        if self.isa.probe_dot == NULL:
+            return None
+        for _ in range(8):  # the best time counts: others run beside
+            start = fi_seconds()
+            self.isa.probe_fma(rounds)
+            fma = min(fma, fi_seconds() - start)
+            start = fi_seconds()
+            self.isa.probe_dot(rounds)
+            dot = min(dot, fi_seconds() - start)
+        return dot / fma
+
     def probe_fma(self, size_t rounds, int threads):
         """Floating-point operations per second (an FMA counts as two) of a team that computes only vector FMAs."""
-        cdef Probe probe = Probe(self.isa, NULL, rounds, 0)
+        cdef Probe probe = Probe(self.isa, NULL, rounds, 0, 0)
         cdef double start = time.perf_counter()
         with nogil:
-            fi_run(run_probe, &probe, threads)
-        return 2.0 * FI_PROBE_CHAINS * self.isa.lanes * rounds * threads / (time.perf_counter() - start)
+            fi_run(run_probe, &probe, &threads, 1, 0)
+        return 2.0 * FI_PROBE_CHAINS * self.isa.lanes * rounds * probe.size / (time.perf_counter() - start)
 
     def probe_read(self, const float[::1] data, size_t times, int threads):
         """Bytes per second that a team reads: each thread reads its own part of `data`, in order, `times` times."""
         cdef size_t part = data.shape[0] // threads // (FI_PROBE_CHAINS * self.isa.lanes) * (FI_PROBE_CHAINS * self.isa.lanes)
-        cdef Probe probe = Probe(self.isa, &data[0], times, part)
+        cdef Probe probe = Probe(self.isa, &data[0], times, part, 0)
         cdef double start = time.perf_counter()
         with nogil:
-            fi_run(run_probe, &probe, threads)
-        return 4.0 * part * threads * times / (time.perf_counter() - start)
+            fi_run(run_probe, &probe, &threads, 1, 0)
+        return 4.0 * part * probe.size * times / (time.perf_counter() - start)
 
     def ladder(
         self, str rung, const float[:, ::1] x, const float[:, ::1] w_in, const float[::1] b_in, const float[:, ::1] w_out, float[:, ::1] out
@@ -890,45 +886,49 @@ cdef class Program(Kernels):
 
     cdef Kernels _kernels
     cdef list _keep
-    cdef Memory _steps
-    cdef int _count, _room, _size
+    cdef Memory _steps, _sizes
+    cdef int _count, _room
     cdef size_t _bytes
 
     def __init__(self, Kernels kernels):
         self.isa = kernels.isa
         self._kernels = kernels
         self._keep = []
-        self._count, self._room, self._size, self._bytes = 0, 0, 1, 0
+        self._count, self._room, self._bytes = 0, 0, 0
 
     cdef _submit(self, Step *step, tuple keep):
-        cdef Memory grown
+        cdef Memory steps, sizes
         if self._count == self._room:
             self._room = max(64, 2 * self._room)
-            grown = Memory(self._room * sizeof(Step))
+            steps, sizes = Memory(self._room * sizeof(Step)), Memory(self._room * sizeof(int))
             if self._count:
-                memcpy(grown.data, self._steps.data, self._count * sizeof(Step))
-            self._steps = grown
+                memcpy(steps.data, self._steps.data, self._count * sizeof(Step))
+                memcpy(sizes.data, self._sizes.data, self._count * sizeof(int))
+            self._steps, self._sizes = steps, sizes
         (<Step *> self._steps.data)[self._count] = step[0]
+        (<int *> self._sizes.data)[self._count] = step.size
         self._count += 1
         self._keep.append(keep)
-        self._size = max(self._size, step.size)
         self._bytes = max(self._bytes, step.workspace)
 
     def run(self):
         """Run the collected ops in order."""
         if self._count:
-            self._kernels._run(<const Step *> self._steps.data, self._count, self._size, self._bytes)
+            self._kernels._run(<const Step *> self._steps.data, <const int *> self._sizes.data, self._count, self._bytes)
 
 
-# data: the floats to read; NULL: compute FMAs instead
+# data: the floats to read; NULL: compute FMAs instead. size: the threads that ran
 cdef struct Probe:
     const fi_isa *isa
     const float *data
     size_t times, part
+    int size
 
 
-cdef void run_probe(void *argument, fi_team team) noexcept nogil:
+cdef void run_probe(void *argument, int step, fi_team team) noexcept nogil:
     cdef Probe *probe = <Probe *> argument
+    if team.rank == 0:
+        probe.size = team.size
     if probe.data == NULL:
         probe.isa.probe_fma(probe.times)
     else:

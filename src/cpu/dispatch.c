@@ -3,17 +3,18 @@
 
 extern const fi_isa fi_isa_portable;
 #if defined(__x86_64__)
-extern const fi_isa fi_isa_avx2, fi_isa_avx512, fi_isa_avx512_bf16, fi_isa_avx512_amx;
+extern const fi_isa fi_isa_avx2, fi_isa_avx2_vnni, fi_isa_avx512, fi_isa_avx512_vnni, fi_isa_avx512_bf16, fi_isa_avx512_amx;
 #elif defined(__aarch64__)
-extern const fi_isa fi_isa_neon;
+extern const fi_isa fi_isa_neon, fi_isa_neon_dot;
 #endif
 
 const fi_isa *const fi_isas[] = {
 #if defined(__x86_64__)
-    &fi_isa_avx512_amx, &fi_isa_avx512_bf16,
-    &fi_isa_avx512,     &fi_isa_avx2,
+    &fi_isa_avx512_amx,  &fi_isa_avx512_bf16,
+    &fi_isa_avx512_vnni, &fi_isa_avx512,
+    &fi_isa_avx2_vnni,   &fi_isa_avx2,
 #elif defined(__aarch64__)
-    &fi_isa_neon,
+    &fi_isa_neon_dot, &fi_isa_neon,
 #endif
-    &fi_isa_portable,   NULL,
+    &fi_isa_portable,    NULL,
 };

@@ -36,7 +36,8 @@ static int usable(void) {
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,amx-tile,amx-int8,amx-bf16")
 #endif
 #define ISA avx512_amx
-#define DOT_INSTRUCTIONS  /* VDPBF16PS and VPDPBUSD */
+#define BF16_DOTS
+#define INT8_DOTS
 #define TILE_INSTRUCTIONS /* TDPBF16PS and TDPBUSD */
 #include "simd_avx512.h"
 #include "kernels.inc"

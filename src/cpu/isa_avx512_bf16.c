@@ -17,7 +17,8 @@ static int usable(void) {
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")
 #endif
 #define ISA avx512_bf16
-#define DOT_INSTRUCTIONS /* VDPBF16PS and VPDPBUSD */
+#define BF16_DOTS
+#define INT8_DOTS
 #include "simd_avx512.h"
 #include "kernels.inc"
 

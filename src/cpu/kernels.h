@@ -5,7 +5,7 @@
  *
  * Threads. Kernels start no threads. A kernel that takes (team) is called by every thread of a team with the same arguments. It
  * takes its share of the work by team.rank and waits for the others at fi_barrier(team). fi_run provides the team, and one run may
- * call many kernels. A kernel with a barrier must be called by all threads of the run. No kernel waits for the other threads before it
+ * call many kernels, each a step. No kernel waits for the other threads before it
  * returns: the caller places a barrier between kernels that share a buffer or a workspace. A workspace must suffice for every team up
  * to the size it was computed for, since a run may get fewer threads.
  *
@@ -23,7 +23,8 @@
  *     output's scale) + bias.
  *   - attention: a score as a matrix product, then the sum of the two relative products, then one FMA for its distance; a weight
  *     exp(scale * (score - largest)) as 2**x, x one FMA of the score, 0 for x below -125.5; the weights' sum by lanes over keys ascending,
- *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above.
+ *     then vf_sum; an output is one FMA per key ascending, from zero, then times 1 / sum. bfloat16: dot instructions as above; AMX sums
+ *     the products of values in blocks of 32 keys, which begin at the text's first key.
  *   - search: a dot product along K, in one accumulator vector, lane l takes l, l + VL ... ascending, one FMA each, then vf_sum.
  *   - no function of math.inc gives a denormal: exp is 0 below -87.33654, the tail of GELU and erf beyond 11.62.
  *   - norm: sums of four lane accumulators, vector i in i mod 4, added as (0 + 1) + (2 + 3), then vf_sum: of x; then of x - mean, which
@@ -36,7 +37,7 @@
 #include <stdint.h>
 
 enum { FI_MOST_DEPTH = 15 };  /* decisions of a path */
-enum { FI_PROBE_CHAINS = 8 }; /* independent sums of probe_fma and probe_read */
+enum { FI_PROBE_CHAINS = 8 }; /* independent sums of the probes */
 enum fi_dtype { FI_F32 = 0, FI_BF16 = 1, FI_I8 = 2 };
 
 typedef struct {
@@ -195,14 +196,17 @@ typedef struct fi_isa {
     void (*erf)(const float *x, float *out, size_t count);
     void (*exp)(const float *x, float *out, size_t count);
     float (*probe_fma)(size_t rounds); /* probe.inc */
+    float (*probe_dot)(size_t rounds); /* NULL without a dot instruction of bfloat16 */
     float (*probe_read)(const float *, size_t count, size_t times);
 } fi_isa;
 
 extern const fi_isa *const fi_isas[]; /* the compiled ISAs, usable or not: best first, NULL at the end */
 
-/* team.c: run task(argument, team) on up to `size` threads, including the caller's; all of them must call fi_barrier() equally often. */
-typedef void (*fi_task)(void *argument, fi_team);
-void fi_run(fi_task, void *argument, int size);
+/* team.c: run task(argument, step, team) for the steps 0 to count - 1 in turn, until fi_seconds() has passed `until`. Returns the number
+   of steps that ran, at least one. A step's team has the caller's thread and up to sizes[step] - 1 others; those that sleep join at a later
+   step. All threads of a team must call fi_barrier() equally often. */
+typedef void (*fi_task)(void *argument, int step, fi_team);
+int fi_run(fi_task, void *argument, const int *sizes, int count, double until);
 void fi_barrier(fi_team);
 
 #endif

@@ -64,7 +64,6 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
 typedef __m256i vi;
 #define TILE_ROWS 6 /* tokens of a tile: 6 x 2 accumulators, 2 vectors of weights, 1 token use 15 of 16 registers */
 #define BF16_STEPS 2
-#define I8_STEPS 2
 
 static inline vi vi_set1(int32_t s) { return _mm256_set1_epi32(s); }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -107,6 +106,15 @@ static inline vi vi_quantise(const float *p, vf s) {
     return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
+#ifdef INT8_DOTS /* VPDPBUSD of AVX-VNNI */
+#define I8_STEPS 1
+#define UNSIGNED_TOKENS 1
+static inline vi vi_dot_i8(vi a, vi b, vi sum) { return _mm256_dpbusd_avx_epi32(sum, a, b); } /* a: 0..255, b: -128..127 */
+static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+static inline vi vi_first_i8(vi a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); } /* int8 to uint8: 128 is added */
+#else
+#define I8_STEPS 2
+#define UNSIGNED_TOKENS 0
 static inline vi vi_even_i8(vi a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); } /* bytes 0 and 2 of a lane, as int16 */
 static inline vi vi_odd_i8(vi a) { return _mm256_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
 static inline vi vi_dot_i16(vi a, vi b, vi sum) {
@@ -114,6 +122,7 @@ static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     __asm__("" : "+x"(sum)); /* else gcc reassociates the sums of a tile and spills registers */
     return sum;
 }
+#endif
 static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm256_slli_epi32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { /* the odd values; a mask would need a register */
     return vi_as_vf(_mm256_blend_epi16(vi_load(p), _mm256_setzero_si256(), 0x55));

@@ -96,15 +96,28 @@ static inline vi vi_quantise(const float *p, vf s) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
 }
 
-#ifdef DOT_INSTRUCTIONS
-#define BF16_STEPS 1
+#ifdef INT8_DOTS /* VPDPBUSD */
 #define I8_STEPS 1
-static inline vf vf_dot_bf16(vi a, vi b, vf sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#define UNSIGNED_TOKENS 1
 static inline vi vi_dot_i8(vi a, vi b, vi sum) { return _mm512_dpbusd_epi32(sum, a, b); } /* a: 0..255, b: -128..127 */
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-static inline vi vi_add_128(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8 */
-static inline vi vi_join_bf16(vf a, vf b) { return (vi)_mm512_cvtne2ps_pbh(b, a); }       /* VL bf16 from a, then VL from b */
-static inline vi vi_zip_bf16(vf a, vf b) {                                                /* a0 b0 a1 b1 ... */
+static inline vi vi_first_i8(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); } /* int8 to uint8: 128 is added */
+#else
+#define I8_STEPS 2
+#define UNSIGNED_TOKENS 0
+static inline vi vi_even_i8(vi a) { return _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8); } /* bytes 0 and 2 of a lane, as int16 */
+static inline vi vi_odd_i8(vi a) { return _mm512_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
+static inline vi vi_dot_i16(vi a, vi b, vi sum) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    __asm__("" : "+v"(sum)); /* else gcc reassociates the sums of a tile and spills registers */
+    return sum;
+}
+#endif
+#ifdef BF16_DOTS /* VDPBF16PS */
+#define BF16_STEPS 1
+static inline vf vf_dot_bf16(vi a, vi b, vf sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+static inline vi vi_join_bf16(vf a, vf b) { return (vi)_mm512_cvtne2ps_pbh(b, a); } /* VL bf16 from a, then VL from b */
+static inline vi vi_zip_bf16(vf a, vf b) {                                          /* a0 b0 a1 b1 ... */
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
@@ -118,14 +131,6 @@ static inline void vf_store_half(uint16_t *p, vf a, int n) { /* the first n lane
 static inline vi vi_pairs_bf16(const float *p) { return vi_join_bf16(vf_load(p), vf_load(p + VL)); } /* 2 VL floats as pairs of bf16 */
 #else
 #define BF16_STEPS 2
-#define I8_STEPS 2
-static inline vi vi_even_i8(vi a) { return _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8); } /* bytes 0 and 2 of a lane, as int16 */
-static inline vi vi_odd_i8(vi a) { return _mm512_srai_epi16(a, 8); }                        /* bytes 1 and 3 */
-static inline vi vi_dot_i16(vi a, vi b, vi sum) {
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
-    __asm__("" : "+v"(sum)); /* else gcc reassociates the sums of a tile and spills registers */
-    return sum;
-}
 static inline vf vf_low_bf16(const void *p) { return vi_as_vf(_mm512_slli_epi32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
 static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }

@@ -64,7 +64,7 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
 typedef int32x4_t vi;
 #define TILE_ROWS 12 /* tokens of a tile: 12 x 2 accumulators, 2 vectors of weights, 1 token use 27 of 32 registers */
 #define BF16_STEPS 2
-#define I8_STEPS 2
+#define UNSIGNED_TOKENS 0
 
 static inline vi vi_set1(int32_t s) { return vdupq_n_s32(s); }
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
@@ -98,6 +98,12 @@ static inline vi vi_quantise(const float *p, vf s) {
     return vreinterpretq_s32_s8(vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d))));
 }
 
+#ifdef INT8_DOTS /* SDOT */
+#define I8_STEPS 1
+static inline vi vi_dot_i8(vi a, vi b, vi sum) { return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
+static inline vi vi_first_i8(vi a) { return a; } /* int8, as vi_dot_i8 takes its first factor */
+#else
+#define I8_STEPS 2
 static inline vi vi_even_i8(vi a) { /* bytes 0 and 2 of a lane, as int16 */
     return vreinterpretq_s32_s16(vshrq_n_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), 8), 8));
 }
@@ -106,6 +112,7 @@ static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
 }
+#endif
 static inline vf vf_low_bf16(const void *p) { return vi_as_vf(vshlq_n_s32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
 static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }

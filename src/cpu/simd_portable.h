@@ -70,6 +70,7 @@ typedef vi_ vi;
 #define TILE_ROWS 4 /* tokens of a tile: 4 x 2 accumulators leave some of 16 registers for products, since there is no FMA */
 #define BF16_STEPS 2
 #define I8_STEPS 2
+#define UNSIGNED_TOKENS 0
 
 static inline vi vi_set1(int32_t s) { return (vi){s, s, s, s}; }
 static inline vi vi_load(const void *p) {

@@ -2,10 +2,11 @@
  *
  * This is not OpenMP, for four reasons. libgomp's threads spin for milliseconds after each call, which slows everything else in
  * the process. A barrier among them costs a scheduler tick of 4 ms whenever two threads share one CPU. Its settings can only be
- * made in the environment before the process starts. A forked child that meets a barrier hangs. Here waiting threads spin for
- * about 50 us, then let others run, then sleep; a child of fork() starts a pool of its own.
+ * made in the environment before the process starts. A forked child that meets a barrier hangs. Here threads without work spin for
+ * some 20 us, then sleep; a child of fork() starts a pool of its own.
  *
- * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team.
+ * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team. Nor does a
+ * caller wait for threads that sleep: it wakes them and goes on, and each joins the team at the next step after it is awake.
  */
 #include <stdatomic.h>
 
@@ -22,16 +23,26 @@
 
 enum {
     MOST_THREADS = 256,
-    SPINS = 2000, /* executions of RELAX, about 50 us: fewer miss the next call of a busy caller, more burn CPU time of other threads */
+    IDLE_US = 20,    /* us that a thread without work spins before it sleeps */
+    IDLE_MOST = 100, /* us: the same, of a thread that would have met its last call so */
+    WAKE_US = 20,    /* us that a caller of a single step waits for threads to wake: 5 to 10 where a CPU is free */
+    SPINS = 2000,    /* executions of RELAX, 50 to 100 us, of a thread that waits for others of its team */
     /* calls of fi_yield, 5 ms and more. A wait then sleeps in short naps: the thread that runs instead may not be the one waited for.
        A waiting thread of a higher, real-time priority would otherwise yield to itself for ever. */
     YIELDS = 10000,
     NAP_US = 50, /* us of a nap */
+    SIZE_BITS = 10
 };
+static const long long NEVER = 1LL << 62; /* no number of a call */
+
+/* A thread is ASLEEP until it is wanted, then AWAKE until it sleeps again or a team takes it: then it is a MEMBER to the end of the run. */
+enum { ASLEEP, AWAKE, MEMBER };
 
 typedef struct {
-    _Alignas(64) atomic_uint call; /* number of the last call given to this worker */
-    atomic_int asleep;
+    _Alignas(64) atomic_int state;
+    int rank;          /* of a MEMBER */
+    atomic_llong from; /* number of the first call in which it takes part */
+    atomic_int wanted; /* whether the run has work for it, now or at its next step: then it does not sleep */
     fi_mutex mutex;
     fi_condition wake;
 } worker;
@@ -39,11 +50,12 @@ typedef struct {
 static struct {
     fi_mutex busy; /* held by the caller whose team is running */
     worker workers[MOST_THREADS];
-    int started; /* workers of ranks 1 to `started` exist */
-    int size;
+    int started;                    /* workers 1 to `started` exist */
+    _Alignas(64) atomic_llong call; /* number of the last call of `task` << SIZE_BITS | threads that take part in it */
     fi_task task;
     void *argument;
-    _Alignas(64) atomic_int running; /* workers that have not finished */
+    int step;
+    _Alignas(64) atomic_int running; /* those of them, beside the caller, that have not finished */
     _Alignas(64) atomic_uint round;  /* number of barriers passed */
     atomic_int arrived;
 } pool = {.busy = FI_MUTEX_INIT};
@@ -67,22 +79,42 @@ void fi_barrier(fi_team team) {
     }
 }
 
+static inline int us_since(double seconds) { return (int)(1e6 * (fi_seconds() - seconds)); }
+
+/* Sleep until wanted, unless a team has taken the thread in the meantime. */
+static void doze(worker *w) {
+    int awake = AWAKE;
+    fi_lock(&w->mutex);
+    if (atomic_compare_exchange_strong(&w->state, &awake, ASLEEP)) {
+        while (!atomic_load(&w->wanted)) fi_wait(&w->wake, &w->mutex);
+        atomic_store(&w->state, AWAKE);
+    }
+    fi_unlock(&w->mutex);
+}
+
 FI_THREAD(work, argument) {
     worker *w = argument;
-    const int rank = (int)(w - pool.workers);
-    unsigned seen = 0;
+    long long call, seen = -1;
+    double free = fi_seconds(); /* since when it has no work */
+    int idle = IDLE_US;
+    atomic_store(&w->state, AWAKE);
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&w->call, memory_order_acquire) == seen; i++) RELAX();
-        if (atomic_load(&w->call) == seen) {
-            fi_lock(&w->mutex);
-            atomic_store(&w->asleep, 1);
-            while (atomic_load(&w->call) == seen) fi_wait(&w->wake, &w->mutex);
-            atomic_store(&w->asleep, 0);
-            fi_unlock(&w->mutex);
+        for (int i = 0; (call = atomic_load_explicit(&pool.call, memory_order_acquire)) == seen; i = next_round(i)) {
+            if (atomic_load_explicit(&w->wanted, memory_order_relaxed)) wait_a_little(i);
+            else if (us_since(free) < idle) RELAX();
+            else doze(w);
         }
-        seen = atomic_load(&w->call);
-        pool.task(pool.argument, (fi_team){rank, pool.size});
+        seen = call;
+        const long long number = call >> SIZE_BITS, from = atomic_load(&w->from);
+        const int size = (int)(call & ((1 << SIZE_BITS) - 1));
+        if (number < from || w->rank >= size) continue;
+        if (number == from) {
+            const int us = us_since(free);
+            idle = us > IDLE_US && us < IDLE_MOST ? IDLE_MOST : IDLE_US;
+        }
+        pool.task(pool.argument, pool.step, (fi_team){w->rank, size});
         atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+        free = fi_seconds();
     }
     return 0;
 }
@@ -101,8 +133,9 @@ static int grow(int size) {
     if (size > MOST_THREADS) size = MOST_THREADS;
     while (pool.started < size - 1) {
         worker *w = &pool.workers[pool.started + 1];
-        atomic_store(&w->call, 0);
-        atomic_store(&w->asleep, 0);
+        atomic_store(&w->state, ASLEEP);
+        atomic_store(&w->from, NEVER);
+        atomic_store(&w->wanted, 0);
         fi_mutex_init(&w->mutex);
         fi_condition_init(&w->wake);
         if (!fi_start(work, w)) return pool.started + 1;
@@ -111,26 +144,64 @@ static int grow(int size) {
     return size;
 }
 
-void fi_run(fi_task task, void *argument, int size) {
-    if (size < 2 || !fi_try_lock(&pool.busy)) {
-        task(argument, (fi_team){0, 1});
-        return;
+/* Take those of the workers 1 to most - 1 that are awake into a team of `size`, and wake the others. Returns the team's new size. */
+static int gather(int size, int most) {
+    for (int i = 1; i < most && size < most; i++) {
+        worker *w = &pool.workers[i];
+        int state = AWAKE;
+        if (atomic_compare_exchange_strong(&w->state, &state, MEMBER)) {
+            w->rank = size++;
+            atomic_store(&w->from, (atomic_load(&pool.call) >> SIZE_BITS) + 1);
+        }
+        if (state == MEMBER || atomic_exchange(&w->wanted, 1) || state == AWAKE) continue;
+        fi_lock(&w->mutex);
+        fi_signal(&w->wake);
+        fi_unlock(&w->mutex);
     }
-    size = grow(size);
+    return size;
+}
+
+static void dismiss(int most) {
+    for (int i = 1; i < most; i++) {
+        worker *w = &pool.workers[i];
+        int state = MEMBER;
+        atomic_store(&w->from, NEVER);
+        atomic_compare_exchange_strong(&w->state, &state, AWAKE);
+        atomic_store(&w->wanted, 0);
+    }
+}
+
+/* Run a step on a team. */
+static void call(int step, int size) {
+    if (size > 1) {
+        pool.step = step;
+        atomic_store(&pool.running, size - 1);
+        const long long number = (atomic_load(&pool.call) >> SIZE_BITS) + 1;
+        atomic_store(&pool.call, number << SIZE_BITS | size);
+    }
+    pool.task(pool.argument, step, (fi_team){0, size});
+    for (int i = 0; size > 1 && atomic_load_explicit(&pool.running, memory_order_acquire); i = next_round(i)) wait_a_little(i);
+}
+
+int fi_run(fi_task task, void *argument, const int *sizes, int count, double until) {
+    int most = 1, size = 1, step = 0;
+    for (int i = 0; i < count; i++)
+        if (sizes[i] > most) most = sizes[i];
+    if (most < 2 || !fi_try_lock(&pool.busy)) {
+        do task(argument, step, (fi_team){0, 1});
+        while (++step < count && fi_seconds() < until);
+        return step;
+    }
+    most = grow(most);
     pool.task = task;
     pool.argument = argument;
-    pool.size = size;
-    atomic_store(&pool.running, size - 1);
-    for (int rank = 1; rank < size; rank++) {
-        worker *w = &pool.workers[rank];
-        atomic_fetch_add(&w->call, 1);
-        if (atomic_load(&w->asleep)) {
-            fi_lock(&w->mutex);
-            fi_signal(&w->wake);
-            fi_unlock(&w->mutex);
-        }
-    }
-    task(argument, (fi_team){0, size});
-    for (int i = 0; atomic_load_explicit(&pool.running, memory_order_acquire); i = next_round(i)) wait_a_little(i);
+    const double start = fi_seconds();
+    do {
+        do size = gather(size, most);
+        while (count == 1 && size < most && us_since(start) < WAKE_US);
+        call(step, size < sizes[step] ? size : sizes[step]);
+    } while (++step < count && fi_seconds() < until);
+    dismiss(most);
     fi_unlock(&pool.busy);
+    return step;
 }

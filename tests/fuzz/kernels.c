@@ -111,13 +111,18 @@ typedef struct job {
     void *workspace;
     int repeats;
 } job;
+enum { MOST_REPEATS = 3 };
 
-static void task(void *argument, fi_team team) {
+static void task(void *argument, int step, fi_team team) {
+    (void)step;
     const job *j = argument;
-    for (int i = 0; i < j->repeats; i++) {
-        if (i) fi_barrier(team);
-        j->run(j, team);
-    }
+    j->run(j, team);
+}
+/* Run a job as often as it says, on teams of up to `size` threads. */
+static void run_on(job *j, int size) {
+    int sizes[MOST_REPEATS];
+    for (int i = 0; i < j->repeats; i++) sizes[i] = size;
+    for (int done = 0; done < j->repeats;) done += fi_run(task, j, sizes, j->repeats - done, 1e300);
 }
 static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->call, j->workspace, team); }
 static void run_gemm(const job *j, fi_team team) { j->isa->gemm(j->weights, j->call, j->workspace, team); }
@@ -134,7 +139,7 @@ typedef struct {
     int size, asked, repeats; /* asked: the team that the workspace is made for, perhaps larger than the team */
 } plan;
 static plan team_plan(int repeatable) {
-    plan p = {.size = 1 + byte() % most_team, .repeats = repeatable ? 1 + byte() % 3 : 1};
+    plan p = {.size = 1 + byte() % most_team, .repeats = repeatable ? 1 + byte() % MOST_REPEATS : 1};
     p.asked = p.size + byte() % 3;
     return p;
 }
@@ -211,7 +216,7 @@ static void try_fff(const fi_isa *isa) {
         if (residual && inside) mine.residual = memcpy(out[i], residual + from, (values - from) * sizeof **out);
         void *workspace = aligned(isa->fff_workspace(&t, rows, asked), i ? 0xff : 0x7f);
         job j = {isa, run_fff, &t, &mine, workspace, i == 1 ? p.repeats : 1};
-        fi_run(task, &j, size_i);
+        run_on(&j, size_i);
         same("fff", isa, out[i], out[0] + from, values - from);
         if (routes) {
             same("routes' z", isa, z[i], z[0] + done, steps - done);
@@ -232,7 +237,7 @@ static void try_gemm(const fi_isa *isa) {
     for (int i = 0; i < 2; i++) {
         packed[i] = aligned(packed_bytes, i ? 0xff : 0x7f);
         job j = {isa, run_pack, &m, &rows, packed[i], 1};
-        fi_run(task, &j, i ? p.size : 1);
+        run_on(&j, i ? p.size : 1);
     }
     if (!special) same_bytes("pack", isa, packed[0], packed[1], packed_bytes);
     m.packed = packed[0];
@@ -262,7 +267,7 @@ static void try_gemm(const fi_isa *isa) {
         *(gated ? &mine.gate : &mine.residual) = added;
         void *workspace = aligned(isa->gemm_workspace(&m, mine_tokens, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
         job j = {isa, run_gemm, &m, &mine, workspace, i == 1 && !(other && inside) ? p.repeats : 1};
-        fi_run(task, &j, i == 1 ? p.size : 1);
+        run_on(&j, i == 1 ? p.size : 1);
         /* No kernel may write between the rows of out, so these bytes are compared, too. */
         if (c.half) same_halves("gemm in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, y - begin);
         else same("gemm", isa, (float *)out[i], (float *)out[0] + begin, y - begin);
@@ -288,7 +293,7 @@ static void try_norm(const fi_isa *isa) {
                             : sum_apart == 2                                        ? own
                                                                                     : room(values * sizeof *x, sizeof *x);
         job j = {isa, run_norm, NULL, &mine, NULL, 1};
-        fi_run(task, &j, i ? p.size : 1);
+        run_on(&j, i ? p.size : 1);
         same("norm", isa, out[i], out[0], values);
         if (sum[i]) same("norm's sum", isa, sum[i], sum[0], values);
     }
@@ -317,7 +322,7 @@ static void try_search(const fi_isa *isa) {
         mine.out = out[i] = room((size_t)mine.query_count * mine.row_count * sizeof **out, sizeof **out);
         mine.best = room((size_t)mine.query_count * mine.best_stride * sizeof **out, sizeof **out);
         job j = {isa, run_search, NULL, &mine, NULL, 1};
-        fi_run(task, &j, i == 1 ? p.size : 1);
+        run_on(&j, i == 1 ? p.size : 1);
         for (int k = 0; k < mine.query_count; k++)
             same("search", isa, out[i] + (size_t)k * mine.row_count, out[0] + (size_t)(q + k) * c.row_count + r, mine.row_count);
     }
@@ -346,7 +351,7 @@ static void try_embed(const fi_isa *isa) {
         fi_embed_call mine = c;
         mine.out = out[i] = room(values * sizeof **out, sizeof **out);
         job j = {isa, run_embed, NULL, &mine, NULL, i ? p.repeats : 1};
-        fi_run(task, &j, i ? p.size : 1);
+        run_on(&j, i ? p.size : 1);
         same("embed", isa, out[i], out[0], values);
     }
 }
@@ -391,7 +396,7 @@ static void try_rotate(const fi_isa *isa) {
         }
         mine.qkv = out[i] = copy(qkv + begin * each, count * each, each);
         job j = {isa, run_rotate, NULL, &mine, NULL, 1};
-        fi_run(task, &j, i == 1 ? p.size : 1);
+        run_on(&j, i == 1 ? p.size : 1);
         if (c.half) same_halves("rotate in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, count);
         else same("rotate", isa, (float *)out[i], (float *)out[0] + begin, count);
     }
@@ -416,7 +421,7 @@ static void try_norm_heads(const fi_isa *isa) {
         if (i == 2) mine.tokens -= skip;
         mine.qkv = out[i] = copy(qkv + begin * each, (values - begin) * each, each);
         job j = {isa, run_norm_heads, NULL, &mine, NULL, 1};
-        fi_run(task, &j, i == 1 ? p.size : 1);
+        run_on(&j, i == 1 ? p.size : 1);
         if (c.half) same_halves("norm_heads in halves", isa, (uint16_t *)out[i], (uint16_t *)out[0] + begin, values - begin);
         else same("norm_heads", isa, (float *)out[i], (float *)out[0] + begin, values - begin);
     }
@@ -430,7 +435,7 @@ static const fi_matrix *relative_table(const fi_isa *isa, const fi_attention_cal
     const fi_rows rows = {.data = stored(m->dtype, (size_t)m->outputs * m->inputs), .dtype = m->dtype};
     void *packed = aligned(isa->pack_bytes(m->dtype, m->outputs, m->inputs), 0);
     job j = {isa, run_pack, m, &rows, packed, 1};
-    fi_run(task, &j, 1);
+    run_on(&j, 1);
     m->packed = packed;
     return m;
 }
@@ -500,7 +505,7 @@ static void try_attention(const fi_isa *isa) {
         mine.out = out[i] = room(count * sizeof **out, sizeof **out);
         void *workspace = aligned(isa->attention_workspace(&mine, i == 1 ? p.asked : 1), i ? 0xff : 0x7f);
         job j = {isa, run_attention, NULL, &mine, workspace, i == 1 ? p.repeats : 1};
-        fi_run(task, &j, i == 1 ? p.size : 1);
+        run_on(&j, i == 1 ? p.size : 1);
         same("attention", isa, out[i], out[0] + begin, count);
     }
     c.qkv = qkv, c.out = out[0];
