@@ -30,7 +30,6 @@ import numpy as np
 import fastinfer
 
 ROOT = Path(__file__).parents[1]
-QUEUE = 2048  # texts: the server's --max-waiting during a burst
 
 
 def sentences(file: Path | None, count: int) -> list[str]:
@@ -231,44 +230,43 @@ def start(args: argparse.Namespace) -> None:
 
 
 def soak(args: argparse.Namespace) -> None:
-    """Ask without a pause and check each answer and the memory; then send more than the queue holds, several times."""
+    """Ask without a pause and check each answer and the memory; then send ten times what the queue holds, several times."""
     model = fastinfer.load(args.model)
     asked = requests_of(model, sentences(args.texts, args.count), args.each, args.format)
-    with serving("--max-waiting", str(QUEUE), *options(args)) as server:
-        asyncio.run(load(server.port, asked, args.connections[-1], min(30.0, args.seconds / 5), 1))
+    connections, seconds = args.connections[-1], min(10.0, args.seconds / 5)
+    queue = 2 * connections * args.each
+    with serving("--max-waiting", str(queue), *options(args)) as server:
+        asyncio.run(load(server.port, asked, connections, seconds, 1))
         first, began, done, seen = server.megabytes, time.perf_counter(), 0, []
         counts: Counter[int] = Counter()
         while time.perf_counter() - began < args.seconds:
-            texts, _, statuses = asyncio.run(load(server.port, asked, args.connections[-1], min(10.0, args.seconds / 5), 1))
+            texts, _, statuses = asyncio.run(load(server.port, asked, connections, seconds, 1))
             done, counts = done + texts, counts + statuses
             seen.append(server.megabytes)
         said = f"{done} texts in {time.perf_counter() - began:.0f} s, each answer checked, statuses {dict(counts)}"
-        print(f"{said}; memory {first:.1f} MB at first, then {min(seen):.1f} to {max(seen):.1f} MB")
+        print(f"{said}; memory {first:.1f} MB at first, then {min(seen):.1f} to {max(seen):.1f} MB", flush=True)
         if set(counts) != {200}:
             raise SystemExit("a request was not answered")
         for turn in range(3):
-            counts = asyncio.run(burst(server.port, asked))
-            print(f"burst {turn + 1} of 10 times the queue: statuses {dict(counts)}; memory {server.megabytes:.1f} MB")
+            counts = asyncio.run(burst(server.port, random.choices(asked, k=10 * queue // args.each)))
+            print(f"burst {turn + 1} of 10 times the queue: statuses {dict(counts)}; memory {server.megabytes:.1f} MB", flush=True)
             if set(counts) - {200, 429}:
                 raise SystemExit("a burst got other statuses than 200 and 429")
 
 
 async def burst(port: int, asked: list[Asked]) -> Counter[int]:
-    """How often each status came when 10 times as many texts as fit were sent at once."""
+    """How often each status came when all these were sent at once, each on a connection of its own."""
     counts: Counter[int] = Counter()
-    want = random.choices(asked, k=10 * QUEUE // asked[0].texts)
-    slots = asyncio.Semaphore(2000)  # open files
 
     async def ask(one: Asked) -> None:
-        async with slots:
-            connection = Connection(port)
-            status, answer = await connection.post("/v1/embeddings", one.body)
-            connection.close()
+        connection = Connection(port)
+        status, answer = await connection.post("/v1/embeddings", one.body)
+        connection.close()
         counts[status] += 1
         if status == 200:
             one.check(answer)
 
-    await asyncio.gather(*map(ask, want))
+    await asyncio.gather(*map(ask, asked))
     return counts
 
 
