@@ -73,8 +73,24 @@ def test_model(bench, random_model):
 
 def test_texts_of_a_model(bench, random_model, tmp_path):
     (tmp_path / "texts").write_text("ada lived in london\n\nparis is the capital of france .\n")
-    (row,) = rows(bench("model", "-m", random_model, "--dtypes", "float32", "--texts", tmp_path / "texts", "--json"))
+    row, query = rows(bench("model", "-m", random_model, "--dtypes", "float32", "--texts", tmp_path / "texts", "--json"))
     assert (row["op"], row["order"], row["texts"], row["tokens"]) == ("texts", "own", 2, 15)
+    assert (query["op"], query["tokens"]) == ("queries", 7.5)
+    assert all(0 < query[f"{pause}_p50"] <= query[f"{pause}_p99"] for pause in ("busy", "5ms", "1s"))
+
+
+def test_latencies_of_calls_after_a_pause(monkeypatch):
+    now, slept = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "sleep", slept.append)
+
+    def run(took):
+        now[0] += took
+
+    found = timing.latencies({"a": run, "b": lambda x: run(2 * x)}, [0.001, 0.003], pause=0.25, calls=20)
+    assert slept.count(0.25) == 40
+    assert found["a"][0] == pytest.approx(2)
+    assert found["b"] == (pytest.approx(4), pytest.approx(6))
 
 
 def test_start_of_a_model(bench):

@@ -115,7 +115,9 @@ def _add_model_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--engines", metavar="WORD,...", help="only engines whose name, model or dtype contains one of these words")
     sub.add_argument("--cache", metavar="FOLDER", help="the folder that keeps prepared models (default: a temporary folder)")
     sub.add_argument("--start", action="store_true", help="measure load time, first answer and memory of fresh processes")
-    sub.add_argument("--texts", metavar="FILE", help="real texts, one per line, instead of random tokens")
+    sub.add_argument(
+        "--texts", metavar="FILE", help="real texts, one per line, instead of random tokens: all of them, and queries after a pause"
+    )
     sub.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for --texts with random weights")
 
 
@@ -283,9 +285,7 @@ def run_models(
         loaded = {str(engine): (engine, engine.load(*engine.arguments)) for engine in engines}
         if options.texts:
             texts = [t for t in Path(options.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
-            output.say(report.header("texts"))
-            for row in models.bench_texts(loaded, texts, tokenizer, config.max_tokens, seconds=seconds):
-                output.row(row, report.line)
+            show_texts(output, loaded, texts, models.read_tokenizer(tokenizer, config.max_tokens), seconds)
             return
         given = loaded, Oracle(source.folder_of), config.vocabulary
         if ops.name == "cuda":
@@ -295,6 +295,16 @@ def run_models(
         rows = show_sizes(output, measured)
         if options.plot:
             plot_models(rows, options.plot)
+
+
+def show_texts(output: Output, loaded: models.Loaded, texts: list[str], tokenizer: Any, seconds: float) -> None:
+    """Print a table of all texts and one of single short ones, in milliseconds."""
+    output.say(report.header("texts"))
+    for row in models.bench_texts(loaded, texts, tokenizer, seconds=seconds):
+        output.row(row, report.line)
+    output.say("\nms of a query\n" + report.header("queries"))
+    for row in models.bench_queries(loaded, texts, tokenizer, seconds=seconds):
+        output.row(row, report.line)
 
 
 def show_sizes(output: Output, measured: Iterator[list[Row]]) -> list[Row]:

@@ -17,11 +17,17 @@ from ..errors import BackendError
 from .engines import EmbedTexts, Encode, Engine
 from .oracle import Oracle
 from .report import Row, ratios
-from .timing import INPUTS, interleaved
+from .timing import INPUTS, interleaved, latencies
 
 SIZES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))  # texts x tokens
 TEXTS_TOLERANCE = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05, "int8": 0.3}  # relative, of a batch to each text alone
 RIVAL_BATCH = 32  # texts in a padded batch of a rival
+QUERY_TOKENS, QUERIES = 10, 32  # tokens of a short text, about; how many of them take turns
+PAUSES = {
+    "busy": (0.0, 400),
+    "5ms": (0.005, 200),
+    "1s": (1.0, 20),
+}  # {column: (pause before a query in s, queries per `seconds`)}
 PAUSE_SECONDS = 0.25  # seconds between turns: Intel's OpenMP, which CTranslate2 brings, spins for 0.2 s after a call
 
 Loaded = Mapping[str, tuple[Engine, Encode]]  # the key is the engine's name
@@ -110,13 +116,38 @@ def check_texts(name: str, run: EmbedTexts, dtype: str, encode: Encode, texts: l
         raise BackendError(f"{name}: its means of texts differ by {error:.1%} from those of each text alone; nothing is timed")
 
 
-def bench_texts(engines: Loaded, texts: list[str], tokenizer_file: Path, limit: int, *, seconds: float) -> list[Row]:
-    """A row per engine and order of texts, for the way from texts to means. limit: most tokens of a text."""
+def read_tokenizer(path: Path, limit: int) -> Any:
+    """The tokenizer of a file, without padding. limit: most tokens of a text."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)
+    return tokenizer
+
+
+def bench_queries(engines: Loaded, texts: list[str], tokenizer: Any, *, seconds: float) -> list[Row]:
+    """A row per engine, for the way from one short text to its mean: without a pause before it, and after one.
+
+    The texts are those of the given ones whose tokens are nearest to QUERY_TOKENS.
+    """
+    lengths = [len(e.ids) for e in tokenizer.encode_batch(texts)]
+    short = sorted(range(len(texts)), key=lambda i: (abs(lengths[i] - QUERY_TOKENS), i))[:QUERIES]
+    runs = {name: next(iter(ways_of(engine, encode, tokenizer).values())) for name, (engine, encode) in engines.items()}
+    queries = [[texts[i]] for i in short]
+    found = {key: latencies(runs, queries, pause=pause, calls=max(2, round(calls * seconds))) for key, (pause, calls) in PAUSES.items()}
+    return [
+        {
+            "op": "queries", "engine": engine.name, "model": engine.model, "dtype": engine.dtype,
+            "tokens": sum(lengths[i] for i in short) / len(short),
+            **{f"{key}_{p}": found[key][name][j] for key in PAUSES for j, p in enumerate(("p50", "p99"))},
+        }
+        for name, (engine, _) in engines.items()
+    ]  # fmt: skip
+
+
+def bench_texts(engines: Loaded, texts: list[str], tokenizer: Any, *, seconds: float) -> list[Row]:
+    """A row per engine and order of texts, for the way from texts to means."""
     tokens = sum(len(e.ids) for e in tokenizer.encode_batch(texts))
     runs: dict[str, Callable[[Any], Any]] = {}
     kinds: dict[str, tuple[Engine, str]] = {}

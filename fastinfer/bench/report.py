@@ -174,6 +174,11 @@ COLUMNS = {
         *RATIOS,
     ),
     "texts": (*WHO, ("order", "order", 8, ""), *SPEED),
+    "queries": (  # ms from one text to its mean, after a pause of so long
+        *WHO,
+        ("tokens", "tokens", 6, ".1f"),
+        *((f"{pause} {p}", f"{pause}_{p}", 8, ".2f") for pause in ("busy", "5ms", "1s") for p in ("p50", "p99")),
+    ),
     "start": (  # peak is that of a batch of 32x128; PSS is taken after the first answer
         *WHO,
         ("load s", "load_s", 7, ".2f"),
@@ -187,7 +192,7 @@ COLUMNS = {
 
 
 def header(op: str) -> str:
-    """The titles of a table of models: "model", "gpu", "texts" or "start"."""
+    """The titles of a table of models: "model", "gpu", "texts", "queries" or "start"."""
     return " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS[op])
 
 

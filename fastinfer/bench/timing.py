@@ -33,6 +33,25 @@ class Spread(NamedTuple):
         return cls(*np.percentile(times, [50, 10, 90]).tolist())
 
 
+def latencies(runs: Mapping[str, Run], inputs: Sequence[Any], *, pause: float, calls: int) -> dict[str, tuple[float, float]]:
+    """{name: (median, 99th percentile)} of milliseconds of a call that follows `pause` seconds of sleep.
+
+    The runs take turns, of a tenth of the calls each; PAUSE_SECONDS and an untimed call precede a turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(10):
+        for name, run in runs.items():
+            time.sleep(PAUSE_SECONDS)
+            run(inputs[turn % len(inputs)])
+            while len(times[name]) < calls * (turn + 1) // 10:
+                if pause:
+                    time.sleep(pause)
+                start = time.perf_counter()
+                run(inputs[len(times[name]) % len(inputs)])
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: (float(np.percentile(t, 50)), float(np.percentile(t, 99))) for name, t in times.items()}
+
+
 def reexecute(threads: int) -> None:
     """Restart this process with `threads` threads for BLAS and without MASKED_ENV, unless its environment is so already."""
     wanted = {f"{lib}_NUM_THREADS": str(threads) for lib in ("OPENBLAS", "MKL", "OMP")}
