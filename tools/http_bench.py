@@ -244,7 +244,8 @@ def soak(args: argparse.Namespace) -> None:
             done, counts = done + texts, counts + statuses
             seen.append(server.megabytes)
         said = f"{done} texts in {time.perf_counter() - began:.0f} s, each answer checked, statuses {dict(counts)}"
-        print(f"{said}; memory {first:.1f} MB at first, then {min(seen):.1f} to {max(seen):.1f} MB", flush=True)
+        memory = [f"{megabytes:.1f}" for megabytes in [first, *seen[:: max(1, len(seen) // 10)]]]
+        print(f"{said}; memory in the course of it {' '.join(memory)} MB", flush=True)
         if set(counts) != {200}:
             raise SystemExit("a request was not answered")
         for turn in range(3):
