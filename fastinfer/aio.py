@@ -28,7 +28,8 @@ from .config import Classify, Tasks
 from .embedder import prompted
 from .errors import BackendError, BusyError, InputError, check_int, short
 from .run import positive
-from .tokenizer import Tokenizer, TruncationWarning, as_singles, as_text, as_texts, warn_of
+from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
+from .values import Missing, Vectors
 
 __all__ = ["Batcher", "Observer"]
 
@@ -139,8 +140,9 @@ class Batcher:
 
     A batch begins as soon as the one before ends, with the texts that wait then: no request waits for others to come. Each request
     with texts in it has one text in turn, so a long request does not keep short ones waiting. On a CPU an answer has the same bits as
-    that of the model's own method, because it does not depend on the texts beside it. A request that is cancelled frees its place;
-    its texts that are not yet in a batch are not computed. An error reaches the caller whose texts caused it, and no other.
+    that of the model's own method, because it does not depend on the texts beside it; `na` says the same of missing texts. A request that
+    is cancelled frees its place; its texts that are not yet in a batch are not computed. An error reaches the caller whose texts caused it,
+    and no other.
 
     A Batcher may be used from several event loops. `async with` closes it at the end of the block.
     """
@@ -182,28 +184,33 @@ class Batcher:
         prompt_name: str | None = None,
         normalize: bool | None = None,
         dim: int | None = None,
-    ) -> np.ndarray:
+        na: Missing = "raise",
+    ) -> Vectors:
         """One vector per text, (B, dim) float32, as Model.embed gives them."""
         embedder = self.model._embedder()
+        texts, missing = _given(texts, na)
         wanted = embedder.wanted(texts, normalize, dim, prompt, prompt_name)
         options = {"normalize": wanted.normalize, "dim": wanted.dim}
-        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
-        vectors: np.ndarray
+        vectors: Vectors
         if wanted.prompt and not embedder.pools_prompts:
             vectors = await self.call("embed", texts, prompt=wanted.prompt, **options)
         else:
             vectors = await self._together("embed", prompted(wanted.prompt, texts), options, np.concatenate)
+        if missing:
+            vectors[missing] = np.nan
         return vectors
 
-    async def classify(self, texts: Any, *, labels: Sequence[str] | None = None, top_k: int | None = None, **options: Any) -> list[Any]:
+    async def classify(
+        self, texts: Any, *, labels: Sequence[str] | None = None, top_k: int | None = None, na: Missing = "raise", **options: Any
+    ) -> list[Any]:
         """Per text a list of (label, score), or a float, as Model.classify gives them. Requests with `labels` are computed one by one."""
-        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
+        texts, missing = _given(texts, na)
         answers: list[Any]
         if labels is not None or options:
             answers = await self.call("classify", texts, labels=labels, top_k=top_k, **options)
         else:
             answers = await self._together("classify", texts, {"top_k": top_k}, _chained)
-        return answers
+        return heads.classify.without(answers, missing)
 
     async def logits(self, texts: Any) -> np.ndarray:
         """The logits (B, K) of the classify head, as Model.logits(task="classify") gives them."""
@@ -211,7 +218,9 @@ class Batcher:
         logits: np.ndarray = await self._together("logits", texts, {"task": "classify"}, np.concatenate)
         return logits
 
-    async def rank(self, query: str, documents: Any, *, top_k: int | None = None, dim: int | None = None) -> list[tuple[int, float]]:
+    async def rank(
+        self, query: str, documents: Any, *, top_k: int | None = None, dim: int | None = None, na: Missing = "raise"
+    ) -> list[tuple[int, float]]:
         """(index of the document, score), best first, as Model.rank gives them.
 
         Embedders and cross-encoders take the texts of several requests together; other models compute one request after another.
@@ -219,7 +228,7 @@ class Batcher:
         if not isinstance(as_text(query, "query"), str):
             raise InputError("query is a pair, expected a str")
         top_k = positive("top_k", top_k)
-        documents = as_singles(documents, "documents")
+        documents, missing = present_singles(documents, na, "documents")
         tasks = self.model.config.tasks
         embedder = self.model._embedder() if tasks.embed else None
         if embedder is not None and embedder.pools_prompts:
@@ -230,9 +239,10 @@ class Batcher:
             pairs = [(query, document) for document in documents]
             scores = heads.classify.relevance(await self.logits(pairs), cross_encoder)
         else:
-            ranked: list[tuple[int, float]] = await self.call("rank", query, documents, top_k=top_k, dim=dim)
-            return ranked
-        return heads.common.ranked(scores, top_k)
+            ranked: list[tuple[int, float]] = await self.call("rank", query, documents, dim=dim)
+            gone = set(missing)
+            return [(index, score) for index, score in ranked if index not in gone][:top_k]
+        return heads.common.ranked(scores, top_k, missing)
 
     async def call(self, method: str, *args: Any, **options: Any) -> Any:
         """The result of another method of the model, such as call("tag", texts), computed by itself in its turn.
@@ -374,6 +384,12 @@ class Batcher:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close(cancel=error is not None)
+
+
+def _given(texts: Any, na: Missing) -> tuple[list[Any] | PackedBatch, list[int]]:
+    """(texts with an empty one for each missing one, the missing ones whose answers are to be empty)."""
+    texts, missing = present(texts, na)
+    return texts if isinstance(texts, PackedBatch) else as_texts(texts), missing
 
 
 def _pack(rows: list[Row]) -> PackedBatch:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import backends, checkpoint, heads
 from .batch import PackedBatch
@@ -23,11 +22,15 @@ from .precision import check_precision, in_precision
 from .progress import Show
 from .retrieval import EmbedSparse
 from .run import Options, Replica, positive
+from .span_finder import SpanFinder
 from .sparse_embedder import SparseEmbedder
 from .token_embedder import TokenEmbedder
 from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
-from .values import Filled, Found, Labels, Missing, Singles, Span, Texts, Vectors
+from .values import EmbedOptions, Filled, Found, Labels, Missing, Singles, Span, Texts, Vectors
 from .zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # which typing has since Python 3.11
 
 __all__ = ["Model", "load"]
 
@@ -119,6 +122,21 @@ class Model(Inside):
 
     # --- tasks ---
 
+    @overload
+    def embed(self, texts: Texts, *, precision: Literal["float32"] = ..., **options: Unpack[EmbedOptions]) -> Vectors: ...
+
+    @overload
+    def embed(self, texts: Texts, *, precision: Literal["float16"], **options: Unpack[EmbedOptions]) -> NDArray[np.float16]: ...
+
+    @overload
+    def embed(self, texts: Texts, *, precision: Literal["int8", "binary"], **options: Unpack[EmbedOptions]) -> NDArray[np.int8]: ...
+
+    @overload
+    def embed(self, texts: Texts, *, precision: Literal["ubinary"], **options: Unpack[EmbedOptions]) -> NDArray[np.uint8]: ...
+
+    @overload
+    def embed(self, texts: Texts, *, precision: str, **options: Unpack[EmbedOptions]) -> NDArray[Any]: ...
+
     def embed(
         self,
         texts: Texts,
@@ -132,7 +150,7 @@ class Model(Inside):
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: Show = False,
-    ) -> Vectors:
+    ) -> Any:
         """One vector per text: (B, dim) float32, made as the checkpoint says.
 
         prompt        a text to put before each text; prompt_name: the name of one of the model's. None: the model's default, if any
@@ -253,9 +271,7 @@ class Model(Inside):
         else:
             zero_shot = ZeroShot(head, self._runner, self._forward("classify"))
             answers = zero_shot.classify(texts, labels, template, check_flag("multi_label", multi_label), top_k, options)
-        for i in missing:
-            answers[i] = math.nan if isinstance(answers[i], float) else []
-        return answers
+        return heads.classify.without(answers, missing)
 
     def fill_mask(
         self,
@@ -319,26 +335,16 @@ class Model(Inside):
                   "none" does so, too, and merges nothing: each token has a span with its whole label, such as "B-PER"
         na        as in embed(); a text that is skipped has no spans
 
-        The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap. Texts are single,
-        not pairs.
+        The score is the mean probability of a span's words or tokens. A long text is read in windows that overlap, and one of over 262,144
+        characters in parts of this size, so that memory is bounded; no span reaches across two parts. Texts are single, not pairs.
         """
         head = self._head("tag")
-        tokenizer, options = self._runner.tokenizer("tag"), Options(batch_tokens, threads, progress)
+        finder, options = SpanFinder(self._runner, self._forward("tag")), Options(batch_tokens, threads, progress)
         if not isinstance(strategy, str) or strategy not in heads.tag.STRATEGIES:
             known = ", ".join(map(repr, heads.tag.STRATEGIES))
             raise InputError(f"strategy is {short(strategy)}, expected one of {known}{near(strategy, heads.tag.STRATEGIES)}")
-
-        def tags(texts: list[Any], first: int) -> list[Any]:
-            wholes, windows = tokenizer.windows(texts, first)
-            said = self._window_logits(windows, "tag", options)
-            answers = []
-            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-                scores = heads.words.join_windows([(window.rows, heads.common.softmax(rows)) for window, rows in group], wholes[i])
-                answers.append(heads.tag.decode(scores, wholes[i], texts[i], head, strategy, tokenizer.marked))
-            return answers
-
         texts, missing = present_singles(texts, na)
-        answers = self._runner.by_portions(texts, tags, options, whole=True)
+        answers = finder.tag(texts, head, strategy, options)
         for i in missing:
             answers[i] = []
         return answers
@@ -358,7 +364,8 @@ class Model(Inside):
     ) -> list[list[Found]]:
         """Per question its top_k answers (None: all) in its context: (start, end, score, context[start:end]), best first.
 
-        questions, contexts: a str each, or lists of equal length. A long context is read in windows that overlap.
+        questions, contexts: a str each, or lists of equal length. A long context is read in windows that overlap, and one of over 262,144
+        characters in parts of this size, as tag() reads it.
         The score is the product of the start's and the end's probability within its window.
 
         no_answer    include (0, 0, score, "") among the answers, for "no answer"; for models that were trained on such questions
@@ -367,42 +374,16 @@ class Model(Inside):
 
         Raises InputError for an empty question and, without no_answer, for an empty context.
         """
-        self._head("answer")
+        finder, options = SpanFinder(self._runner, self._forward("answer")), Options(batch_tokens, threads, progress)
         top_k = positive("top_k", top_k) or sys.maxsize
-        tokenizer, options = self._runner.tokenizer("answer"), Options(batch_tokens, threads, progress)
         questions, gaps = present_singles(questions, na, "questions")
         contexts, more = present_singles(contexts, na, "contexts")
-        missing = {*gaps, *more}
         if len(questions) != len(contexts):
             raise InputError(f"got {len(questions)} questions and {len(contexts)} contexts, expected one context per question")
-        none = self.config.ids.cls
-        if check_flag("no_answer", no_answer) and none is None:
+        if check_flag("no_answer", no_answer) and self.config.ids.cls is None:
             raise InputError(f"no_answer: {self._name} names no token that stands for no answer (ids.cls in config.json)")
         check_flag("whole_words", whole_words)
-
-        def spans(pairs: list[Any], first: int) -> list[Any]:
-            wholes, windows = tokenizer.windows(pairs, first)
-            pieces = [heads.words.pieces(whole, context, 1) for whole, (_, context) in zip(wholes, pairs, strict=True)]
-            for i, (question, context) in enumerate(pairs):
-                if first + i in missing:
-                    continue
-                if not question.strip():
-                    raise InputError(f"questions[{first + i}] is {short(question)}, expected a question")
-                if not no_answer and all(piece.start == piece.end for piece in pieces[i]):
-                    hint = "expected a text with an answer in it: leave it out, or pass no_answer=True"
-                    raise InputError(f"contexts[{first + i}] is {short(context)}, {hint}")
-            said = self._window_logits(windows, "answer", options)
-            answers = []
-            for i, group in itertools.groupby(zip(windows, said, strict=True), lambda pair: pair[0].text):
-                whole, context = wholes[i], pairs[i][1]
-                words = heads.words.words(pieces[i], context, tokenizer.marked) if whole_words else []
-                word_of = {row: word for word in words for row in word.rows}
-                parts = [heads.answer.decode(rows, window.rows, whole, context, word_of, none, top_k) for window, rows in group]
-                answers.append(heads.answer.join(parts, context, no_answer)[:top_k])
-            return answers
-
-        answers = self._runner.by_portions(list(zip(questions, contexts, strict=True)), spans, options, whole=True)
-        return [[] if i in missing else answer for i, answer in enumerate(answers)]
+        return finder.answer(questions, contexts, {*gaps, *more}, top_k, no_answer, whole_words, options)
 
     def rank(
         self,

@@ -15,7 +15,8 @@ from .info import __version__
 from .reading import reads_stdin
 from .text_io import ENDINGS, STANDARD_OUTPUT, argument, output_ending
 
-__all__ = ["Command", "Parser", "add_dim", "add_model", "add_output", "add_texts", "add_top_k", "at_least", "describe", "names", "parse"]
+__all__ = ["Command", "Parser", "add_dim", "add_model", "add_output", "add_texts", "add_top_k", "add_vectors"]
+__all__ += ["FORMATTER", "at_least", "describe", "names", "parse"]
 
 DESCRIPTION = "Run transformer encoders with fast feedforward networks: texts in, answers out."
 INPUT_HELP = """
@@ -219,6 +220,18 @@ def add_top_k(parser: argparse.ArgumentParser, what: str) -> None:
 def add_dim(parser: argparse.ArgumentParser) -> None:
     what = "keep the first N numbers of a vector (default: as the checkpoint says)"
     parser.add_argument("--dim", type=at_least(1), metavar="N", help=what)
+
+
+def add_vectors(parser: argparse.ArgumentParser) -> None:
+    """Add the options of vectors."""
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", type=argument, metavar="TEXT", help="put TEXT before each text")
+    what = "put the model's prompt NAME before each text (default: the model's default)"
+    prompt.add_argument("--prompt-name", type=argument, metavar="NAME", help=what)
+    parser.add_argument(
+        "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
+    )
+    add_dim(parser)
 
 
 def names(text: str) -> list[str]:

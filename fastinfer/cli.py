@@ -222,6 +222,18 @@ def _serve(args: argparse.Namespace) -> None:
     command.run(args)
 
 
+def _add_bulk(parser: argparse.ArgumentParser) -> None:
+    from .bulk import command
+
+    command.add_arguments(parser)
+
+
+def _bulk(args: argparse.Namespace) -> None:
+    from .bulk import command
+
+    command.embed(args)
+
+
 COMMANDS = {
     "embed": Command("turn texts into vectors", text_commands.add_embed, text_commands.embed),
     "rank": Command("order documents by how well they match a query", text_commands.add_rank, text_commands.rank),
@@ -231,6 +243,7 @@ COMMANDS = {
     "answer": Command("find the answer to a question in a text", text_commands.add_answer, text_commands.answer),
     "index": Command("embed texts once, to search them", search_command.add_index, search_command.index),
     "search": Command("find the texts of an index that are most like a query", search_command.add_search, search_command.search),
+    "bulk": Command("answer the texts of a large table, in one process or with Ray, Dask or Spark", _add_bulk, _bulk),
     "info": Command("show what this installation can run and, with --model, what a model is", _add_info, _info),
     "routes": Command("show how texts use the trees of a model, as text or as a picture", _add_routes, _routes),
     "convert": Command("write a checkpoint in fastinfer's format, or in another dtype", _add_convert, _convert),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokens
+    from .tokens import Tokens
 
 __all__ = ["next_cut", "sections", "settled", "shortened", "sides_of"]
 

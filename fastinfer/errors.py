@@ -150,11 +150,15 @@ class BusyError(FastinferError, RuntimeError):
     """A Batcher takes no further request: as many texts as it may hold are waiting, or it is closed."""
 
 
-def required(package: str, what: str, extra: str) -> Any:
-    """A package that only `what` needs, imported. Raises InputError, which names the extra of fastinfer that brings it."""
+def required(module: str, what: str, extra: str, package: str | None = None) -> Any:
+    """A module that only `what` needs, imported. Raises InputError, which names the extra of fastinfer that brings it.
+
+    package  the name that pip knows it by; None: the name of the module
+    """
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ImportError as error:
+        package = package or module
         raise InputError(f"{what} needs {package}: pip install {package}, or fastinfer[{extra}] ({error})") from None
 
 

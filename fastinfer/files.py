@@ -10,10 +10,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import CheckpointError, FastinferError
+from .errors import CheckpointError, FastinferError, InputError
 
-__all__ = ["naming", "read_file", "regular", "replacing", "replacing_all", "stamp"]
+__all__ = ["digest", "locked", "naming", "read_file", "regular", "replacing", "replacing_all", "stamp"]
 
+DIGEST_BYTES = 1 << 20  # read at a time
 POINTER = b"version https://git-lfs"  # begins the text that stands for a large file
 
 
@@ -69,6 +70,27 @@ def stamp(file: str | os.PathLike[str] | int) -> tuple[int, ...] | None:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def digest(file: BinaryIO) -> str:
+    """The SHA-256 of what is left to read of a file, in hexadecimal."""
+    import hashlib  # imports OpenSSL, which takes longer than most modules
+
+    content = hashlib.sha256()
+    while block := file.read(DIGEST_BYTES):
+        content.update(block)
+    return content.hexdigest()
+
+
+def locked(file: BinaryIO, path: str | os.PathLike[str]) -> None:
+    """Lock an open file as long as it is open. Raises InputError naming `path` where another process has locked it."""
+    with contextlib.suppress(ImportError):  # on Windows, nobody can remove or replace a file that is open
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path} belongs to a run that is still going on: wait for it, or name another file") from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import layouts, refusals
+from .checkpoint import refusals
 from .checkpoint.read import ADAPTERS, WEIGHTS, weights_file
 from .errors import CheckpointError, CheckpointWarning, FastinferError, short, warn
 from .strict_json import read_json
@@ -117,6 +117,8 @@ def _download(hub: Any, repo: str, revision: str) -> Path:
         raise CheckpointError(f"{repo} on the hub has no {body}config.json, expected a model in safetensors or a .bin")
     data = read_json(snapshot / body / "config.json")
     if not (isinstance(data, dict) and "format_version" in data):
+        from .checkpoint import layouts
+
         layouts.look(data, snapshot / body, snapshot)
     refusals.refuse_without_weights(snapshot / body, [name.removeprefix(body) for name in names if name.startswith(body)])
     return _fetch(hub, repo, revision, settings + _weights(names, folders))
@@ -130,6 +132,8 @@ def _fetch(hub: Any, repo: str, revision: str, names: list[str]) -> Path:
 
 def _module_folders(snapshot: Path) -> list[str]:
     """The folders of the modules in its modules.json, in their order: such as "1_Pooling/", and "" for the snapshot itself."""
+    from .checkpoint import layouts
+
     paths = [module.folder.relative_to(snapshot).as_posix() for module in layouts.read_modules(snapshot)]
     return ["" if path == "." else f"{path}/" for path in paths] or [""]
 

@@ -11,9 +11,9 @@ import numpy as np
 from .backends.reference import Reference
 from .backends.search import SEARCH_GROUP
 from .embedding import PROMPTS
-from .errors import InputError, ShapeError, TaskError, check_flag, check_int, short
+from .errors import CheckpointError, InputError, ShapeError, TaskError, check_flag, check_int, short
 from .heads import embed
-from .keys import Ids, Strings, checked_ids
+from .keys import Ids, Strings, checked_ids, new_ids
 from .nearest import QUERIES, Best, Scan, block_rows
 from .precision import as_bits, as_codes, check_precision
 from .progress import Progress
@@ -110,7 +110,7 @@ class Index:
             raise InputError("got vectors, expected texts: this index keeps its texts")
         if ids is None and self._ids.kind is str:
             raise InputError("ids is None, expected a str for each text, as the other ids of the index are")
-        keys = range(self._next, self._next + count) if ids is None else checked_ids(ids, count, self._ids)
+        keys = new_ids(self._next, count) if ids is None else checked_ids(ids, count, self._ids)
         before = self._rows.count, self._rows.longest
         cuts: list[TruncationWarning] = []
         try:
@@ -164,6 +164,8 @@ class Index:
         """Per query the top_k (id, score), best first. A score is that of Model.rank(): larger is more alike.
 
         queries  texts, which get the model's prompt for queries; or vectors (Q, dim) or (dim,)
+
+        Raises CheckpointError where so many vectors of an opened file are NaN or infinite that fewer than top_k have a score.
         """
         wanted = check_int("top_k", top_k, 1)
         positive("threads", threads)
@@ -180,6 +182,11 @@ class Index:
             with np.errstate(over="ignore", invalid="ignore"):  # a broken file may have any numbers
                 nearest = self._nearest(asked[first : first + QUERIES], min(wanted, len(self)), ops)
             for rows, scores in nearest:
+                if len(rows) < min(wanted, len(self)):  # add() takes no such vectors
+                    raise CheckpointError(
+                        f"only {len(rows)} of {len(self)} vectors have scores that are numbers, so the file of the index is broken: "
+                        "index the texts again"
+                    )
                 found.append([(self._ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
         return found
 
@@ -196,22 +203,20 @@ class Index:
         elif self.precision == "binary":
             asked = as_bits(queries)
         asked = aligned(asked)
-        scan = Scan(ops, len(queries))
+        scan = Scan(ops, len(queries), self._rows.count)
         for part in self._rows.blocks(scan.rows):
             scale = None if query_scale is None else part.arrays["scale"]
             out, largest = scan.block(part.arrays[field], asked, scale, query_scale, part.arrays.get("bias"), part.gone)
             best.add(out, largest, part.first)
-        every, row = best.found()
-        begin = np.searchsorted(every, np.arange(len(queries) + 1))
+        candidates = best.rows()
         step = max(1, GATHERED // (count * RESCORED[self.precision]))
         found = []
         for first in range(0, len(queries), step):
-            which = range(first, min(first + step, len(queries)))
-            candidates = [np.sort(row[begin[i] : begin[i + 1]]) for i in which]
-            vectors = self._rows.vectors(np.concatenate(candidates))
-            ends = np.cumsum([len(rows) for rows in candidates])
-            for i, rows, theirs in zip(which, candidates, np.split(vectors, ends[:-1]), strict=True):
-                scores = embed.scores(queries[i], theirs, self.similarity)
+            some = candidates[first : first + step]
+            vectors, end = self._rows.vectors(np.concatenate(some) if len(some) > 1 else some[0]), 0
+            for i, rows in enumerate(some, first):
+                end += len(rows)
+                scores = embed.scores(queries[i], vectors[end - len(rows) : end], self.similarity)
                 order = np.argsort(-scores, kind="stable")[:count]
                 found.append(self._exactly(queries[i], count) if best.crowded[i] else (rows[order], scores[order]))
         return found
@@ -224,7 +229,10 @@ class Index:
         """
         if self.precision != "float32":
             return np.zeros(len(queries), np.float32)
-        length, rounding = np.linalg.norm(queries.astype(np.float64), axis=1), (self.dim + 4) * UNIT_ROUNDOFF
+        rounding = (self.dim + 4) * UNIT_ROUNDOFF
+        if self.similarity == "cosine":  # of length 1, but for what normalized() rounds
+            return np.full(len(queries), 4 * rounding / (1 - rounding) * (1 + rounding) * self._rows.longest, np.float32)
+        length = np.linalg.norm(queries.astype(np.float64), axis=1)
         reach = length * self._rows.longest if self.similarity != "euclidean" else (length + self._rows.longest) ** 2
         margin: np.ndarray = (4 * rounding / (1 - rounding) * reach).astype(np.float32)
         return margin

@@ -20,7 +20,7 @@ import numpy as np
 from .catalog import inside
 from .errors import CheckpointError, InputError, check_int, short
 from .files import naming, regular, replacing
-from .keys import Ids
+from .keys import MOST, Ids
 from .precision import check_precision
 from .rows import PRECISIONS, Rows, fields
 from .strict_json import parse_json
@@ -275,7 +275,7 @@ def _meta_of(text: np.ndarray | None, where: str) -> Meta:
         whole("dim", 1, MOST_DIM),
         None if said.get("cut") is None else whole("cut", 1, MOST_DIM),
         whole("count", 0, 1 << 40),
-        whole("following", 0, (1 << 63) - 1),
+        whole("following", 0, MOST + 1),
         value("longest", lambda v: type(v) in (int, float) and 0 <= v < 2e19, "the length of a vector"),
         value("texts", lambda v: isinstance(v, bool), "true or false"),
     )

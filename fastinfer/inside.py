@@ -12,7 +12,7 @@ from .config import FFF, Config
 from .errors import InputError, TaskError, check_int, listed, near, printable, short
 from .origin import Origin
 from .run import Head, Options, Replica, Runner
-from .tokenizer import Tokenizer, TruncationWarning, Window, warn_of
+from .tokenizer import Tokenizer, TruncationWarning, warn_of
 from .values import Batch, Route, Vectors
 
 __all__ = ["Inside"]
@@ -222,11 +222,6 @@ class Inside:
             out[which] = logits
         warn_of(cuts)
         return out
-
-    def _window_logits(self, windows: list[Window], task: str, options: Options) -> list[np.ndarray]:
-        """Per window of a text the logits (tokens, K) of its tokens."""
-        packed = self._runner.packed([window.tokens for window in windows])
-        return self._runner.per_text([packed], len(windows), self._forward(task), options._replace(progress=False))
 
     def _mask(self) -> int:
         if self.config.ids.mask is None:

@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 
 from .cutting import sides_of
 from .errors import InputError, check_int, listed, short
-from .files import naming, replacing
+from .files import locked, naming, replacing
 from .formats import Format
 from .strict_json import read_json
 from .text_io import Output
 
-__all__ = ["Made", "Stream", "kept"]
+__all__ = ["Made", "Stream", "kept", "same_way"]
 
 SAVED_EVERY = 5.0  # seconds between two writings of FILE.part.json: what a killed process may lose
 
@@ -152,13 +152,7 @@ class Part:
     def _locked(self, number: int, stack: contextlib.ExitStack) -> BinaryIO:
         """The file with this descriptor, locked as long as it is open. Raises InputError where another process has locked it."""
         file = stack.enter_context(os.fdopen(number, "r+b"))
-        with contextlib.suppress(ImportError):  # on Windows, nobody can remove or replace a file that is open
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.path} belongs to a run that is still going on: wait for it, or name another file") from None
+        locked(file, self.path)
         return file
 
     def _read_state(self) -> State | None:
@@ -182,12 +176,7 @@ class Part:
         if self._state is None:
             return
         hint = f": remove {self.path} to begin again"
-        made = self.made()
-        before = self._state.made
-        other = [name for name in made if before.get(name) != made[name]]
-        if other:
-            was = (f"{name.replace('_', ' ')} was {short(before.get(name))} and is {short(made[name])}" for name in other)
-            raise InputError(f"{self.path} was made in another way: {listed(was)}. Give the same options{hint}")
+        same_way(self.path, self._state.made, self.made())
         for text in texts:
             self._texts.add([text])
             if self._texts.count == self.done:
@@ -266,6 +255,14 @@ class Part:
         if self._complete is None or self._finished:
             return ""
         return f"the answers to {self._complete.texts} texts are kept in {self.path}: the same command with --resume goes on from there"
+
+
+def same_way(path: Path, before: Made, made: Made) -> None:
+    """Raise InputError unless what `path` keeps of an earlier run was made by what makes the answers now."""
+    other = [name for name in made if before.get(name) != made[name]]
+    if other:
+        was = (f"{name.replace('_', ' ')} was {short(before.get(name))} and is {short(made[name])}" for name in other)
+        raise InputError(f"{path} was made in another way: {listed(was)}. Give the same options: remove {path} to begin again")
 
 
 @contextlib.contextmanager

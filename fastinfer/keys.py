@@ -10,9 +10,9 @@ import numpy as np
 
 from .errors import CheckpointError, InputError, check_int, short
 
-__all__ = ["Ids", "Strings", "checked_ids"]
+__all__ = ["MOST", "Ids", "Strings", "checked_ids", "new_ids"]
 
-MOST = (1 << 63) - 1
+MOST = (1 << 63) - 1  # the largest integer that is an id
 
 
 class Strings:
@@ -89,6 +89,13 @@ class Ids:
             if self._places is not None and self._places.get(key) == row:
                 del self._places[key]
         self._gone.update(rows)
+
+
+def new_ids(first: int, count: int) -> range:
+    """The integers from `first` on, for `count` new rows. Raises InputError where these are too large for ids."""
+    if first + count - 1 > MOST:
+        raise InputError(f"the largest id of the index is {first - 1}, so {count} texts cannot get the integers that follow: give ids")
+    return range(first, first + count)
 
 
 def checked_ids(ids: Any, count: int, known: Ids) -> list[Any]:

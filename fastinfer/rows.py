@@ -144,6 +144,8 @@ class Rows:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some rows as float32 (len(rows), dim)."""
+        if len(self._parts) == 1:
+            return floats({name: values[rows] for name, values in self._parts[0].items() if name in FLOATS})
         out = np.empty((len(rows), self.dim), np.float32)
         first = 0
         for arrays, end in zip(self._parts, self._ends, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -166,18 +166,21 @@ class Runner:
             yield self.check(PackedBatch.join(held))
 
     def by_portions(
-        self, texts: list[T], answer: Callable[[list[T], int], list[Any]], options: Options, *, whole: bool = False
+        self, texts: list[T], answer: Callable[[list[T], int], list[Any]], options: Options, *, parts_of: Sequence[int] | None = None
     ) -> list[Any]:
         """The answers to all texts, computed a portion at a time, for tasks that need the encodings.
 
-        answer  takes (texts of a portion, index of the first) and returns their answers
-        whole   `answer` does not cut long texts
+        answer    takes (texts of a portion, index of the first) and returns their answers
+        parts_of  the texts are parts of the caller's texts with these numbers, none of which `answer` cuts; None: they are these themselves
         """
         answers: list[Any] = []
-        with shown(options.progress, len(texts)) as bar:
-            for portion in self.tokenizer("text").portions(texts, whole=whole):
+        numbers = range(len(texts)) if parts_of is None else parts_of
+        total, done = numbers[-1] + 1 if numbers else 0, 0
+        with shown(options.progress, total) as bar:
+            for portion in self.tokenizer("text").portions(texts, whole=parts_of is not None):
                 answers += answer(portion, len(answers))
-                bar.advance(len(portion))
+                before, done = done, numbers[len(answers)] if len(answers) < len(texts) else total
+                bar.advance(done - before)
         return answers
 
     def packed(self, encodings: list[Any]) -> PackedBatch:

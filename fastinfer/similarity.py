@@ -103,7 +103,7 @@ def paraphrase_pairs(
 def _nearest(units: np.ndarray, first: int, keep: int, ops: Reference) -> tuple[np.ndarray, np.ndarray]:
     """(query, row) of the `keep` nearest of each vector of the block that begins at `first`: by query, best first."""
     queries = units[first : first + QUERIES]
-    best, scan = Best(len(queries), keep, np.zeros(len(queries), np.float32)), Scan(ops, len(queries))
+    best, scan = Best(len(queries), keep, np.zeros(len(queries), np.float32)), Scan(ops, len(queries), len(units))
     for begin in range(0, len(units), scan.rows):
         out, largest = scan.block(units[begin : begin + scan.rows], queries)
         best.add(out, largest, begin)
@@ -148,7 +148,7 @@ def communities(
 
 def _scores(units: np.ndarray, which: np.ndarray, ops: Reference) -> Any:
     """Yield (scores (len(which), rows), first row) of blocks of rows. Read them before the next."""
-    scan, queries = Scan(ops, max(1, len(which))), np.ascontiguousarray(units[which])
+    scan, queries = Scan(ops, max(1, len(which)), len(units)), np.ascontiguousarray(units[which])
     for begin in range(0, len(units), scan.rows):
         out, _ = scan.block(units[begin : begin + scan.rows], queries)
         yield out, begin

@@ -10,8 +10,9 @@ from typing import Any
 from .errors import InputError, required, short
 from .files import naming
 
-__all__ = ["csv_rows", "parquet_count", "parquet_rows", "pyarrow"]
+__all__ = ["BATCH", "check_texts", "csv_rows", "parquet", "parquet_count", "parquet_rows", "pyarrow"]
 
+BUFFER = 1 << 20  # bytes of each column of a parquet file that are read at a time
 BATCH = 1024  # rows of a parquet file that are held at a time
 
 Row = tuple[str, dict[str, str]]  # (where it stands, {column: value})
@@ -49,17 +50,21 @@ def csv_rows(lines: Iterator[tuple[str, str]], name: str, delimiter: str, choose
 
 def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
     """Yield the rows of a .parquet file."""
-    with _parquet(name) as table:
-        arrow, schema = pyarrow(name), table.schema_arrow
-        columns = choose(schema.names)
+    with parquet(name) as table:
+        with _intact(name):
+            schema = table.schema_arrow
+            names = schema.names
+        columns = choose(names)
         for column in columns:
-            kind = schema.field(column).type
-            kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-            if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
-        number = 0
-        for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
-            for row in batch.to_pylist():
+            check_texts(name, schema, column)
+        number, batches = 0, table.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
+        while True:
+            with _intact(f"{name}, after row {number}"):
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            for row in rows:
                 number += 1
                 for column in columns:
                     if row[column] is None:
@@ -67,9 +72,19 @@ def parquet_rows(name: str, choose: Choose) -> Iterator[Row]:
                 yield f"{name}, row {number}", row
 
 
+def check_texts(name: str, schema: Any, column: str) -> None:
+    """Raise InputError unless a .parquet file `name` has one such column, and that has texts."""
+    if schema.names.count(column) > 1:
+        raise InputError(f"{name} has {schema.names.count(column)} columns {short(column)}, expected different names")
+    types, kind = pyarrow(name).types, schema.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise InputError(f"{name}: column {short(column)} has {kind} values, expected texts")
+
+
 def parquet_count(name: str) -> int:
     """The number of rows of a .parquet file."""
-    with _parquet(name) as table:
+    with parquet(name) as table:
         return int(table.metadata.num_rows)
 
 
@@ -79,13 +94,21 @@ def pyarrow(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _parquet(name: str) -> Iterator[Any]:
-    arrow = pyarrow(name)
-    from pyarrow import parquet
+def parquet(name: str) -> Iterator[Any]:
+    """An opened .parquet file. Raises InputError for a file of another kind."""
+    pyarrow(name)
+    from pyarrow.parquet import ParquetFile
 
     with naming(name), open(name, "rb") as file:
-        try:
-            table = parquet.ParquetFile(file)
-        except (arrow.ArrowException, OSError) as error:
-            raise InputError(f"{name} is no parquet file: {error}") from None
+        with _intact(name):
+            table = ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)  # else a whole group of rows is in memory
         yield table
+
+
+@contextlib.contextmanager
+def _intact(where: str) -> Iterator[None]:
+    """What pyarrow raises in the block for broken files, among it UnicodeDecodeError for names and texts, is an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's own errors are among these
+        raise InputError(f"{where}: no parquet data: {error}") from None

@@ -8,13 +8,13 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from . import api, checkpoint
-from .arguments import INPUT_HELP, PAIRS_HELP, add_dim, add_model, add_output, add_texts, add_top_k, describe, names
+from .arguments import INPUT_HELP, PAIRS_HELP, add_dim, add_model, add_output, add_texts, add_top_k, add_vectors, describe, names
 from .catalog import folder_of
 from .errors import InputError, TaskError
 from .formats import Answers, format_of
@@ -26,14 +26,15 @@ from .text_io import ENDINGS, argument, is_file, listing, named, output, output_
 from .text_io import SHOWN as SHOWN_ON_A_TERMINAL
 from .tokenizer import as_text
 
-__all__ = ["batching", "load"]
+__all__ = ["batching", "load", "made", "vector_options"]
 
 TOKENS = 8  # tokens shown per text of embed --sparse in readable output
 CLASSES = 5  # classes shown per text in readable output
 TEMPLATE = "This example is {}."
 WHOLE = 1 << 40  # characters: texts in a file are not cut
 # Options that do not change an answer, and what parse() adds.
-BESIDE = {"texts", "input", "output", "resume", "threads", "model", "device", "parser", "run", "check", "formats", "takes", "whole", "kept"}
+BESIDE = {"texts", "input", "output", "source", "target", "resume", "threads", "engine", "workers", "model", "device"}
+BESIDE |= {"parser", "run", "check", "formats", "takes", "whole", "kept"}
 
 Compute = Callable[[api.Model, list[Any]], Any]
 
@@ -47,13 +48,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_output(parser, "npy", "npz", "csv", "parquet", resume=True)
     add_texts(parser, takes="either")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="put TEXT before each text")
-    prompt.add_argument("--prompt-name", metavar="NAME", help="put the model's prompt NAME before each text (default: the model's default)")
-    parser.add_argument(
-        "--normalize", action=argparse.BooleanOptionalAction, help="scale vectors to length 1 (default: as the checkpoint says)"
-    )
-    add_dim(parser)
+    add_vectors(parser)
     parser.add_argument("--sparse", action="store_true", help="give a weight per token of the vocabulary (SPLADE) instead of a vector")
 
 
@@ -73,9 +68,7 @@ def embed(args: argparse.Namespace) -> None:
         return _answer_texts(args, *_embed_sparse(args))
 
     def compute(model: api.Model, texts: list[Any]) -> np.ndarray:
-        prompt, name = (None if given is None else argument(given) for given in (args.prompt, args.prompt_name))
-        options = {"prompt": prompt, "prompt_name": name, "normalize": args.normalize, "dim": args.dim}
-        return model.embed(texts, **options, **batching(args))
+        return model.embed(texts, **vector_options(args), **batching(args))
 
     def record(text: Any, vector: np.ndarray) -> dict[str, Any]:
         return {**text_record(text, text_names(args)), "embedding": vector}
@@ -203,11 +196,7 @@ def tag(args: argparse.Namespace) -> None:
     """Run the command."""
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
-        parts = _sections(model, texts)
-        found: list[list[Any]] = [[] for _ in texts]
-        for (i, at, _), spans in zip(parts, model.tag([part for *_, part in parts], strategy=args.strategy, **batching(args)), strict=True):
-            found[i] += [(at + start, at + end, *rest) for start, end, *rest in spans]
-        return found
+        return model.tag(texts, strategy=args.strategy, **batching(args))
 
     def record(text: str, spans: list[Any]) -> dict[str, Any]:
         return {**text_record(text, text_names(args)), "spans": named(spans, "start", "end", "label", "score", "text")}
@@ -253,13 +242,8 @@ def answer(args: argparse.Namespace) -> None:
 
     def compute(model: api.Model, texts: list[Any]) -> list[Any]:
         questions, contexts = zip(*map(pair, texts), strict=True)
-        parts, top_k = _sections(model, contexts), args.top_k or 1
-        options = {"top_k": top_k, "no_answer": args.no_answer, "whole_words": args.whole_words, **batching(args)}
-        said = model.answer([questions[i] for i, *_ in parts], [part for *_, part in parts], **options)
-        found: list[list[Any]] = [[] for _ in texts]
-        for (i, at, _), answers in zip(parts, said, strict=True):
-            found[i] += [(at + start, at + end, *rest) if start < end else (start, end, *rest) for start, end, *rest in answers]
-        return [_joined(answers)[:top_k] for answers in found]
+        options = {"top_k": args.top_k or 1, "no_answer": args.no_answer, "whole_words": args.whole_words, **batching(args)}
+        return model.answer(questions, contexts, **options)
 
     def record(text: Any, answers: list[Any]) -> dict[str, Any]:
         return {**text_record(pair(text), text_names(args)), "answers": named(answers, "start", "end", "score", "text")}
@@ -271,20 +255,6 @@ def answer(args: argparse.Namespace) -> None:
     first, second = text_names(args)
     columns = (first, second) if question is None else (second, first)
     _answer_texts(args, compute, lambda _: Answers(record, readable, columns, ("start", "end", "score", "answer"), list))
-
-
-def _sections(model: api.Model, texts: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(index of a text, start, part) of the parts in which very long texts are read, so that memory is bounded."""
-    cut = model.tokenizer.sections if model.tokenizer is not None else lambda text: [(0, text)]
-    found = [(i, at, part) for i, text in enumerate(texts) for at, part in cut(text)]
-    return [row for row in found if row[1] == 0 or row[2].strip()]
-
-
-def _joined(answers: list[Any]) -> list[Any]:
-    """The answers in all parts of a context, best first; of "no answer", the least score, because no part may hold one."""
-    none = min((answer for answer in answers if answer[0] == answer[1]), key=lambda answer: answer[2], default=None)
-    spans = [answer for answer in answers if answer[0] < answer[1]]
-    return sorted([*spans, *([none] if none else [])], key=lambda answer: -answer[2])
 
 
 # --- rank ------------------------------------------------------------------------------------------------
@@ -333,7 +303,7 @@ def _answer_texts(args: argparse.Namespace, compute: Compute, answers: Callable[
         try:
             texts = opened(args)
             model = load(args)
-            sink.made = lambda: _made(args, model)
+            sink.made = lambda: made(args, model)
             first = list(itertools.islice(texts, 1))
             texts = itertools.chain(first, texts)
             sink.skip(texts)
@@ -364,7 +334,7 @@ def _sink(args: argparse.Namespace) -> Iterator[Stream | Part]:
         yield Stream(out)
 
 
-def _made(args: argparse.Namespace, model: api.Model) -> Made:
+def made(args: argparse.Namespace, model: api.Model) -> Made:
     """What decides the answers to the texts: the options, the device, the release and the files of the model."""
     options = {name: value for name, value in vars(args).items() if name not in BESIDE}
     found = {**options, "device": model.device, "fastinfer": __version__, "model": checkpoint.digest(folder_of(args.model))}
@@ -398,6 +368,11 @@ def _hinted(args: argparse.Namespace) -> Iterator[None]:
         yield
     except TaskError as error:
         raise TaskError(str(error) if args.model else f"{error}: name a model that has one with -m MODEL") from None
+
+
+def vector_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of add_vectors() for Model.embed."""
+    return {name: getattr(args, name) for name in ("prompt", "prompt_name", "normalize", "dim")}
 
 
 def batching(args: argparse.Namespace) -> dict[str, Any]:

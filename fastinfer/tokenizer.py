@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .config import Config
 from .cutting import next_cut, sections, settled, shortened, sides_of
 from .errors import CheckpointError, InputError, short, warn
 from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
+from .tokens import Section, Tokens, Window
 from .values import Missing, Text, check_missing, is_missing, kind_of, ordered
 
 __all__ = ["Tokenizer", "TruncationWarning", "as_singles", "as_text", "as_texts", "each_text", "present", "present_singles"]
@@ -81,47 +82,6 @@ def warn_of(cuts: Sequence[TruncationWarning]) -> None:
     warning = TruncationWarning.total(cuts)
     if warning is not None:
         warn(warning)
-
-
-class Tokens(NamedTuple):
-    """Part of an encoding: those attributes of tokenizers.Encoding that are used here."""
-
-    ids: list[int]
-    type_ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-    sequence_ids: list[int | None]
-
-    @classmethod
-    def of(cls, encoding: Any) -> Tokens:
-        return cls._make(getattr(encoding, name) for name in cls._fields)
-
-    def take(self, rows: Sequence[int]) -> Tokens:
-        """The tokens of these rows."""
-        return Tokens._make([column[row] for row in rows] for column in self)
-
-    @classmethod
-    def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """The tokens of several parts, one after another."""
-        return cls(*(list(itertools.chain.from_iterable(columns)) for columns in zip(*parts, strict=True)))
-
-    def moved(self, characters: int, words: int) -> Tokens:
-        """The same tokens, so many characters and words further on in the text."""
-        offsets = [(start + characters, end + characters) for start, end in self.offsets]
-        return self._replace(offsets=offsets, word_ids=[None if word is None else word + words for word in self.word_ids])
-
-
-class Window(NamedTuple):
-    """A part of a text that the model reads at once.
-
-    text    index of the text
-    rows    where its tokens stand among those of the whole text
-    tokens  its tokens
-    """
-
-    text: int
-    rows: Sequence[int]
-    tokens: Tokens
 
 
 def as_texts(texts: Any, name: str = "texts", missing: list[int] | None = None) -> list[Any]:
@@ -327,9 +287,14 @@ class Tokenizer:
         end = next_cut(text, size, self._boundary) if len(text) > size else len(text)
         return text if end == len(text) else text[:end]
 
-    def sections(self, text: str) -> list[tuple[int, str]]:
-        """(start, part) of the parts in which a very long text is read, so that memory is bounded; of another text, the whole."""
-        return sections(text, self._boundary)
+    def sections(self, texts: Sequence[str]) -> list[Section]:
+        """The parts in which very long texts are read, so that memory is bounded; of other texts, the whole. No part is blank, unless all
+        of a text is."""
+        found = []
+        for i, text in enumerate(texts):
+            parts = [Section(i, at, part) for at, part in sections(text, self._boundary)]
+            found += [section for section in parts if section.part.strip()] or parts[:1]
+        return found
 
     @functools.cached_property
     def _boundary(self) -> re.Pattern[str] | None:
@@ -348,12 +313,19 @@ class Tokenizer:
             piece = Tokens.of(self._call([(*first, long[start:at]) if first else long[start:at]])[0])
             rows = [row for row, side in enumerate(piece.sequence_ids) if side == len(first)]
             inside = piece.take([row for row in rows if piece.offsets[row][1] > 1]) if lead else piece.take(rows)
+            if parts and rows and piece.offsets[rows[0]][0] < lead and self._is_unknown(parts[-1]):  # the character in front is in a word
+                inside = parts[-1].grown(inside, piece.word_ids[rows[0]], start)
             if inside.ids:
                 before, after = piece.take(range(rows[0])), piece.take(range(rows[-1] + 1, len(piece.ids)))
                 parts.append(inside.moved(start, words - (inside.word_ids[0] or 0)))
                 count += len(inside.ids)
                 words = (parts[-1].word_ids[-1] or 0) + 1
         return Tokens.join([before, *parts, after]) if parts else piece
+
+    def _is_unknown(self, tokens: Tokens) -> bool:
+        """Whether the last token stands for a word of any length that is not in the vocabulary, as WordPiece takes very long ones."""
+        model = self.raw.model
+        return type(model).__name__ == "WordPiece" and tokens.ids[-1] == self.raw.token_to_id(model.unk_token)
 
     def _call(self, texts: list[Any], words: bool = False) -> list[Any]:
         """The library's encodings of texts, made with its threads if they can start. Raises MemoryError."""
@@ -414,24 +386,24 @@ class Tokenizer:
         before, *texts = (self.raw.decode(row, skip_special_tokens=False) for row in ([mask], *([mask, id_] for id_ in ids)))
         return [text.removeprefix(before) for text in texts]
 
-    def windows(self, texts: Sequence[Any], first: int = 0) -> tuple[list[Tokens], list[Window]]:
+    def windows(self, texts: Sequence[Any], numbers: Sequence[int] | None = None) -> tuple[list[Tokens], list[Window]]:
         """(all tokens of each text, the windows that cover them). A text that fits has one window, a longer one several that share tokens.
 
         For a pair (question, context), each window has the whole question and a part of the context. Raises InputError for a question
         that leaves no room for a context.
 
-        first  the number that an error gives to the first text
+        numbers  those that an error gives to the texts; None: from 0 on
         """
-        wholes = self.wholes(texts)
-        return wholes, [window for i, whole in enumerate(wholes) for window in self._windows(i, whole, texts[i], first)]
+        wholes, said = self.wholes(texts), numbers or range(len(texts))
+        return wholes, [window for i, whole in enumerate(wholes) for window in self._windows(i, whole, texts[i], said[i])]
 
-    def _windows(self, i: int, whole: Tokens, text: Any, first: int) -> Iterator[Window]:
+    def _windows(self, i: int, whole: Tokens, text: Any, number: int) -> Iterator[Window]:
         side = 0 if isinstance(text, str) else 1
         inside = [row for row, of in enumerate(whole.sequence_ids) if of == side]
         room = self._config.max_tokens - (len(whole.ids) - len(inside))
         if room < 1:
             raise InputError(
-                f"questions[{first + i}] fills the model's limit of {self._config.max_tokens} tokens: no room for a context: {text[0]:.80}"
+                f"questions[{number}] fills the model's limit of {self._config.max_tokens} tokens: no room for a context: {text[0]:.80}"
             )
         if len(inside) <= room:
             yield Window(i, range(len(whole.ids)), whole)

@@ -22,14 +22,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import trial
+from .config import Ids
 from .errors import CheckpointError, about, short
 from .files import read_file
 from .strict_json import parse_json, vocabulary_bytes
 
-__all__ = ["Library", "TokenizerFile", "check_ids", "is_free", "made_tokenizer", "open_tokenizer", "read_tokenizer"]
+__all__ = ["Found", "Library", "TokenizerFile", "check_ids", "is_free", "made_tokenizer", "open_tokenizer", "read_tokenizer"]
 
 MOST_CHARACTERS = 4096  # of a word of the vocabulary or of another string
 MOST_PREFIX = 64  # characters of a string that is put before or after pieces: each piece copies it
@@ -134,6 +135,19 @@ class TokenizerFile:
         """Whether a text that is too long loses its beginning and not its end."""
         truncation = self.data.get("truncation")
         return isinstance(truncation, dict) and truncation.get("direction") == "Left"
+
+
+class Found(NamedTuple):
+    """The tokenizer of a folder.
+
+    file   its tokenizer.json, as read or as made; None if it has none that fastinfer can use
+    about  where it comes from, or why there is none and what to do
+    ids    the ids of special tokens
+    """
+
+    file: TokenizerFile | None
+    about: str
+    ids: Ids
 
 
 def read_tokenizer(path: Path, vocabulary: int) -> TokenizerFile:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Mapping, Set
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .batch import PackedBatch
 from .errors import InputError, short
+from .progress import Show
 
-__all__ = ["Batch", "Filled", "Found", "Label", "Labels", "Missing", "Route", "Singles", "Span", "Text", "Texts", "Vectors"]
+__all__ = ["Batch", "EmbedOptions", "Filled", "Found", "Label", "Labels", "Missing", "Route", "Singles", "Span", "Text", "Texts", "Vectors"]
 __all__ += ["check_missing", "is_missing", "kind_of", "ordered"]
 
 # A missing text is None, NaN or pandas.NA. What is given instead of it: an error, the answer to an empty text, or an empty answer.
@@ -30,6 +31,19 @@ Filled: TypeAlias = tuple[str, float, str | Any]  # token, score, the text with 
 Span: TypeAlias = tuple[int, int, str, float, str]  # start, end, label, score, text
 Found: TypeAlias = tuple[int, int, float, str]  # start, end, score, text
 Route: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]  # nodes, z
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The options of Model.embed() beside `precision`, which decides the dtype of the vectors."""
+
+    prompt: str | None
+    prompt_name: str | None
+    normalize: bool | None
+    dim: int | None
+    na: Missing
+    batch_tokens: int | None
+    threads: int | None
+    progress: Show
 
 
 def ordered(texts: Any, name: str) -> Iterable[Any]:

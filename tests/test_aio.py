@@ -382,6 +382,42 @@ def test_the_line_of_the_caller_is_named_where_a_text_is_cut(model):
     assert (warning.message.cut, warning.message.texts, warning.message.first) == (1, 2, 1)
 
 
+@pytest.mark.parametrize("na", ["empty", "skip"])
+def test_missing_texts_are_answered_as_by_the_model(tmp_path, random_model, na):
+    texts = ["ada", None, float("nan"), "in paris", ""]
+    cross = load_made(tmp_path / "cross", tasks=Tasks(classify=Classify(("score",), "sigmoid")))
+    model = fastinfer.load(random_model)
+
+    async def ask():
+        async with Batcher(model) as one, Batcher(cross) as other:
+            return [
+                await one.embed(texts, na=na),
+                await one.classify(iter(texts), na=na),
+                await one.rank("ada", texts, na=na, top_k=4),
+                await other.classify([("a", None), ("in", "ada")], na=na),
+                await other.rank("ada", texts, na=na),
+            ]
+
+    got = asyncio.run(ask())
+    want = [model.embed(texts, na=na), model.classify(texts, na=na), model.rank("ada", texts, na=na, top_k=4)]
+    want += [cross.classify([("a", None), ("in", "ada")], na=na), cross.rank("ada", texts, na=na)]
+    for mine, theirs in zip(got, want, strict=True):
+        np.testing.assert_equal(mine, theirs)
+    assert np.isnan(got[0][1:3]).all() == (na == "skip")
+    assert len(got[4]) == (3 if na == "skip" else 5)
+
+
+def test_a_missing_text_is_refused(model):
+    async def ask(**options):
+        async with Batcher(model) as batcher:
+            await batcher.embed(["ada", None], **options)
+
+    with pytest.raises(fastinfer.InputError, match=r"texts\[1\] is None"):
+        asyncio.run(ask())
+    with pytest.raises(fastinfer.InputError, match="na is 'no', expected"):
+        asyncio.run(ask(na="no"))
+
+
 def test_options_are_refused_before_they_wait(model):
     async def ask(method, *args, **options):
         async with Batcher(model) as batcher:

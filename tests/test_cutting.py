@@ -6,8 +6,10 @@ import random
 import pytest
 from conftest import WORDS, make_config, make_tokenizer
 
+import fastinfer
 from fastinfer import cutting, tokenizer
 from fastinfer.boundaries import boundaries
+from fastinfer.errors import InputError
 from fastinfer.tokenizer import Tokenizer
 
 SOLID, CALL = 100, 200
@@ -60,6 +62,15 @@ def test_long_texts_have_the_tokens_of_the_whole(small):
         assert cuts[0].cut == (count >= 30 and len(made.raw.encode(text).ids) > 32)
 
 
+def test_a_word_of_any_length_is_one_unknown_token(small):
+    made, _ = small
+    lengths = (1, 5, 98, 99, 100, 101, 150, 200, 299, 300, 301, 700, 3000)  # around those of max_input_chars_per_word, SOLID and CALL
+    for _ in range(300):
+        parts = [random.choice([" ", random.choice("aé") * random.choice(lengths), words(1), "? "]) for _ in range(random.randrange(1, 12))]
+        got, want = made.wholes(["".join(parts)])[0], made.raw.encode("".join(parts))
+        assert (got.ids, got.word_ids, got.offsets) == (want.ids, want.word_ids, want.offsets), parts
+
+
 def test_cuts_and_sections():
     boundary = boundaries(make_tokenizer())
     for _ in range(50):
@@ -76,13 +87,25 @@ def test_cuts_and_sections():
 
 
 def test_very_long_texts_are_tagged_and_asked_in_sections(run, readable_model, tmp_path, monkeypatch):
-    """The heads see no context, so sections change no answer."""
+    """The heads see no context, so sections change no answer. Commands give what the methods give."""
     folder = readable_model({"tag": {"london": [0, 0, 0, 9, 0]}, "answer": {"london": [20, 20]}})
     text = words(300) + " london " + words(300)
     (tmp_path / "a.txt").write_text(text + "\nis in paris\n")
     commands = (("tag",), ("answer", "-q", "is?", "-k", "3"))
     want = [run(*command, "-m", folder, "-i", tmp_path / "a.txt", "--json")[1] for command in commands]
+    model = fastinfer.load(folder)
+    before = model.tag([text, "is in paris", ""]), model.answer(["is?"] * 2, [text, "is in paris"], top_k=3)
     monkeypatch.setattr(cutting, "SECTION", 150)
+    done = []
+    assert model.tag([text, "is in paris", ""], progress=lambda *said: done.append(said)) == before[0]
+    assert done[-1] == (3, 3)
+    after = model.answer(["is?"] * 2, [" " * 400 + text, "is in paris"], top_k=3)
+    assert after[1] == before[1][1]
+    start, end, _, answer = after[0][0]
+    assert (start >= 400, (" " * 400 + text)[start:end], answer) == (True, "london", "london")
+    assert sum(start == end for start, end, *_ in model.answer("is?", text, no_answer=True, top_k=None)[0]) == 1
+    with pytest.raises(InputError, match=r"contexts\[1\] is ' +[ .']*, expected a text with an answer in it"):
+        model.answer(["is?"] * 2, [text, " " * 999])
     got = [run(*command, "-m", folder, "-i", tmp_path / "a.txt", "--json")[1] for command in commands]
     assert got[0] == want[0]
     first, second = (json.loads(said.split("\n")[0])["answers"][0] for said in (got[1], want[1]))

@@ -3,7 +3,7 @@
 All ```python blocks of a document run in one namespace, and lines that begin with "# > " show what a block prints. A ```text block
 after a ```sh block with one fastinfer command shows what the command prints. Numbers may differ as much as between ISAs and GPUs.
 The line <!-- not run: why --> before a block excludes it. The line <!-- needs: names --> names the modules that a page is about:
-without them its examples are skipped, with that reason.
+without them its examples are skipped, with that reason. The line <!-- block needs: names --> before a block says so of this block alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="docs/ is n
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, its first line, and whether it is excluded."""
+    """A fenced block: its language, its text, its first line, and whether it is excluded, or needs a module that is not installed."""
 
     language: str
     code: str
@@ -48,13 +48,19 @@ class Block(NamedTuple):
 
 
 LEAVES_OUT = re.compile(r"<!--(?! needs:)((?!-->).)*-->\s*\Z", re.S)
+NEEDS = re.compile(r"<!-- block needs: ([\w. ]+) -->\s*\Z")
 
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a document. A comment before a block leaves it out, but for one that says what the page needs."""
     text = page.read_text()
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
-    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 2, LEAVES_OUT.search(text[: m.start()]) is not None) for m in found]
+    found = []
+    for m in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        before = text[: m.start()]
+        needs = NEEDS.search(before)
+        left_out = LEAVES_OUT.search(before) is not None if needs is None else not all(map(installed, needs[1].split()))
+        found.append(Block(m[1], m[2], before.count("\n") + 2, left_out))
+    return found
 
 
 def missing(page: Path) -> list[str]:
@@ -97,6 +103,16 @@ def test_modules_that_a_page_needs(tmp_path):
     assert missing(page) == ["fastinfer.nothing", "nothing.at.all"]
     page.write_text("# A page\n")
     assert missing(page) == []
+    code = "```python\n1\n```\n"
+    comments = (
+        "",
+        "<!-- needs: nothing.at.all -->",
+        "<!-- block needs: json -->",
+        "<!-- block needs: json nothing.at.all -->",
+        "<!-- not run: it is -->",
+    )
+    page.write_text("".join(f"{comment}\n\n{code}\n" for comment in comments))
+    assert [block.left_out for block in blocks(page)] == [False, False, False, True, True]
 
 
 def test_commands_of_a_block():

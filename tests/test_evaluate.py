@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+import sys
 import zlib
 
 import numpy as np
@@ -12,6 +13,9 @@ from conftest import LABELS, WORDS
 import fastinfer
 from fastinfer import cli
 from fastinfer.config import Classify, Embed, FillMask, Tag, Tasks
+from fastinfer.errors import InputError
+from fastinfer.evaluation import metrics
+from fastinfer.evaluation.tasks import TASKS
 
 
 def write(path, text):
@@ -249,3 +253,22 @@ def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
     assert "label 'positive' is none of those that fit: 'yes', 'no'" in error(other, "--data", tmp_path, "--tasks", "SST-2")
     two = readable_model(tasks=Tasks(classify=Classify(("entailment", "not_entailment"), "softmax")))
     assert "are those of RTE, QNLI: name one with --tasks" in error(two, "--data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "package"), [("score", "scipy.stats", "scipy"), ("tags", "seqeval.metrics.sequence_labeling", "seqeval")]
+)
+def test_a_missing_package_is_named_before_a_model_is_loaded(run, tmp_path, monkeypatch, kind, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    own = write(tmp_path / ("a.conll" if kind == "tags" else "a.csv"), "ada O\n" if kind == "tags" else "text,label\nada,0.5\n")
+    status, out, err = run("fastminilm-1x11", "--file", own, "--kind", kind, "--json")
+    assert (status, out) == (1, [])
+    assert f"needs {package}: pip install {package}, or fastinfer[evaluate]" in err
+
+
+def test_the_package_of_a_module_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(
+        InputError, match=r"the metric f1 needs scikit-learn: pip install scikit-learn, or fastinfer\[evaluate\] \(.*sklearn"
+    ):
+        metrics.check_packages(TASKS["MRPC"])

@@ -455,6 +455,33 @@ def use(path, model):
         index.text(key)
 
 
+def test_the_largest_id_is_saved_and_no_id_follows_it(models, tmp_path):
+    index = Index(models())
+    index.add("ada in paris", ids=[2**63 - 1])
+    index.save(tmp_path / "a.npz")
+    found = Index.open(tmp_path / "a.npz", models())
+    with pytest.raises(InputError, match=rf"largest id of the index is {2**63 - 1}, so 2 texts .*: give ids"):
+        found.add(["ada", "in"])
+    found.add(["ada"], ids=[3])
+    assert len(found) == 2
+
+
+def test_vectors_without_numbers_in_a_file_are_said(models, tmp_path, rng):
+    index = Index(models())
+    index.add(rng.normal(size=(70, index.dim)).astype(np.float32))
+    index.save(tmp_path / "a.npz")
+    content = (tmp_path / "a.npz").read_bytes()
+    with np.load(io.BytesIO(content)) as file:
+        vectors = file["vectors"]
+    vectors[5:] = np.nan
+    rewritten(content, tmp_path / "a.npz", {"vectors": vectors})
+    found = Index.open(tmp_path / "a.npz")
+    query = rng.normal(size=index.dim).astype(np.float32)
+    assert sorted(key for key, _ in found.search(query, 5)[0]) == [0, 1, 2, 3, 4]
+    with pytest.raises(CheckpointError, match="only 5 of 70 vectors have scores"):
+        found.search(query, 6)
+
+
 def test_broken_files_give_one_error(models, saved, rng):
     """A changed byte may go unnoticed in a value. It never gives anything but a CheckpointError, and an answer of an intact size."""
     content, path = saved

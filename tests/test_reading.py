@@ -68,7 +68,7 @@ def test_parquet(run, random_model, tmp_path, texts):
     for column, message in [*said, ("reviw", "has no column 'reviw', only 'id', 'review', 'kind', 'none': did you mean review?")]:
         assert message in error_of(run("embed", "-m", random_model, *at, column))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
-    assert "b.parquet is no parquet file" in error_of(run("embed", "-m", random_model, "-i", tmp_path / "b.parquet"))
+    assert "b.parquet: no parquet data" in error_of(run("embed", "-m", random_model, "-i", tmp_path / "b.parquet"))
 
 
 def test_keys_of_json(run, random_model, tmp_path):

@@ -286,7 +286,7 @@ class Square(torch.nn.Module):
 
 def test_memory_is_found_without_taking_it():
     def rows(count):
-        return [lambda: (torch.ones(count, 1000),)]
+        return [(count, lambda few: (torch.ones(few, 1000),))]
 
     found = memory.needed(Square, rows(10**7), 1, bfloat16=False)  # 40 GB a tensor
     assert (found.weights, found.optimizer, found.teacher) == (memory.SPREAD * 4e6, memory.SPREAD * 12e6, 0)
@@ -296,11 +296,12 @@ def test_memory_is_found_without_taking_it():
     assert memory.LATER + 5e7 < found.process < 2e10
 
 
-def test_a_run_that_does_not_fit_is_told_what_to_lower():
+def test_a_run_that_does_not_fit_is_told_what_to_lower(monkeypatch):
     rows = 10**6
+    monkeypatch.setattr(memory, "_of_process", lambda: 1e8)  # which other tests of this process may change
 
     def check(limit, accumulate=1):
-        batches = lambda parts: [lambda: (torch.ones(-(-rows // parts), 1000),)]  # noqa: E731
+        batches = lambda parts: [(-(-rows // parts), lambda few: (torch.ones(few, 1000),))]  # noqa: E731
         now = (memory._of_process() + memory.LATER) / 1e9
         return memory.check(Square, batches, rows=rows, accumulate=accumulate, size=("batch_tokens", rows), memory=now + limit)
 
@@ -310,8 +311,11 @@ def test_a_run_that_does_not_fit_is_told_what_to_lower():
     ) as error:
         check(1.2)
     assert "activations" in check(1.2, accumulate=16), error
-    with pytest.raises(InputError, match=r"One row at a time \(--accumulate 1000000\) takes about .*: take a smaller model"):
+    with pytest.raises(InputError, match=r"training takes at least .* without activations, .*: take a smaller model"):
         check(0.01)
+    rows, model = 2, memory.SPREAD * 16e-3
+    with pytest.raises(InputError, match=r"One row at a time \(--accumulate 2\) takes about .*: lower max_tokens, take a smaller model"):
+        check(model + 1e-6)
 
 
 def test_memory_that_control_groups_allow(tmp_path):

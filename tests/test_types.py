@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 CALLS = """\
 import collections
 import numpy as np
+import numpy.typing as npt
 import fastinfer
 from fastinfer.values import Texts
 
@@ -44,16 +45,17 @@ model.embed_tokens(batch)
 def mine(model: fastinfer.Model, texts: Texts) -> float:
     return float(model.embed(texts).sum())
 
-model.embed(3)  # arg-type
-model.embed([3])  # list-item
-model.embed(None)  # arg-type
-model.embed(b"a")  # arg-type
-model.embed([b"a"])  # list-item
-model.embed("a", na="drop")  # arg-type
-model.embed("a", progress="yes")  # arg-type
-model.embed("a", progress=lambda done: None)  # arg-type misc
-model.embed("a", dim="8")  # arg-type
-model.embed("a", dimension=8)  # call-arg
+model.embed(3)  # call-overload
+model.embed([3])  # call-overload list-item
+model.embed(None)  # call-overload
+model.embed(b"a")  # call-overload arg-type
+model.embed([b"a"])  # call-overload list-item
+model.embed("a", na="drop")  # call-overload
+model.embed("a", progress="yes")  # call-overload
+model.embed("a", progress=lambda done: None)  # call-overload arg-type misc
+model.embed("a", dim="8")  # call-overload
+model.embed("a", dimension=8)  # call-overload
+model.embed("a", precision=8)  # call-overload
 model.tag([("a", "b")])  # list-item
 model.tag(batch)  # arg-type
 model.rank("a", 3)  # arg-type
@@ -66,6 +68,14 @@ fastinfer.load(device=0)  # arg-type
 
 reveal_type(model)  # "fastinfer.api.Model"
 reveal_type(model.embed("a").dtype.itemsize)  # "int"
+singles: npt.NDArray[np.float32] = model.embed("a", dim=8, precision="float32")
+halves: npt.NDArray[np.float16] = model.embed("a", precision="float16")
+codes: npt.NDArray[np.int8] = model.embed("a", precision="int8")
+codes = model.embed("a", precision="binary")
+bits: npt.NDArray[np.uint8] = model.embed("a", precision="ubinary")
+halves = model.embed("a")  # assignment
+singles = model.embed("a", precision="int8")  # assignment
+bits = model.embed("a", precision="binary")  # assignment
 reveal_type(model.rank("a", ["b"]))  # "list[tuple[int, float]]"
 reveal_type(model.classify("a"))  # "list[list[tuple[str, float]] | Any]"
 reveal_type(model.tag("a"))  # "list[list[tuple[int, int, str, float, str]]]"

@@ -202,6 +202,12 @@ DRAWN: dict[str, Callable[[], str]] = {
         "microseconds per call, logarithmic; hidden size 768",
         "tokens per call",
     ),
+    "scale": lambda: curves(
+        "Workers that share a GPU: each tokenises on one core and waits for its turn",
+        read("scale"),
+        "texts per second, logarithmic; simulated from measured rates",
+        "workers",
+    ),
     "models-cpu": lambda: bars(
         "Whole models of BERT-base size on the CPU, 32 texts of 128 tokens",
         read("models-cpu"),

@@ -41,7 +41,7 @@ class Pages:
 
 def from_multiple(memory: np.ndarray, boundary: int) -> np.ndarray:
     """The part of `memory`, uint8, from its first multiple of `boundary` on."""
-    return memory[-memory.ctypes.data % boundary :]
+    return memory[-memory.__array_interface__["data"][0] % boundary :]  # memory.ctypes takes five times as long
 
 
 def _chunk(size: int) -> np.ndarray:

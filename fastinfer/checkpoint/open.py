@@ -9,8 +9,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import CheckpointError, InputError, short
 from ..strict_json import read_json
-from ..tokenizer_file import read_tokenizer
-from . import layouts
+from ..tokenizer_file import Found, read_tokenizer
 from .check import check, check_finite
 from .read import map_folder
 from .refusals import formats, refuse_folder, refuse_without_weights
@@ -27,9 +26,7 @@ def load(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bo
     return _load(path, validate, copy)[:2]
 
 
-def load_all(
-    path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False
-) -> tuple[Config, dict[str, Tensor], layouts.Found]:
+def load_all(path: str | os.PathLike[str], *, validate: bool | None = None, copy: bool = False) -> tuple[Config, dict[str, Tensor], Found]:
     """The Config, {name: Tensor} and tokenizer of the checkpoint in folder `path`, in this format or one that layouts/ can translate.
 
     validate  scan all weights for NaN and infinity; None: only when they take less than VALIDATE_BELOW bytes
@@ -42,11 +39,11 @@ def load_all(
     config, tensors, tokenizer = _load(path, validate, copy)
     file = Path(path) / "tokenizer.json"
     if tokenizer is None and file.exists():
-        tokenizer = layouts.Found(read_tokenizer(file, config.vocabulary), "tokenizer.json of the source", config.ids)
-    return config, tensors, tokenizer or layouts.Found(None, "it has no tokenizer.json: put it into the folder, or pass ids", config.ids)
+        tokenizer = Found(read_tokenizer(file, config.vocabulary), "tokenizer.json of the source", config.ids)
+    return config, tensors, tokenizer or Found(None, "it has no tokenizer.json: put it into the folder, or pass ids", config.ids)
 
 
-def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tuple[Config, dict[str, Tensor], layouts.Found | None]:
+def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tuple[Config, dict[str, Tensor], Found | None]:
     """The values of load_all(); None for the tokenizer of a folder in this format."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path is {short(path)}, expected the name of a checkpoint folder")
@@ -55,11 +52,17 @@ def _load(path: str | os.PathLike[str], validate: bool | None, copy: bool) -> tu
         what = ", ".join(formats([folder.name])) or "a file: pass the folder that holds it"
         hint = f" ({what})" if os.path.isfile(folder) else ""
         raise CheckpointError(f"{folder} is no checkpoint folder{hint}; expected one with config.json and model.safetensors")
-    body = layouts.body_of(folder)
+    body = folder
+    if (folder / "modules.json").exists():
+        from . import layouts  # which folders of this format do not need, and whose import takes as long as that of everything else
+
+        body = layouts.body_of(folder)
     refuse_folder(body)
     data = read_json(body / "config.json")
     ours = isinstance(data, dict) and "format_version" in data
     if not ours:
+        from . import layouts
+
         layouts.look(data, body, folder)
     refuse_without_weights(body)
     read = functools.partial(map_folder, copy=copy)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, listed, short
+from ..files import digest as content_digest
 from ..files import regular, stamp
 from ..strict_json import parse_json, read_json
 from .tensor import DTYPES, FROM_SAFETENSORS, Tensor
@@ -29,7 +30,6 @@ FILES = (
 )
 MODULE = re.compile(r"\d+_\w+")
 MAX_HEADER = 16 << 20  # bytes: the header of 1,024 layers takes 4 MB
-DIGEST_BYTES = 1 << 20  # bytes read at a time
 SMALL = 64 << 10  # bytes: tensors up to this size are copied, because mapping them would save nothing
 
 
@@ -170,11 +170,8 @@ def digest(folder: Path) -> str:
         for name in names:
             if not _is_read(folder / name):
                 continue
-            content = hashlib.sha256()
             with regular(folder / name) as file:
-                while block := file.read(DIGEST_BYTES):
-                    content.update(block)
-            total.update(f"{name}\0{content.hexdigest()}\n".encode())
+                total.update(f"{name}\0{content_digest(file)}\n".encode())
     return total.hexdigest()
 
 

@@ -35,6 +35,7 @@ from ..arguments import at_least
 from ..catalog import folder_of
 from ..errors import InputError, near
 from ..tokenizer import TruncationWarning
+from .metrics import check_packages
 from .scoring import evaluate, fitting, read, visible
 from .table import table
 from .tasks import METRICS_OF, TASKS, Task, own_task
@@ -60,8 +61,6 @@ def run(args: argparse.Namespace) -> None:
                     results.append(evaluate(model, task, args.data, name, dtype, first))
                     if args.json:
                         print(json.dumps(dataclasses.asdict(results[-1])), flush=True)
-    except ImportError as error:
-        raise InputError(f"this metric needs a package: pip install 'fastinfer[evaluate]' ({error})") from None
     except KeyboardInterrupt:
         if results and not args.json:
             print(table(results))
@@ -81,6 +80,7 @@ def _named(args: argparse.Namespace) -> list[Task]:
         files = {"dev": args.file} | ({"train": args.train} if args.train else {})
         tasks = [own_task(args.kind, files, text=args.text, pair=args.pair, target=args.target)]
     for task in tasks:
+        check_packages(task)
         labels = read(task, args.data, "train").labels if args.train else None
         read(task, args.data, task.scored, labels)
     return tasks

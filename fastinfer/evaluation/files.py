@@ -104,6 +104,8 @@ def read_splits(path: Path, split: str) -> Iterator[tuple[str, str, str]]:
         rows = json.loads(path.read_bytes())[split]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no JSON object with a list {split!r}: {error}") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: {split!r} is {short(rows)}, expected a list of [text, label]")
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 2 or not all(isinstance(value, str) for value in row):
             raise InputError(f"{path}, {split}[{i}] is {short(row)}, expected [text, label]")

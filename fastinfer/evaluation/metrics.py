@@ -11,10 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, required
 from .tasks import Task
 
 RESAMPLES = 1000  # resampled sets of the bootstrap
+# {metric: (module that computes it, the package that pip installs)}
+PACKAGES = {
+    "f1": ("sklearn.metrics", "scikit-learn"),
+    "matthews": ("sklearn.metrics", "scikit-learn"),
+    "pearson": ("scipy.stats", "scipy"),
+    "spearman": ("scipy.stats", "scipy"),
+    "span_f1": ("seqeval.metrics.sequence_labeling", "seqeval"),
+}
+
+
+def check_packages(task: Task) -> None:
+    """Raise InputError where a package is missing that a metric of the task needs."""
+    for metric in task.metrics:
+        if metric in PACKAGES:
+            _package(metric)
+
+
+def _package(metric: str) -> Any:
+    """The module that computes a metric. Raises InputError where it is not installed."""
+    module, package = PACKAGES[metric]
+    return required(module, f"the metric {metric}", "evaluate", package)
 
 
 def _accuracy(predictions: np.ndarray, targets: np.ndarray) -> float:
@@ -24,35 +45,28 @@ def _accuracy(predictions: np.ndarray, targets: np.ndarray) -> float:
 
 def _f1(predictions: np.ndarray, targets: np.ndarray) -> float:
     """F1 of the second of two classes."""
-    from sklearn.metrics import f1_score
-
-    return 100 * float(f1_score(targets, predictions, pos_label=1, zero_division=0.0))
+    return 100 * float(_package("f1").f1_score(targets, predictions, pos_label=1, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, targets: np.ndarray) -> float:
     """The Matthews correlation coefficient."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return 100 * float(matthews_corrcoef(targets, predictions))
+    return 100 * float(_package("matthews").matthews_corrcoef(targets, predictions))
 
 
-def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The correlation that scipy.stats has under this name."""
+def _correlation(metric: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The correlation that scipy.stats has under this name with an r behind it."""
 
     def correlation(predictions: np.ndarray, targets: np.ndarray) -> float:
-        from scipy import stats
-
         if np.ptp(predictions) == 0 or np.ptp(targets) == 0:
             return 0.0  # The correlation of a constant is undefined.
-        return 100 * float(getattr(stats, name)(predictions, targets).statistic)
+        return 100 * float(getattr(_package(metric), f"{metric}r")(predictions, targets).statistic)
 
     return correlation
 
 
 def _span_counts(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> np.ndarray:
     """(sentences, 3): the number of right, of predicted and of true spans, as seqeval reads spans from tags."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
+    get_entities = _package("span_f1").get_entities
     pairs = [(set(get_entities(list(p))), set(get_entities(list(t)))) for p, t in zip(predictions, targets, strict=True)]
     return np.array([(len(p & t), len(p), len(t)) for p, t in pairs])
 
@@ -80,8 +94,8 @@ METRICS: dict[str, Callable[..., float]] = {
     "recall@1": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
-    "pearson": _correlation("pearsonr"),
-    "spearman": _correlation("spearmanr"),
+    "pearson": _correlation("pearson"),
+    "spearman": _correlation("spearman"),
     "span_f1": _span_f1,
     "mask_accuracy": _mask_accuracy,
     "pseudo_perplexity": _pseudo_perplexity,

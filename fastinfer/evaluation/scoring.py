@@ -17,7 +17,7 @@ from ..batch import PackedBatch
 from ..config import Classify, Tag
 from ..errors import InputError, TaskError
 from ..progress import Progress
-from .metrics import interval, resampled, score
+from .metrics import check_packages, interval, resampled, score
 from .tasks import TASKS, Examples, Task, first_rows
 
 OF_EMBEDDERS = ("STS-B", "CLINC150", "retrieval")  # tasks that an embedder is scored on where none is named
@@ -119,8 +119,6 @@ def by_tags(meter: Meter, examples: Examples) -> list[list[str]]:
 
 def by_guess(meter: Meter, examples: Examples) -> np.ndarray:
     """(texts, 3), with each token of a text masked in turn: tokens guessed right, the sum of -log p of the true tokens, tokens."""
-    from scipy.special import log_softmax
-
     model, counts = meter.model, []
     mask = model.config.ids.mask
     if mask is None:
@@ -135,7 +133,9 @@ def by_guess(meter: Meter, examples: Examples) -> np.ndarray:
             masked = [[mask if i == row else id_ for i, id_ in enumerate(encoding.ids)] for row in rows]
             guesses = np.concatenate(meter.call(model.logits, PackedBatch.from_ids(masked), task="fill_mask"))
             right = guesses.argmax(1) == true
-            surprise = -log_softmax(guesses.astype(np.float64), axis=1)[np.arange(len(true)), true]
+            logits = guesses.astype(np.float64)
+            most = logits.max(1)
+            surprise = most + np.log(np.exp(logits - most[:, None]).sum(1)) - logits[np.arange(len(true)), true]
             counts.append((right.sum(), surprise.sum(), len(true)))
     return np.array(counts)
 
@@ -225,10 +225,11 @@ def fitting(model: Model, data: Path, say: Callable[[str], None]) -> list[Task]:
 def evaluate(
     model: Model, task: Task, data: Path, name: str, dtype: str | None, first: dict[str, dict[str, np.ndarray]] | None = None
 ) -> Result:
-    """Score `model` on `task`. Raises TaskError where it has no head for it.
+    """Score `model` on `task`. Raises TaskError where it has no head for it, and InputError where a package of a metric is missing.
 
     first  {task: resampled metrics} of the first model; a task that it lacks is added, with this model's
     """
+    check_packages(task)
     chosen = way(model, task, data)
     if chosen is None:
         raise TaskError(f"{name} has no head for {task.name}: it has {', '.join(model.tasks) or 'none'}")

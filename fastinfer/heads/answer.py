@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import PackedBatch
 from ..config import Answer, Config
-from ..tokenizer import Tokens
+from ..tokens import Tokens
 from ..weights import Weights
 from .common import Shapes, layers_tensors, linear, linear_tensors, softmax, through_layers
 from .words import Word, trim
@@ -17,10 +17,11 @@ from .words import Word, trim
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["LOGITS", "best_spans", "decode", "forward", "join", "tensors"]
+__all__ = ["LOGITS", "best_spans", "decode", "forward", "join", "moved", "tensors"]
 
 LOGITS = "token"
 
+Decoded = tuple[dict[tuple[int, int], float], float]
 ANSWER_TOKENS = 30  # tokens: the length of the longest answer
 
 
@@ -37,7 +38,7 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Answer, weights: W
 
 def decode(
     logits: np.ndarray, rows: Sequence[int], tokens: Tokens, text: str, word_of: Mapping[int, Word], none: int | None, top_k: int
-) -> tuple[dict[tuple[int, int], float], float]:
+) -> Decoded:
     """({(start, end): score} of the best answers, score of "no answer") in one window of a context.
 
     logits  (tokens of the window, 2)
@@ -63,7 +64,12 @@ def decode(
     return found, float((start * end)[:count].sum())
 
 
-def join(windows: Sequence[tuple[dict[tuple[int, int], float], float]], context: str, no_answer: bool) -> list[tuple[int, int, float, str]]:
+def moved(windows: Sequence[Decoded], characters: int) -> list[Decoded]:
+    """Results of decode() for windows of a part of a context that begins so many characters after the context."""
+    return [({(start + characters, end + characters): score for (start, end), score in found.items()}, none) for found, none in windows]
+
+
+def join(windows: Sequence[Decoded], context: str, no_answer: bool) -> list[tuple[int, int, float, str]]:
     """The answers (start, end, score, context[start:end]) of a context, best first, from the results of decode() for its windows.
 
     A span gets its best score of all windows. "No answer" gets its least score, because no window may hold an answer.

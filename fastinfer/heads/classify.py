@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .common import Shapes, layers_tensors, linear, linear_tensors, pool, sigmoi
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["LOGITS", "decode", "entailment", "forward", "relevance", "shares", "tensors", "zero_shot"]
+__all__ = ["LOGITS", "decode", "entailment", "forward", "relevance", "shares", "tensors", "without", "zero_shot"]
 
 LOGITS = "text"
 
@@ -44,6 +45,13 @@ def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
 def shares(logits: np.ndarray, head: Classify) -> np.ndarray:
     """The scores (B, K) of logits (B, K), as the head's output says."""
     return logits if head.output == "identity" else {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits)
+
+
+def without(answers: list[Any], missing: Sequence[int]) -> list[Any]:
+    """The answers with NaN in the place of a float, and an empty list in the place of labels, for the texts that were skipped."""
+    for i in missing:
+        answers[i] = math.nan if isinstance(answers[i], float) else []
+    return answers
 
 
 def relevance(logits: np.ndarray, head: Classify) -> np.ndarray:

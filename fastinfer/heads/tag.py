@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import PackedBatch
 from ..config import Config, Tag
-from ..tokenizer import Tokens
+from ..tokens import Tokens
 from ..weights import Weights
 from .common import Shapes, layers_tensors, linear, linear_tensors, through_layers
 from .words import pieces, trim, words

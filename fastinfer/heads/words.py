@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..tokenizer import Tokens
+from ..tokens import Tokens
 
 __all__ = ["Piece", "Word", "apart", "join_windows", "pieces", "trim", "words"]
 

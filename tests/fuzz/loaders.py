@@ -1,4 +1,4 @@
-"""Fuzz what reads files of strangers: broken checkpoints must load and give finite shapes, or raise FastinferError.
+"""Fuzz what reads files of strangers: broken checkpoints, indexes and texts must load and give finite shapes, or raise FastinferError.
 
     python tests/fuzz/loaders.py --seconds 30                  the form that CI runs
     python tests/fuzz/loaders.py --hours 2 --processes 8       long; findings are written to tests/fuzz/findings
@@ -18,6 +18,7 @@ import base64
 import collections
 import contextlib
 import functools
+import gzip
 import json
 import os
 import random
@@ -54,10 +55,12 @@ with atheris.instrument_imports(include=["fastinfer"]) if atheris else contextli
     import seeds
 
     import fastinfer
-    from fastinfer import checkpoint, conversion
+    from fastinfer import checkpoint, conversion, keeping, reading
     from fastinfer.checkpoint import Tensor, layouts, torch_file
     from fastinfer.checkpoint.layouts.tokenizer import find_tokenizer
     from fastinfer.config import Config
+    from fastinfer.evaluation import files as data_files
+    from fastinfer.formats import Answers, format_of
     from fastinfer.strict_json import parse_json
     from fastinfer.tokenizer import Tokenizer
 
@@ -158,6 +161,69 @@ def run_convert(files: Files, folder: Path) -> None:
         fastinfer.load(out, device="numpy")
 
 
+def run_index(files: Files, folder: Path) -> None:
+    """Open, search, change, save and open again. Without a model: the file does not say what is loaded."""
+    index = fastinfer.Index.open(folder)
+    assert index.model is None
+    best = index.search(np.ones((2, index.dim), np.float32), 3)
+    assert [len(found) for found in best] == [min(3, len(index))] * 2
+    for key, _ in best[0]:
+        assert not index.keeps_texts or isinstance(index.text(key), str)
+    index.remove([best[0][0][0]] if best[0] else [])
+    if not index.keeps_texts:
+        kind = str if best[0] and isinstance(best[0][0][0], str) else int
+        index.add(np.ones((2, index.dim), np.float32), ["new", "other"] if kind is str else None)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as out:
+        index.save(out)
+        assert len(fastinfer.Index.open(out)) == len(index)
+
+
+def run_texts(files: Files, folder: Path) -> None:
+    """Every file as input of the command line, read as texts and, where its kind has them, as records with ids."""
+    for path in sorted(folder.iterdir()):
+        args = argparse.Namespace(input=str(path), texts=[], column=None, jsonl=False, pairs=False, takes="either", whole=False)
+        args.command = "embed"
+        for takes, column in (("either", None), ("singles", ["text"]), ("pairs", ["text", "pair"])):
+            args.takes, args.column = takes, None if path.suffix == ".txt" else column
+            args.pairs = takes == "pairs" and path.suffix == ".txt"
+            with contextlib.suppress(fastinfer.InputError):
+                assert all(len(text) == 2 or isinstance(text, str) for text in reading.read_texts(args))
+        args.takes, args.column, args.pairs = "either", None, False
+        reading._count(args)
+        for _, text, _ in reading.read_records(args):
+            text if isinstance(text, str) else "".join(text)
+
+
+def run_resume(files: Files, folder: Path) -> None:
+    """Go on with an interrupted run of two texts. What is kept must be as it was written, byte for byte, or refused."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as out:
+        write(Path(out), files)
+        answers = Answers(
+            lambda text, found: {"text": text, "n": found}, lambda text, found: text, ("text", "pair"), ("n",), lambda n: [(n,)]
+        )
+        with keeping.kept(os.path.join(out, "out.jsonl"), resume=True) as part:
+            part.made = lambda: seeds.MADE
+            texts = iter(seeds.TEXTS)
+            part.skip(texts)
+            with part.writing(format_of("jsonl", answers, "out.jsonl", False)) as wrote:
+                for text in texts:
+                    wrote([text], [len(text)])
+        assert len(Path(out, "out.jsonl").read_bytes().splitlines()) >= len(seeds.TEXTS) - part.done
+
+
+def run_data(files: Files, folder: Path) -> None:
+    """The files that evaluation and training read."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".csv", ".tsv", ".jsonl"):
+            list(data_files.read_table(path, None, ("text", "label")))
+        elif path.suffix == ".json":
+            list(data_files.read_splits(path, "test"))
+        elif path.suffix == ".conll":
+            list(data_files.read_tagged(path))
+        else:
+            list(data_files.read_articles(path, whole=True))
+
+
 POSITIONS = ("rotary", "causal", "buckets", "alibi", "disentangled")  # seeds with the keys of attention, norms, gates and widths
 # target: what runs, its seeds, its share of the executions
 TARGETS = {
@@ -173,6 +239,10 @@ TARGETS = {
         10,
     ),
     "convert": (run_convert, ("bin", "bert", "adapter", "crammed", "sentences"), 1),
+    "index": (run_index, ("index-float32", "index-int8", "index-binary"), 6),
+    "texts": (run_texts, ("texts",), 4),
+    "resume": (run_resume, ("resume",), 2),
+    "data": (run_data, ("data",), 2),
 }
 
 
@@ -340,7 +410,52 @@ def mutate_zip(rng: random.Random, raw: bytes) -> bytes:
     return made.getvalue()
 
 
+def mutate_npz(rng: random.Random, raw: bytes) -> bytes:
+    """Mostly what an index says about itself changed, else the header or the numbers of an array, or bytes of the file."""
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, raw)
+    with np.load(BytesIO(raw)) as stored:
+        arrays = dict(stored)
+    name = "meta" if rng.random() < 0.6 else rng.choice(sorted(arrays))
+    if name == "meta":
+        arrays[name] = np.frombuffer(mutate_json(rng, arrays[name].tobytes()), np.uint8)
+    elif rng.random() < 0.5:
+        arrays[name] = rng.choice(
+            (
+                np.frombuffer(mutate_bytes(rng, arrays[name].tobytes()).ljust(8), np.uint8),
+                arrays[name][: rng.randrange(len(arrays[name]) + 1)],
+                arrays[name].astype(rng.choice(("<i8", "<f4", "<f8", "u1", "<u8", ">i4", "S3"))),
+                arrays[name].T,
+                arrays[name][None],
+            )
+        )
+    else:
+        changed = mutate_bytes(rng, arrays[name].tobytes())[: arrays[name].nbytes].ljust(arrays[name].nbytes, b"\xff")
+        arrays[name] = np.frombuffer(changed, arrays[name].dtype).reshape(arrays[name].shape)
+    if rng.random() < 0.05:
+        arrays.pop(rng.choice(sorted(arrays)))
+    made = BytesIO()
+    np.savez(made, **arrays)
+    return made.getvalue()
+
+
+def mutate_lines(rng: random.Random, text: bytes) -> bytes:
+    """A line of JSON changed, or its bytes."""
+    lines = text.splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    if lines[at].lstrip()[:1] in (b"{", b"[", b'"') and rng.random() < 0.6:
+        lines[at] = mutate_json(rng, lines[at]) + b"\n"
+        return b"".join(lines)
+    return mutate_bytes(rng, text)
+
+
 def mutate_file(rng: random.Random, name: str, text: bytes) -> bytes:
+    if name.endswith(".npz"):
+        return mutate_npz(rng, text)
+    if name.endswith(".gz"):
+        return mutate_bytes(rng, text) if rng.random() < 0.5 else gzip.compress(mutate_lines(rng, gzip.decompress(text)))
+    if name.endswith(".jsonl"):
+        return mutate_lines(rng, text)
     if name.endswith(".safetensors"):
         return mutate_safetensors(rng, text)
     if name.endswith(".bin"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import csv
+import gzip
 import io
 import json
 import math
@@ -20,7 +23,8 @@ sys.path.insert(0, str(TESTS))
 import builders  # noqa: E402
 from conftest import WORDS, make_config, make_tokenizer  # noqa: E402
 
-from fastinfer import checkpoint  # noqa: E402
+import fastinfer  # noqa: E402
+from fastinfer import checkpoint, keeping  # noqa: E402
 from fastinfer.config import (  # noqa: E402
     FFF,
     Alibi,
@@ -42,6 +46,7 @@ from fastinfer.config import (  # noqa: E402
     Tasks,
     Unit,
 )
+from fastinfer.rows import PRECISIONS  # noqa: E402
 
 HIDDEN = 16
 BERT = {
@@ -254,6 +259,52 @@ def as_json(value) -> bytes:
     return json.dumps(value).encode()
 
 
+TEXTS = ["ada lived in london.", "é", "who?"]  # the first two are answered in the seed "resume"
+MADE = {"model": "one", "top_k": 3}
+
+
+def index(ours: dict[str, bytes], precision: str) -> dict[str, bytes]:
+    """The files of an index with this precision. Of float32, its ids are integers and it has no texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in ours.items():
+            (Path(folder) / name).write_bytes(content)
+        model = fastinfer.load(folder, device="numpy")
+        made = fastinfer.Index(model, precision=precision, keep_texts=precision != "float32")
+        if precision == "float32":
+            made.add(np.random.default_rng(0).normal(size=(70, made.dim)).astype(np.float32))
+        else:
+            made.add([*TEXTS, "ada"], ["a", "b", "é", "d"])
+        made.save(folder)
+        return {"index.npz": (Path(folder) / "index.npz").read_bytes()}
+
+
+def inputs() -> dict[str, dict[str, bytes]]:
+    """The seeds of texts, of an interrupted run and of data sets."""
+    table = [("text", "pair", "label"), *((text, 'a "pair",\nof two', "yes") for text in TEXTS)]
+    objects = [dict(zip(table[0], row, strict=True)) | {"id": i, "score": 0.5} for i, row in enumerate(table[1:])]
+    made, tsv = io.StringIO(), "".join("\t".join(row).replace("\n", " ") + "\n" for row in table)
+    csv.writer(made).writerows(table)
+    lines = "".join(json.dumps(value) + "\n" for value in objects).encode()
+    texts = {"t.txt": b"one\ttwo\nthree\tfour\n", "t.csv": made.getvalue().encode(), "t.tsv": tsv.encode(), "t.jsonl": lines}
+    texts |= {"t.json": as_json([*objects, "a", ["b", "c"]]), "z.jsonl.gz": gzip.compress(lines, mtime=0)}
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        from pyarrow import parquet
+
+        packed = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(objects), packed)
+        texts["t.parquet"] = packed.getvalue()
+    answers = "".join(json.dumps({"text": text, "n": len(text)}, ensure_ascii=False) + "\n" for text in TEXTS[:2]).encode()
+    known = keeping.Texts()
+    known.add(TEXTS[:2])
+    state = {"texts": known.count, "digest": known.digest, "bytes": len(answers), "made": MADE}
+    article = "= Rice =\nBoil the grains of rice for about twelve minutes in a pot. " + "Drain them well and let them rest. " * 6 + "\n"
+    data = {name.replace("t.", "d."): texts[name] for name in ("t.csv", "t.tsv", "t.jsonl")}
+    data |= {"d.json": as_json({"test": [["a text", "yes"], ["another", "no"]]}), "d.conll": b"Ada\tB-x\nlived\tO\n\nParis B-x\n"}
+    data["d.txt"] = (article + article.replace("Rice", "Beans")).encode()
+    return {"texts": texts, "resume": {"out.jsonl.part": answers + b'{"te', "out.jsonl.part.json": as_json(state)}, "data": data}
+
+
 def make() -> dict[str, dict[str, bytes]]:
     """{name of a seed: its files}."""
     tokenizer = {"tokenizer.json": make_tokenizer().to_str().encode()}
@@ -291,8 +342,11 @@ def make() -> dict[str, dict[str, bytes]]:
     head = Embed(
         ("mean", "cls"), True, (Project(6, True, "tanh"), Unit(), Project(5, False)), 3, "manhattan", (Prompt("a", "b "),), "a", False
     )
+    ours = saved(make_config()) | tokenizer
     return {
-        "ours": saved(make_config()) | tokenizer,
+        "ours": ours,
+        **{f"index-{precision}": index(ours, precision) for precision in PRECISIONS},
+        **inputs(),
         "int8": saved(builders.tiny(ffn=(FFF(2, 2, dense=3, children=True, nodes=6),), stored=Stored("int8", "float16", "int8"))),
         "shards": saved(
             builders.tiny(layers=2, ffn=(Dense(4), FFF(1, 3)), positions=Positions("scaled-sinusoidal", 8), token_types=2),

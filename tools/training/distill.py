@@ -19,6 +19,7 @@ from fastinfer.evaluation.tasks import GLUE
 from training import corpus, runs
 from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
+from training.memory import Batch
 from training.objectives import Distillation
 from training.recipe import option
 from training.start import open_encoder, open_model
@@ -111,11 +112,15 @@ def distill(settings: Distill, resume: bool) -> None:
 def check_memory(settings: Distill, workers: Workers, config: Config, longest: int) -> None:
     """runs.check_memory for a student of a teacher with this config, with the shortest and with the longest rows."""
 
-    def batches(parts: int) -> list[Callable[[], tuple[Tensor, ...]]]:
+    def batches(parts: int) -> list[Batch]:
         made = []
         for length in sorted({min(LENGTHS[0], longest), longest}):
             count = -(-max(1, settings.batch_tokens // length // workers.world) // parts)
-            made.append(lambda count=count, length=length: (torch.zeros(count, length).long(), torch.ones(count, length, dtype=torch.bool)))
+
+            def batch(rows: int, length: int = length) -> tuple[Tensor, ...]:
+                return torch.zeros(rows, length).long(), torch.ones(rows, length, dtype=torch.bool)
+
+            made.append((count, batch))
         return made
 
     def make() -> Distillation:

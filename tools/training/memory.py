@@ -1,12 +1,13 @@
 """The memory that a run on a CPU takes, found before it starts, and the memory that there is.
 
-A step is taken with tensors that have shapes and no data (PyTorch's FakeTensorMode), while the bytes of the living ones are counted. So
-the figure follows any architecture, and finding it takes seconds and hardly any memory.
+Steps with a few rows are taken, while the bytes of the living tensors are counted after each operation. They grow linearly with the rows.
+So the figure follows any architecture, and finding it takes seconds and little more memory than the model, whose size is known before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from fastinfer.errors import InputError
 from training.objectives import Objective
 
 GB = 1e9
+FEW, MANY = 2, 4  # rows of the steps from which the bytes of more rows follow
 SPREAD = 1.4  # bytes taken per byte of living tensors, measured at peaks of 1.4 to 2 GB: scratch space, and what malloc does not give back
 LATER = 0.25 * GB  # bytes that a process takes beside tensors after the look: buffers of threads and of the tokenizer, the last plot
 
@@ -48,11 +50,11 @@ class Needed:
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make while they live."""
+    """Counts the bytes of the tensors that operations make while they live. `course` has the count whenever it has grown."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
+        self.now, self.course, self.known = 0, [0], set()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         made = operation(*args, **(kwargs or {}))
@@ -66,7 +68,7 @@ class _Living(TorchDispatchMode):
         if key not in self.known:
             self.known.add(key)
             self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
+            self.course.append(self.now)
             weakref.finalize(storage, self._drop, key, storage.nbytes())
 
     def _drop(self, key: int, size: int) -> None:
@@ -74,35 +76,74 @@ class _Living(TorchDispatchMode):
         self.now -= size
 
 
+class _Unfilled(TorchDispatchMode):
+    """Leaves out what fills tensors at random. Without data, PyTorch looks at it in Python, after imports that take seconds."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if operation in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
+            return args[0]
+        return operation(*args, **(kwargs or {}))
+
+
+Batch = tuple[int, Callable[[int], tuple]]  # the rows of a part of a batch, and a function that makes so many
+
+
 def needed(
-    make: Callable[[], Objective], batches: Sequence[Callable[[], tuple]], parts: int, *, bfloat16: bool, text: Sequence[str | Path] = ()
+    make: Callable[[], Objective],
+    batches: Sequence[Batch],
+    parts: int,
+    *,
+    bfloat16: bool,
+    text: Sequence[str | Path] = (),
+    limit: float = math.inf,
 ) -> Needed:
     """The memory that steps of training take.
 
     make     the objective, made anew: its encoder learns, its `teacher`, where it has one, does not
-    batches  each makes a part of a batch, as the objective's forward pass takes it; the one that takes most counts
+    batches  parts of a batch, as the objective's forward pass takes them; the one that takes most counts
     parts    parts of a batch
     text     files that are read
+    limit    where the model alone takes more bytes, no step is taken: activations are then 0
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
-        objective = make().train()
-        learned = sum(p.numel() * 4 for p in objective.encoder.parameters() if p.requires_grad)
-        weights, taught = (_size(m) if m is not None else 0 for m in (objective.encoder, getattr(objective, "teacher", None)))
-        before, most = living.now, 0
-        for batch in batches:
-            living.peak = living.now
-            for _ in range(min(parts, 2)):  # the gradients of the first part are there when the second is computed
-                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                    loss = objective(*batch())["loss"]
-                loss.backward()
-                del loss
-            most = max(most, living.peak - before)
-            objective.zero_grad(set_to_none=True)
-    activations = max(0, most - learned)
     read = sum(Path(file).stat().st_size * (3 if Path(file).suffix in (".txt", ".jsonl") else 12) for file in text)
-    return Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, taught, 3 * learned, activations)))
+    with torch.device("meta"), _Unfilled():
+        objective = make()
+    learned = sum(p.numel() * 4 for p in objective.encoder.parameters() if p.requires_grad)
+    weights, taught = (_size(m) if m is not None else 0 for m in (objective.encoder, getattr(objective, "teacher", None)))
+    alone = Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, taught, 3 * learned, 0)))
+    if alone.total > limit:
+        return alone
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so few rows repay no second thread, and two that share a busy CPU take five times as long
+    try:
+        objective = make().train()
+        most = max(_activations(objective, *batch, parts=parts, bfloat16=bfloat16) for batch in batches)
+    finally:
+        torch.set_num_threads(threads)
+    return dataclasses.replace(alone, activations=SPREAD * max(0, most - learned))
+
+
+def _activations(objective: Objective, rows: int, batch: Callable[[int], tuple], *, parts: int, bfloat16: bool) -> float:
+    """The bytes of the tensors that a step with so many rows makes, at their most, its gradients included."""
+
+    def course(count: int) -> list[int]:
+        with _Living() as living:
+            if parts > 1:  # the gradients of the first part are there when the second is computed
+                for parameter in objective.parameters():
+                    parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = objective(*batch(count))["loss"]
+            loss.backward()
+            del loss
+        objective.zero_grad(set_to_none=True)
+        return living.course
+
+    if rows <= MANY:
+        return max(course(rows))
+    few, many = course(FEW), course(MANY)
+    if len(few) != len(many):  # the operations depend on the number of rows
+        return max(many) * rows / MANY
+    return max(b + (b - a) / (MANY - FEW) * (rows - MANY) for a, b in zip(few, many, strict=True))
 
 
 def _size(module: torch.nn.Module) -> int:
@@ -111,7 +152,7 @@ def _size(module: torch.nn.Module) -> int:
 
 def check(
     make: Callable[[], Objective],
-    batches: Callable[[int], Sequence[Callable[[], tuple]]],
+    batches: Callable[[int], Sequence[Batch]],
     *,
     rows: int,
     accumulate: int,
@@ -123,7 +164,7 @@ def check(
 ) -> str:
     """A line that says how much memory the run takes and how much there is.
 
-    make, batches  as in needed(); batches gets the number of parts of a batch, and the first of them is given
+    make, batches  as in needed(); batches gets the number of parts of a batch
     rows           of a batch
     accumulate     parts of a batch
     size           the name and the value of the setting of the batch's size
@@ -135,7 +176,7 @@ def check(
     limit = memory * GB / processes if memory else available() / processes
 
     def found(parts: int) -> Needed:
-        return needed(make, batches(parts), parts, bfloat16=bfloat16, text=text)
+        return needed(make, batches(parts), parts, bfloat16=bfloat16, text=text, limit=limit)
 
     accumulate = min(accumulate, rows)
     asked = found(accumulate)
@@ -143,6 +184,9 @@ def check(
     there = f"{limit / GB:.1f} GB " + ("that it may take (memory)" if memory else "that are available") + each
     if asked.total <= limit:
         return f"memory: about {asked} of {there}"
+    smaller_model = "take a smaller model, vocabulary or teacher, or close other programs"
+    if not asked.activations:
+        raise InputError(f"training takes at least {asked} without activations, more than the {there}: {smaller_model}")
     message, parts = f"training takes about {asked}, more than the {there}", accumulate
     while parts < rows:
         parts = min(2 * parts, rows)
@@ -154,10 +198,7 @@ def check(
                 f"or --{name.replace('_', '-')} {smaller} (now {value})"
             )
     least = asked if accumulate == rows else less
-    raise InputError(
-        f"{message}. One row at a time (--accumulate {rows}) takes about {least}: take a smaller model, vocabulary or teacher, "
-        "lower max_tokens, or close other programs"
-    )
+    raise InputError(f"{message}. One row at a time (--accumulate {rows}) takes about {least}: lower max_tokens, {smaller_model}")
 
 
 # --- what there is ---------------------------------------------------------------------------------

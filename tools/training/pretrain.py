@@ -127,14 +127,13 @@ def check_memory(settings: Pretrain, workers: Workers, config: Config) -> None:
     length = settings.max_tokens
     rows, guesses = settings.batch_tokens // length, max(1, round(settings.masked * length))
 
-    def batch(parts: int) -> tuple[Any, ...]:
-        count = -(-max(1, rows // workers.world) // parts)
+    def batch(count: int) -> tuple[Any, ...]:
         return torch.zeros(count, length, dtype=torch.int64), None, *torch.zeros(2, count, guesses, dtype=torch.int64)
 
     def make() -> MaskedLanguageModel:
         return MaskedLanguageModel(Encoder(config), settings.balance)
 
-    runs.check_memory(settings, workers, make, lambda parts: [lambda: batch(parts)], rows)
+    runs.check_memory(settings, workers, make, lambda parts: [(-(-max(1, rows // workers.world) // parts), batch)], rows)
 
 
 def train_tokenizer(settings: Pretrain) -> Any:

@@ -145,7 +145,7 @@ def writable(folder: Path) -> None:
 
 
 def check_memory(
-    recipe: Training, workers: Workers, make: Callable[[], Objective], batches: Callable[[int], Sequence[Callable[[], tuple]]], rows: int
+    recipe: Training, workers: Workers, make: Callable[[], Objective], batches: Callable[[int], Sequence[memory.Batch]], rows: int
 ) -> None:
     """On a CPU, print how much memory the run takes. Raises InputError as memory.check does, whose arguments these are."""
     if workers.device.type != "cpu":

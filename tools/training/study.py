@@ -154,8 +154,7 @@ def _check_memory(settings: Finetune, start: Start, task: Task, train: Split) ->
     length, rows = padded_length(train.lengths), min(settings.batch, len(train.lengths))
     length = min(length, config.positions.max)
 
-    def batch(parts: int) -> tuple[Any, ...]:
-        count = -(-rows // parts)
+    def batch(count: int) -> tuple[Any, ...]:
         ids = torch.zeros(count, length, dtype=torch.int64)
         side = (ids, torch.ones(count, length, dtype=torch.bool), ids if config.token_types else None)
         targets = torch.zeros((count, length) if task.kind == "tags" else count, dtype=train.targets.dtype)
@@ -163,7 +162,7 @@ def _check_memory(settings: Finetune, start: Start, task: Task, train: Split) ->
 
     line = memory.check(
         lambda: Labelled(encoders.Encoder(config, settings.dropout), task.kind),
-        lambda parts: [lambda: batch(parts)],
+        lambda parts: [(-(-rows // parts), batch)],
         rows=rows,
         accumulate=settings.accumulate,
         size=("batch", settings.batch),

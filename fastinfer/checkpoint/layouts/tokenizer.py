@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...config import Ids
 from ...errors import CheckpointError, ConfigError, listed, short
-from ...tokenizer_file import TokenizerFile, made_tokenizer, read_tokenizer
+from ...tokenizer_file import Found, TokenizerFile, made_tokenizer, read_tokenizer
 from .added_tokens import Vocabulary, find_tokens
 from .settings import SPECIAL_TOKENS, read_options
 from .tokenizer_kinds import ALIASES, KINDS, MODEL_CLASSES, PYTHON, Kind, Options, template
@@ -39,19 +39,6 @@ GIVEN += ("model_input_names", "padding_side", "use_fast", "clean_up_tokenizatio
 CONTINUATIONS = 0.01  # share of pieces that begin with ##: BERT's vocabularies have a fifth or more, other kinds next to none
 LATER = ("byte_fallback", "ignore_merges", "use_regex")  # settings that older files leave out, where the library takes our values
 IDS = "tokenise with transformers, and pass ids"
-
-
-class Found(NamedTuple):
-    """The tokenizer of a folder.
-
-    file   its tokenizer.json, as read or as made; None if it has none that fastinfer can use
-    about  where it comes from, or why there is none and what to do
-    ids    the ids of special tokens
-    """
-
-    file: TokenizerFile | None
-    about: str
-    ids: Ids
 
 
 class Refused(Exception):
