@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from types import TracebackType
@@ -30,7 +31,7 @@ from .run import positive
 from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
 from .values import Missing, Vectors
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "Observer"]
 
 MOST_WAITING = 8192  # texts: about a minute of work for the model inside on two CPUs
 ALONE = ("answer", "classify", "embed", "embed_sparse", "embed_tokens", "fill_mask", "hidden_states", "logits", "rank", "routes", "tag")
@@ -41,6 +42,16 @@ class Row(NamedTuple):
 
     ids: np.ndarray
     types: np.ndarray | None
+
+
+class Observer:
+    """What a Batcher tells about its work. A subclass replaces the methods that it wants."""
+
+    def batch(self, texts: int, tokens: int) -> None:
+        """A batch begins. The worker thread calls this."""
+
+    def request(self, waited: float, computed: float) -> None:
+        """A request was answered: seconds before its first batch began, and of its batches. Called in the task of the caller."""
 
 
 class Request:
@@ -64,6 +75,9 @@ class Request:
         self.count, self.call, self.texts, self.key, self.finish = count, call, texts, key, finish
         self.future: Future[Any] = Future()
         self.cuts: list[TruncationWarning] = []
+        self.waited: float | None = None
+        self.computed = 0.0
+        self._added = time.perf_counter()
         self._answers: list[Any] = []
         self._left = count
         self._rows: collections.deque[Row] = collections.deque()
@@ -85,6 +99,12 @@ class Request:
         """The text that first() named."""
         return self._rows.popleft()
 
+    def begin(self) -> float:
+        """The time, at which this request stops waiting unless it did before."""
+        now = time.perf_counter()
+        self.waited = now - self._added if self.waited is None else self.waited
+        return now
+
     def add(self, answers: Any) -> None:
         """Take the answers to the next texts; with the last ones, the future gets the result."""
         self._answers.append(answers)
@@ -94,11 +114,13 @@ class Request:
 
     def settle(self, result: Callable[[], Any]) -> None:
         """Give the future what `result` returns or raises."""
+        began = self.begin()
         try:
             value = result()
         except BaseException as error:
             self.fail(error)
         else:
+            self.computed += time.perf_counter() - began
             with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
                 self.future.set_result(value)
 
@@ -114,6 +136,7 @@ class Batcher:
     model         a fastinfer.Model; its kernels run without the GIL, so the event loop goes on meanwhile
     batch_tokens  most tokens of a packed batch; None: the device's default. A smaller batch answers short requests sooner
     most_waiting  most texts that may wait or be computed; a request beyond them raises BusyError at once
+    observer      an Observer, which is told of each batch and each request, for metrics
 
     A batch begins as soon as the one before ends, with the texts that wait then: no request waits for others to come. Each request
     with texts in it has one text in turn, so a long request does not keep short ones waiting. On a CPU an answer has the same bits as
@@ -124,13 +147,18 @@ class Batcher:
     A Batcher may be used from several event loops. `async with` closes it at the end of the block.
     """
 
-    def __init__(self, model: Model, *, batch_tokens: int | None = None, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self, model: Model, *, batch_tokens: int | None = None, most_waiting: int = MOST_WAITING, observer: Observer | None = None
+    ) -> None:
         if not isinstance(model, Model):
             raise InputError(f"model is {short(model)}, expected a fastinfer.Model, such as fastinfer.load() gives")
         replicas = model._runner.replicas
         self.model = model
         self.batch_tokens = positive("batch_tokens", batch_tokens) or replicas[0].ops.batch_tokens
         self.most_waiting = check_int("most_waiting", most_waiting, 1)
+        if observer is not None and not isinstance(observer, Observer):
+            raise InputError(f"observer is {short(observer)}, expected a fastinfer.aio.Observer")
+        self._observer = observer or Observer()
         self._room = self.batch_tokens * len(replicas)  # a batch for each device
         self._lock = threading.Lock()
         self._open: set[Request] = set()  # whose futures are not done
@@ -184,6 +212,12 @@ class Batcher:
             answers = await self._together("classify", texts, {"top_k": top_k}, _chained)
         return heads.classify.without(answers, missing)
 
+    async def logits(self, texts: Any) -> np.ndarray:
+        """The logits (B, K) of the classify head, as Model.logits(task="classify") gives them."""
+        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
+        logits: np.ndarray = await self._together("logits", texts, {"task": "classify"}, np.concatenate)
+        return logits
+
     async def rank(
         self, query: str, documents: Any, *, top_k: int | None = None, dim: int | None = None, na: Missing = "raise"
     ) -> list[tuple[int, float]]:
@@ -203,8 +237,7 @@ class Batcher:
             scores = await self._together("embed", texts, options, lambda parts: embedder.similarity(np.concatenate(parts)))
         elif dim is None and (cross_encoder := _cross_encoder(tasks)) is not None:
             pairs = [(query, document) for document in documents]
-            logits = await self._together("logits", pairs, {"task": "classify"}, np.concatenate)
-            scores = heads.classify.relevance(logits, cross_encoder)
+            scores = heads.classify.relevance(await self.logits(pairs), cross_encoder)
         else:
             ranked: list[tuple[int, float]] = await self.call("rank", query, documents, dim=dim)
             gone = set(missing)
@@ -236,6 +269,7 @@ class Batcher:
     async def _answered(self, request: Request) -> Any:
         self._add(request)
         result = await asyncio.wrap_future(request.future)
+        self._observer.request(request.waited or 0.0, request.computed)
         warn_of(request.cuts)
         return result
 
@@ -308,8 +342,11 @@ class Batcher:
 
     def _compute(self, taken: dict[Request, list[Row]]) -> None:
         """Give each request the answers to its texts. If that fails, compute each by itself, so that an error finds its cause."""
+        began = min([request.begin() for request in taken])
         try:
-            answers = next(iter(taken)).call(_pack([row for rows in taken.values() for row in rows]))
+            packed = _pack([row for rows in taken.values() for row in rows])
+            self._observer.batch(len(packed), len(packed.ids))
+            answers = next(iter(taken)).call(packed)
         except BaseException as error:
             if len(taken) == 1:
                 next(iter(taken)).fail(error)
@@ -317,8 +354,10 @@ class Batcher:
                 for request, rows in taken.items():
                     self._compute({request: rows})
             return
+        seconds = time.perf_counter() - began
         start = 0
         for request, rows in taken.items():
+            request.computed += seconds
             request.add(answers[start : start + len(rows)])
             start += len(rows)
 

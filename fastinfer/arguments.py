@@ -151,12 +151,13 @@ def describe(parser: argparse.ArgumentParser, text: str, *examples: str) -> None
     parser.epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
 
 
-def add_model(parser: argparse.ArgumentParser, *, default: str = " (default: the one inside)") -> None:
-    """Add the options that say which model runs, and where."""
+def add_model(parser: argparse.ArgumentParser, *, default: str = " (default: the one inside)", many: bool = False) -> None:
+    """Add the options that say which model runs, and where. many: several models can be named."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
         "--model",
+        action="append" if many else "store",
         metavar="MODEL",
         help=f"checkpoint folder, name of a model inside fastinfer, or org/name[@revision] on the hub{default}",
     )

@@ -210,6 +210,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     command.run(args)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from .serve import command
+
+    command.add_arguments(parser)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from .serve import command
+
+    command.run(args)
+
+
 def _add_bulk(parser: argparse.ArgumentParser) -> None:
     from .bulk import command
 
@@ -236,6 +248,7 @@ COMMANDS = {
     "routes": Command("show how texts use the trees of a model, as text or as a picture", _add_routes, _routes),
     "convert": Command("write a checkpoint in fastinfer's format, or in another dtype", _add_convert, _convert),
     "evaluate": Command("measure the quality and the speed of models", _add_evaluate, _evaluate),
+    "serve": Command("answer HTTP requests, in the protocols of OpenAI and text-embeddings-inference", _add_serve, _serve),
     "bench": Command("measure the kernels on this machine", _add_bench, _bench),
 }
 

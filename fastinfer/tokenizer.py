@@ -6,6 +6,7 @@ switched off, since batches are packed and the model sets the limit. Only the si
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -185,6 +186,12 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle holds the content of the tokenizer.json that the library would write."""
         return _unpickled, (str(self._path), self.raw.to_str(), self._config, self._left)
+
+    def cutting(self, left: bool) -> Tokenizer:
+        """This tokenizer, which cuts long texts on the left or on the right, whatever its file says."""
+        made = copy.copy(self)
+        made._left = left
+        return made
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, cuts: list[TruncationWarning] | None = None) -> list[Any]:
         """Per text its tokens: ids, type_ids, offsets (characters), word_ids, sequence_ids (None: a special token).

@@ -14,7 +14,7 @@ import pytest
 from conftest import WORDS, make_model
 
 import fastinfer
-from fastinfer.aio import Batcher
+from fastinfer.aio import Batcher, Observer
 from fastinfer.config import Classify, Embed, Prompt, Tasks
 from fastinfer.tokenizer import TruncationWarning
 
@@ -485,7 +485,7 @@ def test_a_fork_is_refused(model):
 def test_an_interpreter_ends_with_a_batcher_that_was_not_closed(random_model, tmp_path):
     code = f"""
 import asyncio, fastinfer
-from fastinfer.aio import Batcher
+from fastinfer.aio import Batcher, Observer
 batcher = Batcher(fastinfer.load({random_model!r}))
 print(asyncio.run(batcher.embed("ada")).shape)
 """
@@ -496,3 +496,40 @@ print(asyncio.run(batcher.embed("ada")).shape)
 def test_import_fastinfer_leaves_asyncio_alone():
     code = "import sys, fastinfer; print('asyncio' in sys.modules, 'fastinfer.aio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+
+
+def test_an_observer_is_told_of_batches_and_requests(model, rng):
+    class Told(Observer):
+        def __init__(self):
+            self.batches, self.requests = [], []
+
+        def batch(self, texts, tokens):
+            self.batches.append((texts, tokens))
+
+        def request(self, waited, computed):
+            self.requests.append((waited, computed))
+
+    told, texts = Told(), some_texts(rng, 9)
+
+    async def ask():
+        async with Batcher(model, batch_tokens=30, observer=told) as batcher:
+            await asyncio.gather(*(batcher.embed(text) for text in texts), batcher.call("tag", texts))
+
+    asyncio.run(ask())
+    tokens = [len(encoding.ids) for encoding in model.tokenizer.encode(texts)]
+    assert [sum(column) for column in zip(*told.batches, strict=True)] == [9, sum(tokens)]
+    assert len(told.requests) == 10
+    assert all(waited >= 0 and computed > 0 for waited, computed in told.requests)
+    with pytest.raises(fastinfer.InputError, match="observer is <built-in function print>"):
+        Batcher(model, observer=print)
+
+
+def test_logits_are_those_of_the_model(model, rng):
+    batches = [some_texts(rng, rng.randint(1, 4)) for _ in range(6)]
+
+    async def ask():
+        async with Batcher(model) as batcher:
+            return await asyncio.gather(*map(batcher.logits, batches))
+
+    for got, texts in zip(asyncio.run(ask()), batches, strict=True):
+        np.testing.assert_array_equal(got, model.logits(texts, task="classify"))

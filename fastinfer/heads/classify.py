@@ -16,7 +16,7 @@ from .common import Shapes, layers_tensors, linear, linear_tensors, pool, sigmoi
 if TYPE_CHECKING:
     from ..backends.reference import Reference
 
-__all__ = ["LOGITS", "decode", "entailment", "forward", "relevance", "tensors", "without", "zero_shot"]
+__all__ = ["LOGITS", "decode", "entailment", "forward", "relevance", "shares", "tensors", "without", "zero_shot"]
 
 LOGITS = "text"
 
@@ -35,11 +35,16 @@ def forward(ops: Reference, x: Any, batch: PackedBatch, head: Classify, weights:
 
 def decode(logits: np.ndarray, head: Classify, top_k: int | None) -> list[Any]:
     """Per text a list of (label, score), best first, from logits (B, K). A head of one label gives a float per text."""
-    scores = logits if head.output == "identity" else {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits)
+    scores = shares(logits, head)
     if len(head.labels) == 1:
         return [float(value) for value in scores[:, 0]]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     return [[(head.labels[k], float(row[k])) for k in best] for row, best in zip(scores, order, strict=True)]
+
+
+def shares(logits: np.ndarray, head: Classify) -> np.ndarray:
+    """The scores (B, K) of logits (B, K), as the head's output says."""
+    return logits if head.output == "identity" else {"softmax": softmax, "sigmoid": sigmoid}[head.output](logits)
 
 
 def without(answers: list[Any], missing: Sequence[int]) -> list[Any]:

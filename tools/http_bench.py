@@ -1,0 +1,293 @@
+"""How fast `fastinfer serve` answers beside the library itself, and whether every answer is right:
+
+    python tools/http_bench.py rate --connections 1 8 64       # texts a second and how long callers wait, against model.embed
+    python tools/http_bench.py start                           # from the start of the process to its first answer
+    python tools/http_bench.py soak --seconds 1800             # at saturation: memory, each answer checked; then bursts over the queue
+
+Client and server share the cores of this machine. Each answer is compared, bit for bit, with that of model.embed for its texts alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import fastinfer
+
+ROOT = Path(__file__).parents[1]
+
+
+def sentences(file: Path | None, count: int) -> list[str]:
+    """Lines of a file, or sentences of this project's documents, of mixed lengths."""
+    if file is not None:
+        found = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    else:
+        words = " ".join(page.read_text("utf-8") for page in sorted(ROOT.glob("docs/**/*.md")))
+        found = [part.strip() for part in re.split(r"(?<=[.:;])\s|\n\n", re.sub(r"```.*?```|\|[^\n]*\|", "", words, flags=re.S))]
+    found = [text for text in dict.fromkeys(found) if len(text) > 20]
+    return random.sample(found, min(count, len(found)))
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "fastinfer", "serve", "--port", str(self.port), "--log-level", "warning", *options]
+        self.process = subprocess.Popen(command)
+
+    def ready(self) -> None:
+        """Wait until it answers."""
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"):
+                return
+            if self.process.poll() is not None:
+                raise SystemExit("the server has ended")
+            time.sleep(0.002)
+
+    @property
+    def megabytes(self) -> float:
+        """Memory that it alone uses."""
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(found[1]) / 1024 if found else 0.0
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    def end(self) -> int:
+        """Ask it to end. Returns its exit status."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def serving(*options: str) -> Iterator[Server]:
+    """A server for the time of a block."""
+    server = Server(*options)
+    try:
+        server.ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.end()
+
+
+class Connection:
+    """A connection that sends one request after another. It does little, because the server has the same cores."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """(status, body) of the answer."""
+        if not hasattr(self, "reader"):
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self.writer.write(head.encode() + body)
+        answer = await self.reader.readuntil(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", answer)[1])  # type: ignore[index]
+        return int(answer[9:12]), await self.reader.readexactly(length)
+
+    def close(self) -> None:
+        if hasattr(self, "writer"):
+            self.writer.close()
+
+
+class Asked:
+    """A request with its right answer."""
+
+    def __init__(self, texts: list[str], vectors: np.ndarray, form: str) -> None:
+        self.texts = len(texts)
+        self.body = json.dumps({"input": texts, "encoding_format": form}).encode()
+        self.want = [base64.b64encode(vector.tobytes()) if form == "base64" else vector.tolist() for vector in vectors]
+
+    def check(self, answer: bytes) -> None:
+        """Raise SystemExit unless the answer holds the right vectors in the right order."""
+        data = json.loads(answer)["data"]
+        got = [row["embedding"] for row in data]
+        got = [one.encode() if isinstance(one, str) else np.array(one, np.float32).tolist() for one in got]
+        if [row["index"] for row in data] != list(range(self.texts)) or got != self.want:
+            raise SystemExit("an answer is not that of model.embed")
+
+
+def requests_of(model: fastinfer.Model, texts: list[str], each: int, form: str) -> list[Asked]:
+    """The texts in requests of `each` texts. Their answers come from calls of one text, not from packed ones."""
+    vectors = np.concatenate([model.embed(text) for text in texts])
+    return [Asked(texts[i : i + each], vectors[i : i + each], form) for i in range(0, len(texts) - each + 1, each)]
+
+
+async def load(port: int, asked: list[Asked], connections: int, seconds: float, check: float) -> tuple[int, np.ndarray, Counter[int]]:
+    """(texts answered, seconds that each request took, how often each status came) of connections that ask without a pause.
+
+    check  the share of answers that are compared; comparing takes CPU time
+    """
+    waits: list[float] = []
+    counts: Counter[int] = Counter()
+    texts = 0
+    end = time.perf_counter() + seconds
+
+    async def ask() -> None:
+        nonlocal texts
+        connection = Connection(port)
+        while (began := time.perf_counter()) < end:
+            one = random.choice(asked)
+            status, answer = await connection.post("/v1/embeddings", one.body)
+            waits.append(time.perf_counter() - began)
+            counts[status] += 1
+            if status == 200:
+                texts += one.texts
+                if random.random() < check:
+                    one.check(answer)
+        connection.close()
+
+    await asyncio.gather(*(ask() for _ in range(connections)))
+    return texts, np.array(waits), counts
+
+
+def of_library(model: fastinfer.Model, texts: list[str], seconds: float) -> float:
+    """Texts a second of model.embed, from text, in the batches that it makes itself."""
+    model.embed(texts[:64])
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        done += len(model.embed(texts))
+    return done / (time.perf_counter() - began)
+
+
+def alone(model: fastinfer.Model, texts: list[str], seconds: float) -> np.ndarray:
+    """Seconds of calls of model.embed with one text."""
+    waits, end = [], time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        model.embed(random.choice(texts))
+        waits.append(time.perf_counter() - began)
+    return np.array(waits)
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    """The options of the server."""
+    return ["--workers", str(args.workers), *(["-m", args.model] if args.model else [])]
+
+
+def rate(args: argparse.Namespace) -> None:
+    """Texts a second and percentiles of the time of a request, of the library and of the server, in turns."""
+    model = fastinfer.load(args.model)
+    texts = sentences(args.texts, args.count)
+    tokens = np.mean([len(encoding.ids) for encoding in model.tokenizer.encode(texts)])
+    asked = requests_of(model, texts, args.each, args.format)
+    print(f"{model.device}, {len(texts)} texts of {tokens:.1f} tokens on average, {args.each} a request, {args.format}")
+    print(f"{'':<22} {'texts/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'server CPU':>10}")
+
+    def line(name: str, rate: float, waits: np.ndarray, cpu: str = "") -> None:
+        p50, p95, p99 = np.percentile(waits, [50, 95, 99]) * 1000 if len(waits) else [np.nan] * 3
+        print(f"{name:<22} {rate:>8.0f} {p50:>8.2f} {p95:>8.2f} {p99:>8.2f} {cpu:>10}", flush=True)
+
+    for _ in range(args.turns):
+        line("model.embed(all)", of_library(model, texts, args.seconds), np.empty(0))
+        one = alone(model, texts, args.seconds)
+        line("model.embed(one)", 1 / one.mean(), one)
+        with serving(*options(args)) as server:
+            for connections in args.connections:
+                asyncio.run(load(server.port, asked, connections, 0.5, 1))
+                cpu, began = server.cpu, time.perf_counter()
+                done, waits, counts = asyncio.run(load(server.port, asked, connections, args.seconds, args.check))
+                wall = time.perf_counter() - began
+                line(f"{connections} connections", done / wall, waits, f"{(server.cpu - cpu) / wall:.2f}")
+                if set(counts) != {200}:
+                    raise SystemExit(f"statuses: {dict(counts)}")
+
+
+def start(args: argparse.Namespace) -> None:
+    """Seconds from the start of the process to its first answer."""
+    body, found = json.dumps({"input": "a text"}).encode(), []
+    for _ in range(args.turns):
+        began = time.perf_counter()
+        server = Server(*options(args))
+        server.ready()
+        status, _ = asyncio.run(Connection(server.port).post("/v1/embeddings", body))
+        found.append(time.perf_counter() - began)
+        if status != 200 or server.end() != 0:
+            raise SystemExit("the server did not answer, or did not end in order")
+    print(f"first answer after {min(found):.2f} s at best, {np.median(found):.2f} s in the median of {args.turns}")
+
+
+def soak(args: argparse.Namespace) -> None:
+    """Ask without a pause and check each answer and the memory; then send ten times what the queue holds, several times."""
+    model = fastinfer.load(args.model)
+    asked = requests_of(model, sentences(args.texts, args.count), args.each, args.format)
+    connections, seconds = args.connections[-1], min(10.0, args.seconds / 5)
+    queue = 2 * connections * args.each
+    with serving("--max-waiting", str(queue), *options(args)) as server:
+        asyncio.run(load(server.port, asked, connections, seconds, 1))
+        first, began, done, seen = server.megabytes, time.perf_counter(), 0, []
+        counts: Counter[int] = Counter()
+        while time.perf_counter() - began < args.seconds:
+            texts, _, statuses = asyncio.run(load(server.port, asked, connections, seconds, 1))
+            done, counts = done + texts, counts + statuses
+            seen.append(server.megabytes)
+        said = f"{done} texts in {time.perf_counter() - began:.0f} s, each answer checked, statuses {dict(counts)}"
+        memory = [f"{megabytes:.1f}" for megabytes in [first, *seen[:: max(1, len(seen) // 10)]]]
+        print(f"{said}; memory in the course of it {' '.join(memory)} MB", flush=True)
+        if set(counts) != {200}:
+            raise SystemExit("a request was not answered")
+        for turn in range(3):
+            counts = asyncio.run(burst(server.port, random.choices(asked, k=10 * queue // args.each)))
+            print(f"burst {turn + 1} of 10 times the queue: statuses {dict(counts)}; memory {server.megabytes:.1f} MB", flush=True)
+            if set(counts) - {200, 429}:
+                raise SystemExit("a burst got other statuses than 200 and 429")
+
+
+async def burst(port: int, asked: list[Asked]) -> Counter[int]:
+    """How often each status came when all these were sent at once, each on a connection of its own."""
+    counts: Counter[int] = Counter()
+
+    async def ask(one: Asked) -> None:
+        connection = Connection(port)
+        status, answer = await connection.post("/v1/embeddings", one.body)
+        connection.close()
+        counts[status] += 1
+        if status == 200:
+            one.check(answer)
+
+    await asyncio.gather(*map(ask, asked))
+    return counts
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("rate", "start", "soak"))
+    parser.add_argument("-m", "--model", help="a folder or a name (default: the model inside)")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the server")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="a text a line (default: sentences of the documents)")
+    parser.add_argument("--count", type=int, default=1000, help="texts that are taken of them")
+    parser.add_argument("--each", type=int, default=1, help="texts of a request")
+    parser.add_argument("--format", choices=("float", "base64"), default="base64", help="of vectors; the client of OpenAI asks for base64")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64], help="soak takes the last number")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--check", type=float, default=0.05, help="the share of answers that rate compares")
+    args = parser.parse_args()
+    {"rate": rate, "start": start, "soak": soak}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
