@@ -71,7 +71,7 @@ def _pieces(ops: Reference, x: Any, ffn: FeedForward, work: Workspace | None) ->
     assert work is not None
     assert ffn.dense_in is not None
     width = ops.outputs(ffn.dense_in.weight)
-    pieces = max(1, -(-len(x) * width // ops.most_neurons)) if ops.most_neurons else 1
+    pieces = max(1, -(-len(x) * width // ops.most_neurons))
     middle = work.take("middle", -(-len(x) // pieces), width)
     for i in range(pieces):
         rows = slice(len(x) * i // pieces, len(x) * (i + 1) // pieces)

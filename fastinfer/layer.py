@@ -96,7 +96,7 @@ class FFF:
             check_array("w_in", w_in, (max(trees, 1), shape.count, max(hidden, 1)), because="a layer has at least one tree and one column")
         if outputs is None:
             check_array("w_out", w_out, w_in.shape, because="w_out has the shape of w_in, unless outputs= says how many columns it has")
-        outputs = hidden if outputs is None else check_int("outputs", outputs, 1)
+        outputs = hidden if outputs is None else check_int("outputs", outputs, 1, MAX_WIDTH)
         check_array("w_out", w_out, (trees, shape.count, outputs), because=f"outputs={outputs}, and the other sizes are those of w_in")
         if b_in is not None:
             check_array("b_in", b_in, (trees, shape.count), because=why)

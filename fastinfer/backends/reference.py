@@ -61,7 +61,7 @@ class Reference(Search):
     """Every op in NumPy and float32."""
 
     name = "numpy"
-    most_neurons: int | None = None  # values of a dense layer's neurons that are computed before their second product; None: all
+    most_neurons = 1 << 62  # values of a dense layer's neurons that are computed before their second product
     dtypes: tuple[str, ...] = ("float32",)
     # Tokens per packed batch: enough tokens share each read of a weight, and activations are about as large as an L3 (at D = 768:
     # 32 MB in float32, 22 MB with q, k and v in bfloat16). At 32x128, one batch of 4,096 took 3% (float32) to 15% (int8) longer.
