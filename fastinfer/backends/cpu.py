@@ -20,13 +20,11 @@ from .pages import SMALL, Pages
 from .reference import Reference, check_threads
 
 SLOW_DOT = 1.5  # times an FMA's time: a dot instruction of bfloat16 that takes longer is not worth its rounding
-BLOCK_ROWS = 32  # FI_BLOCK_ROWS of kernels.h: the out-rows of a block are padded to whole panels of every ISA
 
 
 # Trees of at most so many nodes, with at least so many levels together, are wide: in int8 they compute on bytes, as products do. More
 # neurons of a token would not fit the int32 sums.
 WIDE_NODES, WIDE_LEVELS, MOST_NEURONS = 255, 64, 1 << 16
-STRIP_VECTORS = 8  # FI_STRIP_VECTORS of kernels.h
 
 
 class Roots(NamedTuple):
@@ -212,7 +210,7 @@ class CPU(Reference):
         rows[:, :, :hidden] = nodes.data[:, :, 0]
         sums = rows[:, :, :width].reshape(trees, count, -1, lanes, 4).sum((2, 4), dtype=np.int32)
         rows[:, :, width : width + 4 * lanes] = (-bias * sums).view(np.int8).reshape(trees, count, -1)
-        columns = STRIP_VECTORS * lanes
+        columns = self.kernels.strip_vectors * lanes
         strips, top = -(-hidden // columns), (depth + 1) % 4
         bundle = {1: 4, 2: 2}.get(top, 1)
         outs = np.zeros((-(-trees // bundle) * bundle, count, strips * columns), np.int8)
@@ -250,7 +248,8 @@ class CPU(Reference):
         if b_in is not None:
             bias = np.ascontiguousarray(b_in[:, count:])
         ins = np.ascontiguousarray(rows.data[:, count:, 0]).reshape(-1, hidden)
-        outs = np.zeros((trees * form.blocks, -(-hidden // BLOCK_ROWS) * BLOCK_ROWS, form.leaf), rows.data.dtype)
+        padded = -(-hidden // self.kernels.block_rows) * self.kernels.block_rows
+        outs = np.zeros((trees * form.blocks, padded, form.leaf), rows.data.dtype)
         outs[:, :hidden] = rows.data[:, count:, 1].reshape(-1, form.leaf, hidden).transpose(0, 2, 1)
         ones = None if rows.scale is None else np.ones(outs.shape[0] * outs.shape[1], np.float32)  # scale_out is applied to neurons
         scale = None if scale_in is None else scale_in.reshape(-1)

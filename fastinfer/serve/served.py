@@ -203,7 +203,7 @@ class Served:
     async def scores(self, query: str, texts: list[str], raw: bool, truncate: bool | None, direction: str | None) -> np.ndarray:
         """How well each text fits the query: of a cross-encoder a probability or, if `raw`, a logit; else as Model.rank has it."""
         tasks = self.model.config.tasks
-        if tasks.classify is not None and len(tasks.classify.labels) == 1 and not (tasks.embed or tasks.embed_tokens or tasks.embed_sparse):
+        if self.ranks and not (tasks.embed or tasks.embed_tokens or tasks.embed_sparse):
             logits = (await self.logits([(query, text) for text in texts], "texts", truncate, direction))[:, 0]
             return logits if raw else heads.common.sigmoid(logits)
         embedder = self.model._embedder() if tasks.embed is not None else None

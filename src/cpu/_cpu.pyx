@@ -570,6 +570,16 @@ cdef class Kernels:
         return self.isa.lanes
 
     @property
+    def block_rows(self):
+        """To a multiple of so many, which is whole panels of every ISA, the out-rows of a block are padded."""
+        return FI_BLOCK_ROWS
+
+    @property
+    def strip_vectors(self):
+        """Vectors of a strip of the out-rows of trees that are packed as bytes."""
+        return FI_STRIP_VECTORS
+
+    @property
     def bias(self):
         """What is added to the bytes of trees that are packed as bytes: 128 or 0."""
         return self.isa.bias

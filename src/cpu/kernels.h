@@ -5,9 +5,9 @@
  *
  * Threads. Kernels start no threads. A kernel that takes (team) is called by every thread of a team with the same arguments. It
  * takes its share of the work by team.rank and waits for the others at fi_barrier(team). fi_run provides the team, and one run may
- * call many kernels, each a step. No kernel waits for the other threads before it
- * returns: the caller places a barrier between kernels that share a buffer or a workspace. A workspace must suffice for every team up
- * to the size it was computed for, since a run may get fewer threads.
+ * call many kernels, each a step. No kernel waits for the other threads before it returns: fi_run begins a step when all threads have
+ * ended the one before, so that kernels may share a buffer or a workspace. A workspace must suffice for every team up to the size it was
+ * computed for, since a step may get fewer threads.
  *
  * Order of summation. Answers may not depend on the batch, its order, the number of threads or the
  * strategy, so each sum has one order per ISA and storage type:
