@@ -44,7 +44,8 @@ class Running:
             with urllib.request.urlopen(request, timeout=60) as got:
                 return Answer(got.status, got.headers, got.read())
         except urllib.error.HTTPError as error:
-            return Answer(error.code, error.headers, error.read())
+            with error:
+                return Answer(error.code, error.headers, error.read())
 
 
 @contextlib.contextmanager
