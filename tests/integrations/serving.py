@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 import time
 import urllib.error
@@ -53,7 +52,7 @@ def running(models: dict[str, str], *, key: str | None = None, batch_tokens: int
     """A server of models {name: folder} on a free port of this machine, for the time of a block."""
     import uvicorn
 
-    from fastinfer.serve import app, served
+    from fastinfer.serve import app, command, served
     from fastinfer.serve.settings import Limits, Settings
 
     made: dict[str, Any] = {}
@@ -69,7 +68,7 @@ def running(models: dict[str, str], *, key: str | None = None, batch_tokens: int
         server = uvicorn.Server(uvicorn.Config(app.create(settings), log_config=None, access_log=False, ws="none"))
     finally:
         served.Served.__init__ = whole  # type: ignore[method-assign]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with command.listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

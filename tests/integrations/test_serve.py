@@ -29,6 +29,7 @@ import msgspec
 from serving import running
 
 import fastinfer
+from fastinfer.serve import command
 from fastinfer.serve.app import ENDPOINTS
 from fastinfer.serve.reading import Reader
 from fastinfer.serve.settings import Limits
@@ -352,6 +353,14 @@ def exchanged(port, *parts, pause=0.0):
         while part := client.recv(65536):
             found += part
         return found
+
+
+def test_answers_are_sent_at_once():
+    """Nagle's algorithm would hold the body of an answer until the client confirms the head: 40 ms."""
+    with command.listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_slow_body_and_a_slow_answer_end_in_time(random_model, monkeypatch):
