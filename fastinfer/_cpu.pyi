@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfer.backends.search import Stored
+
 def dtypes() -> dict[str, int]: ...
 def activations() -> dict[str | None, int]: ...
 def isas() -> list[tuple[str, bool]]: ...
@@ -160,9 +162,17 @@ class Kernels:
         query_scale: NDArray[np.float32] | None,
         bias: NDArray[np.float32] | None,
         out: NDArray[np.float32],
-        best: NDArray[np.float32],
         threads: int,
     ) -> None: ...
+    def nearest(
+        self,
+        parts: list[Stored],
+        queries: NDArray[Any],
+        query_scale: NDArray[np.float32] | None,
+        keep: int,
+        margin: NDArray[np.float32],
+        threads: int,
+    ) -> list[NDArray[np.int64] | None]: ...
     def array(self, function: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
     def probe_dot(self) -> float | None: ...
     def probe_fma(self, rounds: int, threads: int) -> float: ...

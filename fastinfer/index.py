@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends.reference import Reference
-from .backends.search import SEARCH_GROUP
+from .backends.search import Best, Stored, queries_at_once
 from .embedding import PROMPTS
 from .errors import CheckpointError, InputError, ShapeError, TaskError, check_flag, check_int, short
 from .heads import embed
 from .keys import Ids, Strings, checked_ids, new_ids
-from .nearest import QUERIES, Best, Scan, block_rows
 from .precision import as_bits, as_codes, check_precision
 from .progress import Progress
-from .rows import PRECISIONS, Rows, aligned, floats
+from .rows import PRECISIONS, Rows, floats
 from .run import Options, positive
 from .similarity import host_backend
 from .tokenizer import TruncationWarning, as_singles, warn_of
@@ -30,6 +29,7 @@ __all__ = ["Index"]
 PORTION = 8192  # texts that are embedded and stored at a time
 # Rows whose scores are computed again from all that is stored, for each row that is asked for. docs/search.md has what they find.
 RESCORED = {"float32": 1, "int8": 4, "binary": 40}
+BLOCK = 1 << 14  # rows that are scored one by one at a time
 GATHERED = 8192  # rows that are scored again at a time, for several queries
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -175,14 +175,17 @@ class Index:
             asked = self._embedded(as_singles(queries, "queries"), 0, Options(batch_tokens, threads, progress), cuts)
         else:
             asked = self._checked(vectors, 0)
-        warn_of(cuts)
+        if cuts:
+            warn_of(cuts)
         ops = self._ops(threads)
         found: list[list[tuple[Any, float]]] = []
-        for first in range(0, len(asked), QUERIES):
+        count = min(wanted, len(self))
+        step = queries_at_once(count * RESCORED[self.precision], ops.threads)
+        for first in range(0, len(asked), step):
             with np.errstate(over="ignore", invalid="ignore"):  # a broken file may have any numbers
-                nearest = self._nearest(asked[first : first + QUERIES], min(wanted, len(self)), ops)
+                nearest = self._nearest(asked[first : first + step], count, ops)
             for rows, scores in nearest:
-                if len(rows) < min(wanted, len(self)):  # add() takes no such vectors
+                if len(rows) < count:  # add() takes no such vectors
                     raise CheckpointError(
                         f"only {len(rows)} of {len(self)} vectors have scores that are numbers, so the file of the index is broken: "
                         "index the texts again"
@@ -196,29 +199,28 @@ class Index:
             return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         if self.similarity == "manhattan" and self.precision != "binary":  # no product gives this distance
             return [self._exactly(query, count) for query in queries]
-        best = Best(len(queries), count * RESCORED[self.precision], self._margin(queries))
         field, asked, query_scale = next(iter(self._rows.fields)), queries, None
         if self.precision == "int8":
             asked, query_scale = as_codes(queries)
         elif self.precision == "binary":
             asked = as_bits(queries)
-        asked = aligned(asked)
-        scan = Scan(ops, len(queries), self._rows.count)
-        for part in self._rows.blocks(scan.rows):
-            scale = None if query_scale is None else part.arrays["scale"]
-            out, largest = scan.block(part.arrays[field], asked, scale, query_scale, part.arrays.get("bias"), part.gone)
-            best.add(out, largest, part.first)
-        candidates = best.rows()
-        step = max(1, GATHERED // (count * RESCORED[self.precision]))
+        scanned = "scale" if self.precision == "int8" else None
+        parts = [
+            Stored(part.first, part.arrays[field], part.arrays[scanned] if scanned else None, part.arrays.get("bias"), part.gone)
+            for part in self._rows.blocks(self._rows.count)
+        ]
+        keep, margin = count * RESCORED[self.precision], self._margin(queries)
+        nearest = ops.nearest(parts, asked, keep=keep, margin=margin, query_scale=query_scale)
+        step = max(1, GATHERED // keep)
         found = []
         for first in range(0, len(queries), step):
-            some = candidates[first : first + step]
+            some = [np.empty(0, np.int64) if rows is None else np.sort(rows) for rows in nearest[first : first + step]]
             vectors, end = self._rows.vectors(np.concatenate(some) if len(some) > 1 else some[0]), 0
             for i, rows in enumerate(some, first):
                 end += len(rows)
                 scores = embed.scores(queries[i], vectors[end - len(rows) : end], self.similarity)
                 order = np.argsort(-scores, kind="stable")[:count]
-                found.append(self._exactly(queries[i], count) if best.crowded[i] else (rows[order], scores[order]))
+                found.append(self._exactly(queries[i], count) if nearest[i] is None else (rows[order], scores[order]))
         return found
 
     def _margin(self, queries: np.ndarray) -> np.ndarray:
@@ -240,12 +242,13 @@ class Index:
     def _exactly(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, scores) of the best, where each row is scored as in rank()."""
         best = Best(1, count, np.zeros(1, np.float32))
-        for part in self._rows.blocks(block_rows(1) // 4):
+        for part in self._rows.blocks(BLOCK):
             out = embed.scores(query, floats(part.arrays), self.similarity)[None]
             if part.gone is not None:
                 out[:, part.gone] = -np.inf
-            best.add(out, np.fmax.reduceat(out, np.arange(0, out.shape[1], SEARCH_GROUP), axis=1), part.first)
-        rows = best.found()[1][:count]
+            best.add(out, part.first)
+        [rows] = best.rows()
+        assert rows is not None  # within a margin of 0 are no more than are asked for
         return rows, embed.scores(query, self._rows.vectors(rows), self.similarity)
 
     def _ops(self, threads: int | None) -> Reference:
@@ -268,22 +271,24 @@ class Index:
         unit = True if self.similarity == "cosine" else None
         wanted = embedder.wanted(texts, unit, self._cut, None, PROMPTS[kind])
         vectors = embedder.embed(texts, wanted, options._replace(progress=False), cuts)
-        return self._finite(vectors, "the embedding of texts", 0)
+        return self._finite(vectors, "the embedding of texts", 0)[0]
 
     def _checked(self, vectors: np.ndarray, first: int) -> np.ndarray:
         """Vectors of the caller as they are stored: float32, finite and, for the cosine, of length 1."""
-        found = self._finite(vectors, "vectors", first)
-        return embed.normalized(found) if self.similarity == "cosine" else found
+        found, squares = self._finite(vectors, "vectors", first)
+        return embed.normalized(found, squares) if self.similarity == "cosine" else found
 
     @staticmethod
-    def _finite(vectors: np.ndarray, name: str, first: int) -> np.ndarray:
-        with np.errstate(over="ignore"):
+    def _finite(vectors: np.ndarray, name: str, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (B, dim) as float32, and the squares of their lengths (B, 1)."""
+        with np.errstate(over="ignore", invalid="ignore"):
             found = np.ascontiguousarray(vectors, np.float32)
-            lengths = np.einsum("bd,bd->b", found, found)
-        if not np.isfinite(lengths).all():
-            row = int(np.flatnonzero(~np.isfinite(lengths))[0])
+            squares = embed.squares(found)
+        finite = np.isfinite(squares)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
             raise InputError(f"{name}[{first + row}] has NaN, infinity or a number that is too large, expected a vector of finite length")
-        return found
+        return found, squares
 
     # --- files ---
 

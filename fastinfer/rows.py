@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from .backends.pages import LINE, from_multiple
 from .precision import as_bits, as_codes
 
-__all__ = ["PRECISIONS", "Part", "Rows", "aligned", "fields", "floats"]
+__all__ = ["PRECISIONS", "Part", "Rows", "fields", "floats"]
 
 PRECISIONS = ("float32", "int8", "binary")
 FIRST_ROWS, MOST_ROWS = 1024, 1 << 16  # rows of a new part, if not more are added at once: the first, and the largest
@@ -55,7 +56,7 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows, removed ones included."""
-        return self.count * sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.fields.values())
+        return self.count * sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.fields.values())
 
     def hold(self, arrays: dict[str, np.ndarray], longest: float) -> None:
         """Take arrays of other rows as they are, for example mapped ones."""
@@ -165,14 +166,7 @@ def floats(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-def aligned(values: np.ndarray) -> np.ndarray:
-    """A copy that begins with a cache line."""
-    out = _aligned(values.shape, values.dtype)
-    out[...] = values
-    return out
-
-
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array that begins with a cache line."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     return from_multiple(np.empty(size + LINE, np.uint8), LINE)[:size].view(dtype).reshape(shape)

@@ -8,11 +8,10 @@ import numpy as np
 
 from . import backends
 from .backends.reference import Reference
-from .backends.search import SEARCH_GROUP
+from .backends.search import QUERIES, SCORES, Stored, queries_at_once
 from .embedding import Similarity
 from .errors import DtypeError, InputError, ShapeError, check_flag, check_int, short
 from .heads.embed import normalized
-from .nearest import QUERIES, Best, Scan
 from .progress import Progress
 
 __all__ = ["communities", "host_backend", "paraphrase_pairs", "similarity"]
@@ -42,10 +41,8 @@ def similarity(a: Any, b: Any = None, *, kind: str = "cosine", threads: int | No
         if kind == "cosine":
             left, right = normalized(left), normalized(right)
         ops = host_backend(threads)
-        largest = np.empty((min(QUERIES, len(left)), -(-len(right) // SEARCH_GROUP)), np.float32)
         for first in range(0, len(left) if len(right) else 0, QUERIES):
-            part = left[first : first + QUERIES]
-            ops.search(right, part, out=out[first : first + QUERIES], best=largest[: len(part)])
+            ops.search(right, left[first : first + QUERIES], out=out[first : first + QUERIES])
         return out
     size = max(1, DISTANCES // max(1, left.shape[1]))
     for first in range(0, len(right), size):
@@ -81,9 +78,12 @@ def paraphrase_pairs(
     ops = host_backend(threads)
     pairs, scores = np.empty((0, 2), np.int64), np.empty(0, np.float32)
     with Progress(len(units), enabled=check_flag("progress", progress)) as bar:
-        for first in range(0, len(units), QUERIES):
-            query, row = _nearest(units, first, min(count + 1, len(units)), ops)
-            query = query + first
+        keep = min(count + 1, len(units))
+        step = queries_at_once(keep, ops.threads)
+        for first in range(0, len(units), step):
+            part = units[first : first + step]
+            rows = ops.nearest([Stored(0, units)], part, keep=keep, margin=np.zeros(len(part), np.float32))
+            query, row = np.repeat(np.arange(first, first + len(part)), [len(some) for some in rows]), np.concatenate(rows)
             near = query != row
             # The vector itself need not be among its nearest, where others are equal to it: then one is too many.
             order = np.flatnonzero(near)
@@ -92,22 +92,12 @@ def paraphrase_pairs(
             new = np.sort(np.stack([query[order], row[order]], 1), axis=1)
             pairs = np.concatenate([pairs, new])
             scores = np.concatenate([scores, np.einsum("pd,pd->p", units[new[:, 0]], units[new[:, 1]])])
-            if len(pairs) > 2 * most or first + QUERIES >= len(units):
+            if len(pairs) > 2 * most or first + step >= len(units):
                 pairs, once = np.unique(pairs, axis=0, return_index=True)
                 best = np.argsort(-scores[once], kind="stable")[:most]
                 pairs, scores = pairs[best], scores[once][best]
-            bar.advance(min(QUERIES, len(units) - first))
+            bar.advance(min(step, len(units) - first))
     return [(score, i, j) for score, (i, j) in zip(scores.tolist(), pairs.tolist(), strict=True)]
-
-
-def _nearest(units: np.ndarray, first: int, keep: int, ops: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """(query, row) of the `keep` nearest of each vector of the block that begins at `first`: by query, best first."""
-    queries = units[first : first + QUERIES]
-    best, scan = Best(len(queries), keep, np.zeros(len(queries), np.float32)), Scan(ops, len(queries), len(units))
-    for begin in range(0, len(units), scan.rows):
-        out, largest = scan.block(units[begin : begin + scan.rows], queries)
-        best.add(out, largest, begin)
-    return best.found()
 
 
 def communities(
@@ -148,9 +138,13 @@ def communities(
 
 def _scores(units: np.ndarray, which: np.ndarray, ops: Reference) -> Any:
     """Yield (scores (len(which), rows), first row) of blocks of rows. Read them before the next."""
-    scan, queries = Scan(ops, max(1, len(which)), len(units)), np.ascontiguousarray(units[which])
-    for begin in range(0, len(units), scan.rows):
-        out, _ = scan.block(units[begin : begin + scan.rows], queries)
+    queries = np.ascontiguousarray(units[which])
+    step = max(1, min(SCORES // max(1, len(which)), len(units)))
+    scores = np.empty(len(which) * step, np.float32)
+    for begin in range(0, len(units), step):
+        rows = units[begin : begin + step]
+        out = scores[: len(which) * len(rows)].reshape(len(which), len(rows))
+        ops.search(rows, queries, out=out)
         yield out, begin
 
 

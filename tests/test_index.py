@@ -106,8 +106,8 @@ def test_more_rows_than_a_block(models, rng, device, monkeypatch):
     index.add(vectors)
     whole = index.search(queries, 25)
     check_best(whole, scores64(queries, vectors, "dot"), 25)
-    monkeypatch.setattr(fastinfer.nearest, "BLOCK_SCORES", 1)  # 1,024 rows
-    monkeypatch.setattr(fastinfer.index, "QUERIES", 3)
+    monkeypatch.setattr(fastinfer.backends.search, "SCORES", 1000)  # of the reference
+    monkeypatch.setattr(fastinfer.backends.search, "QUERIES", 3)
     assert index.search(queries, 25) == whole
 
 

@@ -18,6 +18,7 @@ from ..weights import NODES, PLAIN, Embedding, Form, Norm, Scores, Weights
 from ..workspace import Workspace
 from .pages import SMALL, Pages
 from .reference import Reference, check_threads
+from .search import Stored
 
 SLOW_DOT = 1.5  # times an FMA's time: a dot instruction of bfloat16 that takes longer is not worth its rounding
 
@@ -296,9 +297,13 @@ class CPU(Reference):
         query_scale: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         out: np.ndarray,
-        best: np.ndarray,
     ) -> None:
-        self.kernels.search(rows, queries, scale, query_scale, bias, out, best, self.threads)
+        self.kernels.search(rows, queries, scale, query_scale, bias, out, self.threads)
+
+    def nearest(
+        self, parts: list[Stored], queries: np.ndarray, *, keep: int, margin: np.ndarray, query_scale: np.ndarray | None = None
+    ) -> list[np.ndarray | None]:
+        return self.kernels.nearest(parts, queries, query_scale, keep, margin, self.threads)
 
 
 def on_bytes(trees: int, depth: int) -> bool:

@@ -64,9 +64,15 @@ def finished(vectors: np.ndarray, head: Embed, normalize: bool | None, dim: int 
     return normalized(vectors) if unit else vectors
 
 
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Each row scaled to length 1. A row of zeros stays zero."""
-    lengths = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))  # np.linalg.norm() takes three times as long for one row
+def squares(vectors: np.ndarray) -> np.ndarray:
+    """The squares of the lengths of vectors (B, M): (B, 1)."""
+    found: np.ndarray = np.add.reduce(vectors * vectors, axis=1, keepdims=True)  # np.linalg.norm() takes three times as long for one row
+    return found
+
+
+def normalized(vectors: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    """Each row scaled to length 1. A row of zeros stays zero. lengths (B, 1): what squares() gave for them."""
+    lengths = np.sqrt(squares(vectors) if lengths is None else lengths)
     units: np.ndarray = vectors / np.maximum(lengths, np.float32(1e-12))
     return units
 

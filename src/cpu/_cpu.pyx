@@ -9,12 +9,14 @@ Kernels runs each op at once, with a team of its own (team.c). Program collects 
 
 import time
 
+import numpy as np
+
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
-from libc.stdint cimport int8_t, int32_t, uint16_t
-from libc.string cimport memcpy
+from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastinfer.activations import NUMBERS as _NUMBERS
 from fastinfer.errors import ShapeError
@@ -146,7 +148,11 @@ cdef extern from "kernels.h" nogil:
         const fi_matrix *relative_keys
         const fi_matrix *relative_queries
         const int32_t *relative_rows
-    enum: FI_SEARCH_F32, FI_SEARCH_I8, FI_SEARCH_BITS, FI_SEARCH_GROUP
+    enum: FI_SEARCH_F32, FI_SEARCH_I8, FI_SEARCH_BITS, FI_SEARCH_GROUP, FI_BEST_ROOM
+    ctypedef struct fi_best:
+        int count
+    void fi_best_begin(fi_best *, uint64_t *, float, int, int) nogil
+    int fi_best_merge(const fi_best *, int, size_t, int, int64_t *) nogil
     ctypedef struct fi_search_call:
         const void *rows
         const void *queries
@@ -154,9 +160,11 @@ cdef extern from "kernels.h" nogil:
         const float *query_scale
         const float *bias
         float *out
-        float *best
-        Py_ssize_t out_stride, best_stride
-        int kind, row_count, query_count, inputs
+        fi_best *best
+        const unsigned char *gone
+        Py_ssize_t out_stride
+        unsigned int first
+        int keep, room, kind, row_count, query_count, inputs
     ctypedef struct fi_isa:
         const char *name
         int (*usable)() noexcept nogil
@@ -208,15 +216,18 @@ cdef extern from "ladder.h" nogil:
 
 cdef dict DTYPES = {"float32": FI_F32, "bfloat16": FI_BF16, "int8": FI_I8}
 cdef dict ACTIVATIONS = _NUMBERS
-cdef dict SEARCH_KINDS = {"float32": FI_SEARCH_F32, "int8": FI_SEARCH_I8, "uint8": FI_SEARCH_BITS}
+cdef dict SEARCH_KINDS = {"f": FI_SEARCH_F32, "b": FI_SEARCH_I8, "B": FI_SEARCH_BITS}  # dtype.char; dtype.name takes ten times as long
 
 cdef size_t KEEP_BYTES = 16 << 20  # bytes: the largest workspace that is kept for the next call; a larger one is freed
 
 cdef double PATIENCE = 0.05  # seconds: how long a call runs ops before it looks for signals, such as Ctrl-C
 
-# products of float32 in a search that repay waking one more thread, 1.3 ms of one: for 7.7 million of one query, two threads took
-# 1.34 ms and one 1.26 (2 CPUs of a Xeon, AVX-512, 2026-11-29). A product of int8 or of eight bits reads a quarter of the bytes.
-cdef Py_ssize_t SEARCH_PER_THREAD = 1 << 23
+# bytes of rows, times queries, whose products repay waking one more thread: 0.15 ms of one
+cdef double SEARCH_PER_THREAD = 4 << 20
+# the same of a step of a search, for each thread: a thread that wakes late, or is slow, is waited for at the end of a step
+cdef double SEARCH_STEP = 2 << 20
+cdef Py_ssize_t SEARCH_STEP_ROWS = 1024  # the fewest rows of a step
+cdef Py_ssize_t MOST_FOUND = (1 << 32) - 1  # rows of a search for the best, whose numbers are 32 bits
 
 cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay waking one more thread
 
@@ -533,6 +544,37 @@ cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi
 
 cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.search(&step.call.search, team)
+
+
+cdef int _search(
+    fi_search_call *call, rows, queries, const float[::1] scale, const float[::1] query_scale, const float[::1] bias,
+) except -1:
+    """Fill in all of a call but where its results go; rows and queries are contiguous, and outlive it. Raises ShapeError."""
+    cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
+    cdef const unsigned char[::1] asked = queries.reshape(-1).view("u1")
+    memset(call, 0, sizeof(fi_search_call))
+    call.kind = SEARCH_KINDS[rows.dtype.char]
+    if queries.dtype != rows.dtype:
+        raise ShapeError(f"the queries are {queries.dtype}, expected {rows.dtype}, as the rows are")
+    call.row_count, call.query_count = _tokens(rows.shape[0]), _tokens(queries.shape[0])
+    if call.row_count == 0 or call.query_count == 0:
+        return 0
+    call.inputs = _size("the numbers of a vector", rows.shape[1], 1, MOST_INT8_INPUTS)
+    _rows("queries", queries.shape[0], queries.shape[1], call.query_count, call.inputs)
+    if scale is not None:
+        _long("scale", scale.shape[0], call.row_count)
+        _long("query_scale", query_scale.shape[0], call.query_count)
+        call.scale, call.query_scale = &scale[0], &query_scale[0]
+    if bias is not None:
+        _long("bias", bias.shape[0], call.row_count)
+        call.bias = &bias[0]
+    call.rows, call.queries = &raw[0], &asked[0]
+    return 0
+
+
+cdef int _search_team(double work, int threads):
+    """The threads that repay waking: work are the bytes of the rows, times the queries."""
+    return <int> min(<double> threads, 1 + work / SEARCH_PER_THREAD)
 
 
 cdef void run_job(void *argument, int step, fi_team team) noexcept nogil:
@@ -944,42 +986,105 @@ cdef class Kernels:
         self._submit(&step, (qkv, cu_seqlens, distances, relative, keys, out))
 
     def search(
-        self, rows, queries, const float[::1] scale, const float[::1] query_scale, const float[::1] bias, float[:, ::1] out,
-        float[:, ::1] best, int threads,
+        self, rows, queries, const float[::1] scale, const float[::1] query_scale, const float[::1] bias, float[:, ::1] out, int threads,
     ):
-        """out (Q, N) = queries (Q, K) @ rows.T (K, N) * (query_scale (Q,) * scale (N,)) + bias (N,); best (Q, groups): their largest.
+        """out (Q, N) = queries (Q, K) @ rows.T (K, N) * (query_scale (Q,) * scale (N,)) + bias (N,).
 
         rows and queries are both float32, both int8, or both uint8: bits, whose product is that of vectors of 1 and -1.
         """
         cdef Step step
-        cdef double products
         cdef fi_search_call *call = &step.call.search
-        cdef const unsigned char[::1] raw = rows.reshape(-1).view("u1")
-        cdef const unsigned char[::1] asked = queries.reshape(-1).view("u1")
-        call.kind = SEARCH_KINDS[rows.dtype.name]
-        if queries.dtype != rows.dtype:
-            raise ShapeError(f"the queries are {queries.dtype}, expected {rows.dtype}, as the rows are")
-        call.row_count, call.query_count = _tokens(rows.shape[0]), _tokens(queries.shape[0])
+        rows, queries = np.ascontiguousarray(rows), np.ascontiguousarray(queries)
+        _search(call, rows, queries, scale, query_scale, bias)
         if call.row_count == 0 or call.query_count == 0:
             return
-        call.inputs = _size("the numbers of a vector", rows.shape[1], 1, MOST_INT8_INPUTS)
-        _rows("queries", queries.shape[0], queries.shape[1], call.query_count, call.inputs)
         _rows("out", out.shape[0], out.shape[1], call.query_count, call.row_count)
-        _rows("best", best.shape[0], best.shape[1], call.query_count, (call.row_count + FI_SEARCH_GROUP - 1) // FI_SEARCH_GROUP)
-        call.scale, call.query_scale, call.bias = NULL, NULL, NULL
-        if scale is not None:
-            _long("scale", scale.shape[0], call.row_count)
-            _long("query_scale", query_scale.shape[0], call.query_count)
-            call.scale, call.query_scale = &scale[0], &query_scale[0]
-        if bias is not None:
-            _long("bias", bias.shape[0], call.row_count)
-            call.bias = &bias[0]
-        call.rows, call.queries, call.out, call.best = &raw[0], &asked[0], &out[0, 0], &best[0, 0]
-        call.out_stride, call.best_stride = out.shape[1], best.shape[1]
+        call.out, call.out_stride = &out[0, 0], out.shape[1]
         step.run, step.weights, step.workspace = run_search, NULL, 0
-        products = <double> call.row_count * call.query_count * call.inputs * (rows.itemsize / 4.0)
-        step.size = <int> min(<double> threads, 1 + products / SEARCH_PER_THREAD)
-        self._submit(&step, (rows, queries, scale, query_scale, bias, out, best))
+        step.size = _search_team(<double> call.row_count * call.query_count * call.inputs * rows.itemsize, threads)
+        self._submit(&step, (rows, queries, scale, query_scale, bias, out))
+
+    def nearest(self, list parts, queries, const float[::1] query_scale, int keep, const float[::1] margin, int threads):
+        """For each query the numbers of the rows of `parts` with the largest scores, the best first: int64 (found,), or None.
+
+        parts: (number of the first row, rows, scale, bias, gone) each, ascending, with what search() takes; gone (N,) bool or None: rows
+        to leave out. Found are the `keep` largest and those whose score is within margin (Q,) of the last of these. Of equal scores, the
+        earlier row is better. None: too many are within the margin.
+        """
+        cdef Py_ssize_t total = sum([len(part[1]) for part in parts]), count = _tokens(queries.shape[0]), block, begin, end
+        cdef int room = <int> min(4 * <Py_ssize_t> keep + FI_BEST_ROOM, max(total, 1)), t, q, got
+        _size("threads", threads, 1, MOST_SIZE)
+        _size("keep", keep, 1, MOST_TOKENS // 4)
+        _long("margin", margin.shape[0], count)
+        if not parts or not count:
+            return [np.empty(0, np.int64)] * count
+        end = max([part[0] + len(part[1]) for part in parts])
+        if end > MOST_FOUND:
+            raise ShapeError(f"the index has {end:,} rows, expected at most {MOST_FOUND:,}")
+        cdef double products = <double> count * queries.shape[1] * queries.itemsize, step_rows
+        cdef int size = _search_team(products * total, threads)
+        queries = np.ascontiguousarray(queries)
+        cdef size_t asked_bytes = queries.nbytes
+        cdef Memory asked = Memory(asked_bytes)  # aligned: a load that crosses a cache line takes twice as long
+        cdef Memory best = Memory(size * count * sizeof(fi_best))
+        cdef Memory lists = Memory(size * count * room * sizeof(uint64_t))
+        cdef fi_best *bests = <fi_best *> best.data
+        for t in range(size):
+            for q in range(<int> count):
+                fi_best_begin(
+                    &bests[t * count + q], <uint64_t *> lists.data + (t * count + q) * room, margin[q], keep, room
+                )
+        step_rows = max(<double> SEARCH_STEP_ROWS, size * SEARCH_STEP / products)
+        block = <Py_ssize_t> min(step_rows, <double> max(total, 1)) // FI_SEARCH_GROUP * FI_SEARCH_GROUP + FI_SEARCH_GROUP
+        cdef Py_ssize_t most = sum([(len(part[1]) + block - 1) // block for part in parts])
+        cdef Memory steps = Memory(most * sizeof(Step)), sizes = Memory(most * sizeof(int))
+        cdef Step step
+        cdef fi_search_call *call = &step.call.search
+        cdef Step *added
+        cdef const unsigned char[::1] mask
+        cdef int made = 0
+        step.run, step.weights, step.workspace, step.size = run_search, NULL, 0, size
+        held = []
+        for first, rows, scale, bias, gone in parts:
+            rows = np.ascontiguousarray(rows)
+            held.append(rows)
+            _search(call, rows, queries, scale, query_scale, bias)
+            if call.row_count == 0:
+                continue
+            call.gone = NULL
+            if gone is not None:
+                mask = gone.view("u1")
+                _long("gone", mask.shape[0], call.row_count)
+                call.gone = &mask[0]
+            memcpy(asked.data, call.queries, asked_bytes)
+            call.queries, call.best, call.keep, call.room = asked.data, bests, keep, room
+            for begin in range(0, call.row_count, block):
+                end = min(begin + block, <Py_ssize_t> call.row_count)
+                added = <Step *> steps.data + made
+                added[0] = step
+                added.call.search.first = <unsigned int> (<Py_ssize_t> first + begin)
+                added.call.search.row_count = <int> (end - begin)
+                added.call.search.rows = <const char *> call.rows + begin * <Py_ssize_t> (rows.shape[1] * rows.itemsize)
+                if call.scale != NULL:
+                    added.call.search.scale = call.scale + begin
+                if call.bias != NULL:
+                    added.call.search.bias = call.bias + begin
+                if call.gone != NULL:
+                    added.call.search.gone = call.gone + begin
+                (<int *> sizes.data)[made] = size
+                made += 1
+        self._run(<const Step *> steps.data, <const int *> sizes.data, made, 0)
+        cdef Py_ssize_t used = 0
+        for t in range(size * <int> count):
+            used += bests[t].count
+        found, each = np.empty(used + 1, np.int64), []
+        cdef int64_t[::1] into = found
+        used = 0
+        for q in range(<int> count):
+            got = fi_best_merge(&bests[q], size, count, keep, &into[used])
+            each.append(found[used : used + got] if got >= 0 else None)
+            used += max(got, 0)
+        return each
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""

@@ -190,15 +190,36 @@ typedef struct {
 } fi_attention_call;
 
 enum fi_search_kind { FI_SEARCH_F32 = 0, FI_SEARCH_I8 = 1, FI_SEARCH_BITS = 2 };
-enum { FI_SEARCH_GROUP = 64 }; /* rows that have one `best` */
+enum { FI_SEARCH_GROUP = 64 }; /* rows whose largest score decides whether one of them is a candidate */
 
-/* out[q][r] = rows[r] . queries[q] * (scale[r] * query_scale[q]) + bias[r], of one kind each; best[q][g]: the largest of group g. */
+/* The best rows of a query so far, of one thread: the `keep` best, rows within `margin` of the last of these, and some more. Each is the
+   bits of the score, ordered as the scores are, above those of ~row: the larger number is better, and of equal scores the earlier row. */
+typedef struct {
+    uint64_t *found; /* (room,) */
+    float least;     /* only rows that score at least so much are candidates; nan: none is */
+    float margin;
+    int count, next; /* found; as many are found when the others are dropped again */
+    int crowded;     /* more rows were as good as there is room for, so none is kept */
+} fi_best;
+enum { FI_BEST_ROOM = 1024 }; /* room is 4 keep and so much, or as many as there are rows */
+
+void fi_best_begin(fi_best *, uint64_t *found, float margin, int keep, int room);
+void fi_best_reduce(fi_best *, int keep, int room);
+/* The rows that are the best of what some threads found, the best first. Returns how many; -1: a thread was crowded.
+   best: that of a query in the first thread, `stride` before that in the next; rows: has room for all that they found */
+int fi_best_merge(const fi_best *best, int threads, size_t stride, int keep, int64_t *rows);
+
+/* out[q][r] = rows[r] . queries[q] * (scale[r] * query_scale[q]) + bias[r], of one kind each. */
 typedef struct {
     const void *rows, *queries;       /* (row_count, inputs), (query_count, inputs): float32, int8, or bytes of bits */
     const float *scale, *query_scale; /* (row_count,), (query_count,), or both NULL */
     const float *bias;                /* (row_count,) or NULL */
-    float *out, *best;                /* (query_count, row_count), (query_count, groups) */
-    ptrdiff_t out_stride, best_stride;
+    float *out;                       /* (query_count, row_count), out_stride apart; or NULL */
+    fi_best *best;                    /* (threads, query_count); or NULL */
+    const uint8_t *gone;              /* (row_count,): not 0 for rows that `best` leaves out; or NULL */
+    ptrdiff_t out_stride;
+    uint32_t first;                           /* the number of the first row in `best` */
+    int keep, room;                           /* of `best` */
     int kind, row_count, query_count, inputs; /* inputs <= 131072 for int8, whose sums are int32 */
 } fi_search_call;
 

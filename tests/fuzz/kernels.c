@@ -356,6 +356,32 @@ static void try_norm(const fi_isa *isa) {
     }
 }
 
+/* The best rows of a search, alone and by a team, are those of its scores. Each must have the room that it is given, and no more. */
+static void try_best(const fi_isa *isa, const fi_search_call *c, const float *scores, int size) {
+    const int keep = number(1, 20), room_of = 4 * keep + FI_BEST_ROOM < c->row_count ? 4 * keep + FI_BEST_ROOM : c->row_count;
+    const float margin = byte() % 2 ? 0 : 1;
+    for (int threads = 1; threads <= size; threads += size > 1 ? size - 1 : 1) {
+        const size_t lists = (size_t)threads * c->query_count;
+        fi_search_call mine = *c;
+        mine.rows = c->rows, mine.out = NULL, mine.keep = keep, mine.room = room_of;
+        mine.best = room(lists * sizeof *mine.best, 8);
+        for (size_t i = 0; i < lists; i++) fi_best_begin(&mine.best[i], room(room_of * sizeof(uint64_t), 8), margin, keep, room_of);
+        job j = {isa, run_search, NULL, &mine, NULL, 1};
+        run_on(&j, threads);
+        for (int q = 0; q < c->query_count; q++) {
+            int64_t *rows = room((size_t)threads * room_of * sizeof *rows, 8);
+            const int count = fi_best_merge(&mine.best[q], threads, c->query_count, keep, rows);
+            const float *score = scores + (size_t)q * c->row_count;
+            for (int i = 0; i < count; i++) /* ordered; no row that is not among them is better than the last of the best */
+                if (rows[i] < 0 || rows[i] >= c->row_count || (i && !(score[rows[i - 1]] >= score[rows[i]]))) abort();
+            int better = 0;
+            for (int r = 0; count >= keep && r < c->row_count; r++) better += score[r] > score[rows[keep - 1]];
+            if (better >= keep) abort();
+        }
+        if (size == 1) break;
+    }
+}
+
 static void try_search(const fi_isa *isa) {
     fi_search_call c = {.kind = byte() % 3, .row_count = sometimes(80, 300), .query_count = number(1, 14), .inputs = sometimes(150, 600)};
     const int stored_as = c.kind == FI_SEARCH_F32 ? FI_F32 : FI_I8;
@@ -375,14 +401,14 @@ static void try_search(const fi_isa *isa) {
         mine.queries = copy(queries + q * width, mine.query_count * width, each);
         mine.scale = c.scale ? c.scale + r : NULL, mine.query_scale = c.query_scale ? c.query_scale + q : NULL;
         mine.bias = c.bias ? c.bias + r : NULL;
-        mine.out_stride = mine.row_count, mine.best_stride = (mine.row_count + FI_SEARCH_GROUP - 1) / FI_SEARCH_GROUP;
+        mine.out_stride = mine.row_count;
         mine.out = out[i] = room((size_t)mine.query_count * mine.row_count * sizeof **out, sizeof **out);
-        mine.best = room((size_t)mine.query_count * mine.best_stride * sizeof **out, sizeof **out);
         job j = {isa, run_search, NULL, &mine, NULL, 1};
         run_on(&j, i == 1 ? p.size : 1);
         for (int k = 0; k < mine.query_count; k++)
             same("search", isa, out[i] + (size_t)k * mine.row_count, out[0] + (size_t)(q + k) * c.row_count + r, mine.row_count);
     }
+    try_best(isa, &c, out[0], p.size);
 }
 
 static void try_embed(const fi_isa *isa) {
