@@ -114,9 +114,9 @@ def started(*given: object) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # a shell's process in the background ignores SIGINT
             process.wait(60)
-            if process.returncode not in (0, 130):
+            if process.returncode not in (0, 128 + signal.SIGTERM):
                 said.seek(0)
                 print(said.read()[-3000:], file=sys.stderr)
 
