@@ -4,6 +4,8 @@
     python tools/http_bench.py start                           # from the start of the process to its first answer
     python tools/http_bench.py soak --seconds 1800             # at saturation: memory, each answer checked; then bursts over the queue
 
+    python tools/http_bench.py rate --rival "onnxruntime int8=python tools/rivals/serve.py MODEL --cache CACHE --port {port}"
+
 Client and server share the cores of this machine. Each answer is compared, bit for bit, with that of model.embed for its texts alone.
 """
 
@@ -16,11 +18,11 @@ import json
 import random
 import re
 import selectors
+import shlex
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,18 +49,18 @@ def sentences(file: Path | None, count: int) -> list[str]:
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *command: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "fastinfer", "serve", "--port", str(self.port), "--log-level", "warning", *options]
-        self.process = subprocess.Popen(command)
+        self.process = subprocess.Popen([word.replace("{port}", str(self.port)) for word in command])
 
     def ready(self) -> None:
         """Wait until it answers."""
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"):
-                return
+            with contextlib.suppress(OSError), contextlib.closing(Connection(self.port)) as connection:
+                if connection.post("/v1/embeddings", b'{"input": "a text"}')[0] == 200:
+                    return
             if self.process.poll() is not None:
                 raise SystemExit("the server has ended")
             time.sleep(0.002)
@@ -82,9 +84,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*options: str) -> Iterator[Server]:
-    """A server for the time of a block."""
-    server = Server(*options)
+def serving(*command: str) -> Iterator[Server]:
+    """A server for the time of a block. The command has {port} for its port."""
+    server = Server(*command)
     try:
         server.ready()
         yield server
@@ -114,7 +116,7 @@ class Connection:
         self._got += part
         if not self._whole and (end := self._got.find(b"\r\n\r\n")) >= 0:
             self._body = end + 4
-            self._whole = self._body + int(re.search(rb"content-length: (\d+)", self._got)[1])  # type: ignore[index]
+            self._whole = self._body + int(re.search(rb"(?i)content-length: *(\d+)", self._got)[1])  # type: ignore[index]
         if not self._whole or len(self._got) < self._whole:
             return None
         return int(self._got[9:12]), bytes(self._got[self._body :])
@@ -131,26 +133,31 @@ class Connection:
 
 
 class Asked:
-    """A request with its right answer."""
+    """A request with its right answer; None: any vectors, since another model answers."""
 
-    def __init__(self, texts: list[str], vectors: np.ndarray, form: str) -> None:
+    def __init__(self, texts: list[str], vectors: np.ndarray | None, form: str) -> None:
         self.texts = len(texts)
         self.body = json.dumps({"input": texts, "encoding_format": form}).encode()
-        self.want = [base64.b64encode(vector.tobytes()) if form == "base64" else vector.tolist() for vector in vectors]
+        self.want = None
+        if vectors is not None:
+            self.want = [base64.b64encode(vector.tobytes()) if form == "base64" else vector.tolist() for vector in vectors]
 
     def check(self, answer: bytes) -> None:
         """Raise SystemExit unless the answer holds the right vectors in the right order."""
         data = json.loads(answer)["data"]
+        if self.want is None and len(data) == self.texts:
+            return
         got = [row["embedding"] for row in data]
         got = [one.encode() if isinstance(one, str) else np.array(one, np.float32).tolist() for one in got]
         if [row["index"] for row in data] != list(range(self.texts)) or got != self.want:
             raise SystemExit("an answer is not that of model.embed")
 
 
-def requests_of(model: fastinfer.Model, texts: list[str], each: int, form: str) -> list[Asked]:
+def requests_of(model: fastinfer.Model | None, texts: list[str], each: int, form: str) -> list[Asked]:
     """The texts in requests of `each` texts. Their answers come from calls of one text, not from packed ones."""
-    vectors = np.concatenate([model.embed(text) for text in texts])
-    return [Asked(texts[i : i + each], vectors[i : i + each], form) for i in range(0, len(texts) - each + 1, each)]
+    vectors = None if model is None else np.concatenate([model.embed(text) for text in texts])
+    starts = range(0, len(texts) - each + 1, each)
+    return [Asked(texts[i : i + each], None if vectors is None else vectors[i : i + each], form) for i in starts]
 
 
 class Load(NamedTuple):
@@ -231,50 +238,54 @@ def alone(model: fastinfer.Model, texts: list[str], seconds: float) -> np.ndarra
     return np.array(waits)
 
 
-def options(args: argparse.Namespace) -> list[str]:
-    """The options of the server."""
-    return ["--workers", str(args.workers), *(["-m", args.model] if args.model else [])]
+def own(args: argparse.Namespace, *options: str) -> list[str]:
+    """The command of this project's server."""
+    command = [sys.executable, "-m", "fastinfer", "serve", "--port", "{port}", "--log-level", "warning", "--workers", str(args.workers)]
+    return [*command, *(["-m", args.model] if args.model else []), *options]
 
 
 def rate(args: argparse.Namespace) -> None:
-    """Texts a second and percentiles of the time of a request, of the library and of the server, in turns."""
+    """Texts a second and percentiles of the time of a request, of the library and of servers, in turns."""
     model = fastinfer.load(args.model)
     texts = sentences(args.texts, args.count)
     tokens = np.mean([len(encoding.ids) for encoding in model.tokenizer.encode(texts)])
-    asked = requests_of(model, texts, args.each, args.format)
+    servers = {"fastinfer serve": (own(args), requests_of(model, texts, args.each, args.format))}
+    for given in args.rival:
+        name, _, command = given.partition("=")
+        servers[name] = shlex.split(command), requests_of(None, texts, args.each, args.format)
     print(f"{model.device}, {len(texts)} texts of {tokens:.1f} tokens on average, {args.each} a request, {args.format}")
-    print(f"{'':<22} {'texts/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'server CPU':>10} {'client CPU':>10}")
+    print(f"{'':<32} {'texts/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'server CPU':>10} {'client CPU':>10}")
 
     def line(name: str, rate: float, waits: np.ndarray, *cpus: float) -> None:
         p50, p95, p99 = np.percentile(waits, [50, 95, 99]) * 1000 if len(waits) else [np.nan] * 3
-        print(f"{name:<22} {rate:>8.0f} {p50:>8.2f} {p95:>8.2f} {p99:>8.2f}", *(f"{cpu:>10.2f}" for cpu in cpus), flush=True)
+        print(f"{name:<32} {rate:>8.0f} {p50:>8.2f} {p95:>8.2f} {p99:>8.2f}", *(f"{cpu:>10.2f}" for cpu in cpus), flush=True)
 
     for _ in range(args.turns):
         line("model.embed(all)", of_library(model, texts, args.seconds), np.empty(0))
         one = alone(model, texts, args.seconds)
         line("model.embed(one)", 1 / one.mean(), one)
-        with serving(*options(args)) as server:
-            for connections in args.connections:
-                load(server.port, for_seconds(asked, 0.5), connections, 1)
-                cpu = server.cpu
-                done = load(server.port, for_seconds(asked, args.seconds), connections, args.check)
-                cpus = (server.cpu - cpu) / done.wall, done.cpu / done.wall
-                line(f"{connections} connections", done.texts / done.wall, done.waits, *cpus)
-                if set(done.statuses) != {200}:
-                    raise SystemExit(f"statuses: {dict(done.statuses)}")
+        for name, (command, asked) in servers.items():
+            with serving(*command) as server:
+                for connections in args.connections:
+                    load(server.port, for_seconds(asked, 0.5), connections, 1)
+                    cpu = server.cpu
+                    done = load(server.port, for_seconds(asked, args.seconds), connections, args.check)
+                    cpus = (server.cpu - cpu) / done.wall, done.cpu / done.wall
+                    line(f"{name}, {connections} connections", done.texts / done.wall, done.waits, *cpus)
+                    if set(done.statuses) != {200}:
+                        raise SystemExit(f"statuses of {name}: {dict(done.statuses)}")
 
 
 def start(args: argparse.Namespace) -> None:
     """Seconds from the start of the process to its first answer."""
-    body, found = json.dumps({"input": "a text"}).encode(), []
+    found = []
     for _ in range(args.turns):
         began = time.perf_counter()
-        server = Server(*options(args))
+        server = Server(*own(args))
         server.ready()
-        status, _ = Connection(server.port).post("/v1/embeddings", body)
         found.append(time.perf_counter() - began)
-        if status != 200 or server.end() != 0:
-            raise SystemExit("the server did not answer, or did not end in order")
+        if server.end() != 0:
+            raise SystemExit("the server did not end in order")
     print(f"first answer after {min(found):.2f} s at best, {np.median(found):.2f} s in the median of {args.turns}")
 
 
@@ -284,7 +295,7 @@ def soak(args: argparse.Namespace) -> None:
     asked = requests_of(model, sentences(args.texts, args.count), args.each, args.format)
     connections, seconds = args.connections[-1], min(10.0, args.seconds / 5)
     queue = 2 * connections * args.each
-    with serving("--max-waiting", str(queue), *options(args)) as server:
+    with serving(*own(args, "--max-waiting", str(queue))) as server:
         load(server.port, for_seconds(asked, seconds), connections, 1)
         first, began, done, seen = server.megabytes, time.perf_counter(), 0, []
         counts: Counter[int] = Counter()
@@ -310,6 +321,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rate", "start", "soak"))
     parser.add_argument("-m", "--model", help="a folder or a name (default: the model inside)")
+    rival = "another server for rate, with {port} for its port"
+    parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND", help=rival)
     parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="a text a line (default: sentences of the documents)")
     parser.add_argument("--count", type=int, default=1000, help="texts that are taken of them")
