@@ -7,16 +7,15 @@ async with fastinfer.aio.Batcher(model) as batcher:
 from __future__ import annotations
 
 import asyncio
-import collections
 import functools
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,33 +25,15 @@ from .batch import PackedBatch
 from .config import Classify, Tasks
 from .embedder import prompted
 from .errors import BackendError, BusyError, InputError, check_int, short
-from .run import Runner, positive
-from .tokenizer import TruncationWarning, as_text, as_texts, present, present_singles, warn_of
+from .request import Outcome, Request, Row, failed, packed
+from .run import positive
+from .tokenizer import as_text, as_texts, present, present_singles, warn_of
 from .values import Missing, Vectors
 
 __all__ = ["Batcher", "Observer"]
 
 MOST_WAITING = 8192  # texts: about a minute of work for the model inside on two CPUs
 ALONE = ("answer", "classify", "embed", "embed_sparse", "embed_tokens", "fill_mask", "hidden_states", "logits", "rank", "routes", "tag")
-
-
-class Row(NamedTuple):
-    """A text as a model reads it: its number in its request, ids and token types (tokens,) int32; None: all types are 0."""
-
-    number: int
-    ids: np.ndarray
-    types: np.ndarray | None
-
-
-class Outcome(NamedTuple):
-    """What a worker thread found for a request: answers to `texts` texts from number `first` on, in so many seconds; or an error."""
-
-    request: Request
-    first: int = 0
-    texts: int = 0
-    answers: Any = None
-    seconds: float = 0.0
-    error: BaseException | None = None
 
 
 class Observer:
@@ -63,81 +44,6 @@ class Observer:
 
     def request(self, waited: float, computed: float) -> None:
         """A request was answered: seconds before its first batch began, and of its batches. Called in the task of the caller."""
-
-
-class Request:
-    """The texts of one caller, and what becomes of them. Worker threads, one at a time, take texts; the caller's event loop adds answers.
-
-    count   texts that it counts for
-    call    (a PackedBatch, threads=) -> an answer for each text; or (threads=) -> the result, if `texts` is None
-    texts   a list of texts, or a PackedBatch; None: `call` has them
-    key     texts of requests with equal keys may be computed by one call
-    finish  the answers to parts of the texts, in their order -> the result
-    """
-
-    def __init__(
-        self,
-        count: int,
-        call: Callable[..., Any],
-        texts: list[Any] | PackedBatch | None = None,
-        key: Hashable = None,
-        finish: Callable[[list[Any]], Any] = list,
-    ) -> None:
-        self.count, self.call, self.texts, self.key, self.finish = count, call, texts, key, finish
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.ended = False  # nobody waits for it any more
-        self.taken = 0  # texts that are in batches
-        self.cuts: list[TruncationWarning] = []
-        self.waited: float | None = None
-        self.computed = 0.0
-        self._added = time.perf_counter()
-        self._answers: dict[int, Any] = {}  # the key is the number of the first text
-        self._left = count
-        self._rows: collections.deque[Row] = collections.deque()
-        self._numbers = itertools.count()
-        self._parts: Iterator[PackedBatch] | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether some of its texts are in no batch yet."""
-        return not self.ended and self.taken < self.count
-
-    def first(self, runner: Runner) -> Row:
-        """The first text that take() has not given yet. Raises InputError for texts that have no tokens."""
-        if self._parts is None:
-            texts = self.texts or []
-            self._parts = iter([texts]) if isinstance(texts, PackedBatch) else runner.tokenizer("text").packed(texts, self.cuts)
-        while not self._rows:
-            part = next(self._parts)
-            types = itertools.repeat(None) if part.token_types is None else part.split(part.token_types)
-            self._rows.extend(map(Row, self._numbers, part.split(part.ids), types))
-        return self._rows[0]
-
-    def take(self) -> Row:
-        """The text that first() named."""
-        self.taken += 1
-        return self._rows.popleft()
-
-    def begin(self, now: float) -> None:
-        """Stop waiting, unless it did before."""
-        self.waited = now - self._added if self.waited is None else self.waited
-
-    def add(self, outcome: Outcome) -> None:
-        """Take answers, or an error; with the last answers, the future gets the result."""
-        self.computed += outcome.seconds
-        if self.future.done():
-            return
-        if outcome.error is not None:
-            self.future.set_exception(outcome.error)
-            return
-        self._answers[outcome.first] = outcome.answers
-        self._left -= outcome.texts
-        if not self._left:
-            try:
-                self.future.set_result(self.finish([self._answers[first] for first in sorted(self._answers)]))
-            except Exception as error:
-                self.future.set_exception(error)
 
 
 class Batcher:
@@ -379,7 +285,7 @@ class Batcher:
                     row = request.first(self.model._runner)
                 except BaseException as error:
                     taken.pop(request, None)
-                    self._deliver([_failed(request, error)])
+                    self._deliver([failed(request, error)])
                     continue
                 if taken and (len(row.ids) > room or not most):
                     return taken
@@ -394,12 +300,12 @@ class Batcher:
         try:
             if first.texts is None:
                 return [Outcome(first, 0, first.count, first.call(threads=threads), time.perf_counter() - began)]
-            packed = _pack([row for rows in taken.values() for row in rows])
-            self._observer.batch(len(packed), len(packed.ids))
-            answers = first.call(packed, threads=threads)
+            batch = packed([row for rows in taken.values() for row in rows])
+            self._observer.batch(len(batch), len(batch.ids))
+            answers = first.call(batch, threads=threads)
         except BaseException as error:
             if len(taken) == 1:
-                return [_failed(first, error)]
+                return [failed(first, error)]
             return [outcome for request, rows in taken.items() for outcome in self._computed({request: rows}, threads)]
         seconds, start, found = time.perf_counter() - began, 0, []
         for request, rows in taken.items():
@@ -432,7 +338,7 @@ class Batcher:
         with self._lock:
             self._closed = True
             left = list(self._open) if cancel else []
-        self._deliver([_failed(request, BusyError("the Batcher was closed before this request was computed")) for request in left])
+        self._deliver([failed(request, BusyError("the Batcher was closed before this request was computed")) for request in left])
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     async def __aenter__(self) -> Batcher:
@@ -452,14 +358,6 @@ def _listed(texts: Any) -> list[Any] | PackedBatch:
     return texts if isinstance(texts, PackedBatch) else as_texts(texts)
 
 
-def _pack(rows: list[Row]) -> PackedBatch:
-    lengths = np.array([len(row.ids) for row in rows])
-    types = None
-    if any(row.types is not None for row in rows):
-        types = np.concatenate([np.zeros_like(row.ids) if row.types is None else row.types for row in rows])
-    return PackedBatch.from_flat(np.concatenate([row.ids for row in rows]), lengths, types)
-
-
 def _cross_encoder(tasks: Tasks) -> Classify | None:
     """The head of a model that ranks by scores of pairs; None for others."""
     head = None if tasks.embed or tasks.embed_tokens or tasks.embed_sparse else tasks.classify
@@ -473,12 +371,6 @@ def _chained(parts: list[list[Any]]) -> list[Any]:
 def _only(parts: list[Any]) -> Any:
     [part] = parts
     return part
-
-
-def _failed(request: Request, error: BaseException) -> Outcome:
-    """The Outcome of a request that fails. Its other texts are not computed."""
-    request.ended = True
-    return Outcome(request, error=error)
 
 
 def _add_all(outcomes: list[Outcome]) -> None:
