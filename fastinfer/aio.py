@@ -7,17 +7,15 @@ async with fastinfer.aio.Batcher(model) as batcher:
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import functools
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +25,9 @@ from .batch import PackedBatch
 from .config import Classify, Tasks
 from .embedder import prompted
 from .errors import BackendError, BusyError, InputError, check_int, short
+from .request import Outcome, Request, Row, failed, packed
 from .run import positive
-from .tokenizer import Tokenizer, TruncationWarning, as_text, as_texts, present, present_singles, warn_of
+from .tokenizer import as_text, as_texts, present, present_singles, warn_of
 from .values import Missing, Vectors
 
 __all__ = ["Batcher", "Observer"]
@@ -37,112 +36,30 @@ MOST_WAITING = 8192  # texts: about a minute of work for the model inside on two
 ALONE = ("answer", "classify", "embed", "embed_sparse", "embed_tokens", "fill_mask", "hidden_states", "logits", "rank", "routes", "tag")
 
 
-class Row(NamedTuple):
-    """A text as a model reads it: ids and token types (tokens,) int32; None: all types are 0."""
-
-    ids: np.ndarray
-    types: np.ndarray | None
-
-
 class Observer:
     """What a Batcher tells about its work. A subclass replaces the methods that it wants."""
 
     def batch(self, texts: int, tokens: int) -> None:
-        """A batch begins. The worker thread calls this."""
+        """A batch begins. A worker thread calls this."""
 
     def request(self, waited: float, computed: float) -> None:
         """A request was answered: seconds before its first batch began, and of its batches. Called in the task of the caller."""
 
 
-class Request:
-    """The texts of one caller, and what becomes of them. The worker thread alone calls its methods.
-
-    count   texts that it counts for
-    call    a PackedBatch -> an answer for each text; or nothing -> the result, if `texts` is None
-    texts   a list of texts, or a PackedBatch; None: `call` has them
-    key     texts of requests with equal keys may be computed by one call
-    finish  the answers to parts of the texts, in their order -> the result
-    """
-
-    def __init__(
-        self,
-        count: int,
-        call: Callable[..., Any],
-        texts: list[Any] | PackedBatch | None = None,
-        key: Hashable = None,
-        finish: Callable[[list[Any]], Any] = list,
-    ) -> None:
-        self.count, self.call, self.texts, self.key, self.finish = count, call, texts, key, finish
-        self.future: Future[Any] = Future()
-        self.cuts: list[TruncationWarning] = []
-        self.waited: float | None = None
-        self.computed = 0.0
-        self._added = time.perf_counter()
-        self._answers: list[Any] = []
-        self._left = count
-        self._rows: collections.deque[Row] = collections.deque()
-        self._parts: Iterator[PackedBatch] | None = None
-
-    def first(self, tokenizer: Tokenizer) -> Row | None:
-        """The first text that take() has not given yet; None if it gave all. Raises InputError for texts that have no tokens."""
-        if self._parts is None:
-            self._parts = iter([self.texts]) if isinstance(self.texts, PackedBatch) else tokenizer.packed(self.texts or [], self.cuts)
-        while not self._rows:
-            part = next(self._parts, None)
-            if part is None:
-                return None
-            types = itertools.repeat(None) if part.token_types is None else part.split(part.token_types)
-            self._rows.extend(map(Row, part.split(part.ids), types))
-        return self._rows[0]
-
-    def take(self) -> Row:
-        """The text that first() named."""
-        return self._rows.popleft()
-
-    def begin(self) -> float:
-        """The time, at which this request stops waiting unless it did before."""
-        now = time.perf_counter()
-        self.waited = now - self._added if self.waited is None else self.waited
-        return now
-
-    def add(self, answers: Any) -> None:
-        """Take the answers to the next texts; with the last ones, the future gets the result."""
-        self._answers.append(answers)
-        self._left -= len(answers)
-        if not self._left:
-            self.settle(functools.partial(self.finish, self._answers))
-
-    def settle(self, result: Callable[[], Any]) -> None:
-        """Give the future what `result` returns or raises."""
-        began = self.begin()
-        try:
-            value = result()
-        except BaseException as error:
-            self.fail(error)
-        else:
-            self.computed += time.perf_counter() - began
-            with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
-                self.future.set_result(value)
-
-    def fail(self, error: BaseException) -> None:
-        """Give the future an error, unless it is done or was cancelled."""
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(error)
-
-
 class Batcher:
-    """Computes the requests of many callers in one worker thread, as many texts at once as fit into a packed batch.
+    """Computes the requests of many callers in worker threads, as many texts at once as fit into a packed batch.
 
     model         a fastinfer.Model; its kernels run without the GIL, so the event loop goes on meanwhile
     batch_tokens  most tokens of a packed batch; None: the device's default. A smaller batch answers short requests sooner
     most_waiting  most texts that may wait or be computed; a request beyond them raises BusyError at once
     observer      an Observer, which is told of each batch and each request, for metrics
 
-    A batch begins as soon as the one before ends, with the texts that wait then: no request waits for others to come. Each request
-    with texts in it has one text in turn, so a long request does not keep short ones waiting. On a CPU an answer has the same bits as
-    that of the model's own method, because it does not depend on the texts beside it; `na` says the same of missing texts. A request that
-    is cancelled frees its place; its texts that are not yet in a batch are not computed. An error reaches the caller whose texts caused it,
-    and no other.
+    A batch begins as soon as a worker thread is free, with the texts that wait then: no request waits for others to come. Each request
+    with texts in it has one text in turn, so a long request does not keep short ones waiting. On a CPU two batches are computed at once,
+    each with half of the model's threads, if there are texts for both: while the threads of one wait for a thread whose CPU the event
+    loop has, the other one goes on. An answer has the same bits as that of the model's own method there, because it does not depend on
+    the texts beside it; `na` says the same of missing texts. A request that is cancelled frees its place; its texts that are not yet in
+    a batch are not computed. An error reaches the caller whose texts caused it, and no other.
 
     A Batcher may be used from several event loops. `async with` closes it at the end of the block.
     """
@@ -160,14 +77,16 @@ class Batcher:
             raise InputError(f"observer is {short(observer)}, expected a fastinfer.aio.Observer")
         self._observer = observer or Observer()
         self._room = self.batch_tokens * len(replicas)  # a batch for each device
-        self._lock = threading.Lock()
+        threads = replicas[0].ops.threads if len(replicas) == 1 else None  # None: the device has no threads to divide
+        self._threads = (threads, threads // 2) if threads and threads > 1 else (None,)  # of a batch alone, and of each of two
+        self._lock = threading.Lock()  # for the attributes below
         self._open: set[Request] = set()  # whose futures are not done
-        self._arrived: list[Request] = []  # which the worker has not seen
-        self._requests: list[Request] = []  # of the worker thread, oldest first
-        self._waiting = 0
-        self._working = self._closed = False
+        self._queue: list[Request] = []  # with texts that are in no batch, oldest first
+        self._waiting = self._workers = self._computing = 0
+        self._closed = False
+        self._taking = threading.Lock()  # of the worker thread that takes texts
         self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastinfer-batcher")
+        self._pool = ThreadPoolExecutor(len(self._threads), thread_name_prefix="fastinfer-batcher")
 
     @property
     def waiting(self) -> int:
@@ -206,6 +125,8 @@ class Batcher:
         """Per text a list of (label, score), or a float, as Model.classify gives them. Requests with `labels` are computed one by one."""
         texts, missing = _given(texts, na)
         answers: list[Any]
+        self.model._head("classify")
+        top_k = positive("top_k", top_k)
         if labels is not None or options:
             answers = await self.call("classify", texts, labels=labels, top_k=top_k, **options)
         else:
@@ -214,9 +135,19 @@ class Batcher:
 
     async def logits(self, texts: Any) -> np.ndarray:
         """The logits (B, K) of the classify head, as Model.logits(task="classify") gives them."""
-        texts = texts if isinstance(texts, PackedBatch) else as_texts(texts)
-        logits: np.ndarray = await self._together("logits", texts, {"task": "classify"}, np.concatenate)
+        self.model._head("classify")
+        logits: np.ndarray = await self._together("logits", _listed(texts), {"task": "classify"}, np.concatenate)
         return logits
+
+    async def hidden_states(self, texts: Any) -> list[np.ndarray]:
+        """Per text the states of its tokens (tokens, D) after the last layer, as Model.hidden_states gives them."""
+        states: list[np.ndarray] = await self._together("hidden_states", _listed(texts), {}, _chained)
+        return states
+
+    async def embed_sparse(self, texts: Any) -> Any:
+        """A scipy.sparse.csr_array (B, V) of weights of the vocabulary, as Model.embed_sparse gives it."""
+        self.model._sparse_embedder()
+        return await self._together("embed_sparse", _listed(texts), {}, _stacked)
 
     async def rank(
         self, query: str, documents: Any, *, top_k: int | None = None, dim: int | None = None, na: Missing = "raise"
@@ -252,31 +183,31 @@ class Batcher:
         if method not in ALONE:
             raise InputError(f"method is {short(method)}, expected one of {', '.join(map(repr, ALONE))}")
         count = max((len(value) for value in args if isinstance(value, (list, tuple, PackedBatch))), default=1)
-        return await self._answered(Request(max(count, 1), functools.partial(getattr(self.model, method), *args, **options)))
+        bound = getattr(self.model, method)
+        return await self._answered(Request(max(count, 1), lambda threads: bound(*args, **{"threads": threads} | options), finish=_only))
 
     async def _together(
         self, method: str, texts: list[Any] | PackedBatch, options: dict[str, Any], finish: Callable[[list[Any]], Any]
     ) -> Any:
-        """The result of a method whose answer to a text depends on that text alone."""
-        call = functools.partial(getattr(self.model, method), **options, batch_tokens=self.batch_tokens)
-        call([])  # raises the errors of the options
+        """The result of a method whose answer to a text depends on that text alone, and whose options were checked."""
         if isinstance(texts, PackedBatch):
             self.model._runner.check(texts)
         if not len(texts) or (isinstance(texts, PackedBatch) and texts.keys is not None):
             return await self.call(method, texts, **options)
+        call = functools.partial(getattr(self.model, method), **options, batch_tokens=self.batch_tokens)
         return await self._answered(Request(len(texts), call, texts, (method, *options.values()), finish))
 
     async def _answered(self, request: Request) -> Any:
         self._add(request)
-        result = await asyncio.wrap_future(request.future)
+        result = await request.future
         self._observer.request(request.waited or 0.0, request.computed)
         warn_of(request.cuts)
         return result
 
     def _add(self, request: Request) -> None:
-        """Let a request wait for its turn. Raises BusyError, or BackendError in a fork, which has no worker thread."""
+        """Let a request wait for its turn. Raises BusyError, or BackendError in a fork, which has no worker threads."""
         if os.getpid() != self._process:
-            raise BackendError("this Batcher was made before a fork, which its worker thread did not follow: make one in each process")
+            raise BackendError("this Batcher was made before a fork, which its worker threads did not follow: make one in each process")
         with self._lock:
             if self._closed:
                 raise BusyError("this Batcher is closed, expected no further request: make another one")
@@ -287,96 +218,127 @@ class Batcher:
                 )
             self._waiting += request.count
             self._open.add(request)
-            self._arrived.append(request)
-            if not self._working:
-                self._working = True
-                self._pool.submit(self._work)
+            self._queue.append(request)
+            self._start_worker()
         request.future.add_done_callback(lambda _: self._remove(request))
 
     def _remove(self, request: Request) -> None:
+        request.ended = True
         with self._lock:
-            self._open.discard(request)
-            self._waiting -= request.count
+            if request in self._open:
+                self._open.remove(request)
+                self._waiting -= request.count
 
-    # --- the worker thread ---
+    def _start_worker(self) -> None:
+        """Let another worker thread work, unless all do. The caller has the lock."""
+        if self._workers < len(self._threads):
+            self._workers += 1
+            self._pool.submit(self._work)
+
+    # --- the worker threads ---
 
     def _work(self) -> None:
-        """Compute one batch after another until no request is left."""
-        while self._any_left():
-            oldest = self._requests[0]
-            if oldest.texts is None:
-                oldest.settle(oldest.call)
-            elif taken := self._filled([request for request in self._requests if request.key == oldest.key]):
-                self._compute(taken)
+        """Compute one batch after another until no text waits."""
+        while (batch := self._next()) is not None:
+            taken, threads = batch
+            outcomes = self._computed(taken, threads) if taken else []
+            with self._lock:
+                self._computing -= 1
+            self._deliver(outcomes)
 
-    def _any_left(self) -> bool:
-        with self._lock:
-            self._requests = [request for request in self._requests + self._arrived if not request.future.done()]
-            self._arrived = []
-            self._working = bool(self._requests)
-            return self._working
+    def _next(self) -> tuple[dict[Request, list[Row]], int | None] | None:
+        """(the texts of the next batch, or a request without texts; its threads); None if no text waits, which ends this worker.
 
-    def _filled(self, requests: list[Request]) -> dict[Request, list[Row]]:
-        """The texts of the next batch: one of each request in turn, until a text does not fit. The first text always does."""
-        tokenizer = self.model._runner.tokenizer("text")
+        If several requests wait while no batch is computed, half of their texts are left to the other worker.
+        """
+        with self._taking:
+            with self._lock:
+                self._queue = [request for request in self._queue if request.waits]
+                if not self._queue:
+                    self._workers -= 1
+                    return None
+                alike = [request for request in self._queue if request.key == self._queue[0].key]
+                waiting = sum(request.count - request.taken for request in alike)
+                most = (waiting + 1) // 2 if len(alike) > 1 and len(self._threads) > 1 and not self._computing else waiting
+                self._computing += 1
+            if alike[0].texts is None:
+                alike[0].taken = alike[0].count
+                taken: dict[Request, list[Row]] = {alike[0]: []}
+            else:
+                taken = self._filled(alike, most)
+            now = time.perf_counter()
+            for request in taken:
+                request.begin(now)
+            with self._lock:
+                left = any(request.waits for request in self._queue)
+                if left and not self._closed:
+                    self._start_worker()
+                return taken, self._threads[0 if self._computing == 1 and not left else -1]
+
+    def _filled(self, requests: list[Request], most: int) -> dict[Request, list[Row]]:
+        """At most so many texts: one of each request in turn, until a text does not fit. The first text always does."""
         taken: dict[Request, list[Row]] = {}
         room = self._room
-        while requests:
-            left = []
+        while requests := [request for request in requests if request.waits]:
             for request in requests:
                 try:
-                    row = request.first(tokenizer)
+                    row = request.first(self.model._runner)
                 except BaseException as error:
                     taken.pop(request, None)
-                    request.fail(error)
+                    self._deliver([failed(request, error)])
                     continue
-                if row is None:
-                    continue
-                if taken and len(row.ids) > room:
+                if taken and (len(row.ids) > room or not most):
                     return taken
                 taken.setdefault(request, []).append(request.take())
                 room -= len(row.ids)
-                left.append(request)
-            requests = left
+                most -= 1
         return taken
 
-    def _compute(self, taken: dict[Request, list[Row]]) -> None:
-        """Give each request the answers to its texts. If that fails, compute each by itself, so that an error finds its cause."""
-        began = min([request.begin() for request in taken])
+    def _computed(self, taken: dict[Request, list[Row]], threads: int | None) -> list[Outcome]:
+        """What each request gets for its texts. If the batch fails, each is computed by itself, so that an error finds its cause."""
+        began, first = time.perf_counter(), next(iter(taken))
         try:
-            packed = _pack([row for rows in taken.values() for row in rows])
-            self._observer.batch(len(packed), len(packed.ids))
-            answers = next(iter(taken)).call(packed)
+            if first.texts is None:
+                return [Outcome(first, 0, first.count, first.call(threads=threads), time.perf_counter() - began)]
+            batch = packed([row for rows in taken.values() for row in rows])
+            self._observer.batch(len(batch), len(batch.ids))
+            answers = first.call(batch, threads=threads)
         except BaseException as error:
             if len(taken) == 1:
-                next(iter(taken)).fail(error)
-            else:
-                for request, rows in taken.items():
-                    self._compute({request: rows})
-            return
-        seconds = time.perf_counter() - began
-        start = 0
+                return [failed(first, error)]
+            return [outcome for request, rows in taken.items() for outcome in self._computed({request: rows}, threads)]
+        seconds, start, found = time.perf_counter() - began, 0, []
         for request, rows in taken.items():
-            request.computed += seconds
-            request.add(answers[start : start + len(rows)])
-            start += len(rows)
+            end = start + len(rows)
+            found.append(Outcome(request, rows[0].number, len(rows), answers[start:end], seconds))
+            start = end
+        return found
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """Give requests their outcomes in their event loops, each of which is woken once."""
+        for loop in {outcome.request.loop for outcome in outcomes}:
+            those = [outcome for outcome in outcomes if outcome.request.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_add_all, those)
+            except RuntimeError:  # it was closed, so nobody waits
+                for outcome in those:
+                    self._remove(outcome.request)
 
     # --- the end ---
 
     async def close(self, *, cancel: bool = False) -> None:
-        """Take no further requests, and return when the worker thread has ended.
+        """Take no further requests, and return when the worker threads have ended.
 
         cancel  requests whose texts are not all computed raise BusyError; False: they are computed first
 
-        A fork has no worker thread to wait for.
+        A fork has no worker threads to wait for.
         """
         if os.getpid() != self._process:
             return
         with self._lock:
             self._closed = True
             left = list(self._open) if cancel else []
-        for request in left:
-            request.fail(BusyError("the Batcher was closed before this request was computed"))
+        self._deliver([failed(request, BusyError("the Batcher was closed before this request was computed")) for request in left])
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     async def __aenter__(self) -> Batcher:
@@ -389,15 +351,11 @@ class Batcher:
 def _given(texts: Any, na: Missing) -> tuple[list[Any] | PackedBatch, list[int]]:
     """(texts with an empty one for each missing one, the missing ones whose answers are to be empty)."""
     texts, missing = present(texts, na)
-    return texts if isinstance(texts, PackedBatch) else as_texts(texts), missing
+    return _listed(texts), missing
 
 
-def _pack(rows: list[Row]) -> PackedBatch:
-    lengths = np.array([len(row.ids) for row in rows])
-    types = None
-    if any(row.types is not None for row in rows):
-        types = np.concatenate([np.zeros_like(row.ids) if row.types is None else row.types for row in rows])
-    return PackedBatch.from_flat(np.concatenate([row.ids for row in rows]), lengths, types)
+def _listed(texts: Any) -> list[Any] | PackedBatch:
+    return texts if isinstance(texts, PackedBatch) else as_texts(texts)
 
 
 def _cross_encoder(tasks: Tasks) -> Classify | None:
@@ -408,3 +366,19 @@ def _cross_encoder(tasks: Tasks) -> Classify | None:
 
 def _chained(parts: list[list[Any]]) -> list[Any]:
     return list(itertools.chain.from_iterable(parts))
+
+
+def _only(parts: list[Any]) -> Any:
+    [part] = parts
+    return part
+
+
+def _add_all(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        outcome.request.add(outcome)
+
+
+def _stacked(parts: list[Any]) -> Any:
+    from scipy.sparse import vstack
+
+    return vstack(parts, format="csr")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::fastinfer.tokenizer.TruncationW
 
 @pytest.fixture(scope="module")
 def model(random_model):
-    return fastinfer.load(random_model)
+    return fastinfer.load(random_model, threads=1)  # one batch at a time, so that a test can hold it
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def rng():
 
 def load_made(folder, **changes) -> fastinfer.Model:
     """A model with random weights."""
-    return fastinfer.load(make_model(folder, **changes))
+    return fastinfer.load(make_model(folder, **changes), threads=1)
 
 
 def some_texts(rng, count, most=20):
@@ -62,8 +62,10 @@ class Held:
         await asyncio.to_thread(self.began.wait, 60)
 
 
-def test_answers_have_the_bits_of_the_models_own(model, rng):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_answers_have_the_bits_of_the_models_own(random_model, rng, threads):
     """Many requests at once: of one text, of many, pairs, with options, of different tasks, and with a small batch."""
+    model = fastinfer.load(random_model, threads=threads)
     batches = [some_texts(rng, rng.choice([1, 1, 2, 30])) for _ in range(40)]
     pairs = [(a, b) for a, b in zip(some_texts(rng, 5, 8), some_texts(rng, 5, 8), strict=True)]
     query, documents = "ada lived in london", some_texts(rng, 9)
@@ -82,6 +84,7 @@ def test_answers_have_the_bits_of_the_models_own(model, rng):
                 batcher.rank(query, documents),
                 batcher.rank(query, documents, top_k=2, dim=5),
                 batcher.rank(query, []),
+                *(batcher.hidden_states(texts) for texts in batches),
                 batcher.call("tag", batches[0]),
                 batcher.call("answer", "who lived in london ?", "ada lived in london ."),
             )
@@ -98,13 +101,126 @@ def test_answers_have_the_bits_of_the_models_own(model, rng):
         model.rank(query, documents),
         model.rank(query, documents, top_k=2, dim=5),
         [],
+        *(model.hidden_states(texts) for texts in batches),
         model.tag(batches[0]),
         model.answer("who lived in london ?", "ada lived in london ."),
     ]
     for batch_tokens in (None, 1, 50):
         for got, expected in zip(asyncio.run(ask(batch_tokens)), want, strict=True):
             assert type(got) is type(expected)
-            np.testing.assert_array_equal(np.asarray(got, object), np.asarray(expected, object))
+            if isinstance(got, list) and got and isinstance(got[0], np.ndarray):
+                assert len(got) == len(expected)
+                assert all(map(np.array_equal, got, expected))
+            else:
+                np.testing.assert_array_equal(np.asarray(got, object), np.asarray(expected, object))
+
+
+@pytest.fixture
+def two_threads(random_model):
+    model = fastinfer.load(random_model, device="cpu", threads=2)
+    if model._runner.replicas[0].ops.threads < 2:
+        pytest.skip("this machine has one CPU")
+    return model
+
+
+def test_two_batches_are_computed_at_once_with_half_of_the_threads_each(two_threads, monkeypatch):
+    model, whole, used = two_threads, two_threads.embed, {}
+    first_began, second_ended = threading.Event(), threading.Event()
+
+    def embed(packed, threads, **options):
+        used[len(packed)] = threads
+        if len(packed) == 3:
+            first_began.set()
+            assert second_ended.wait(60)
+        answers = whole(packed, threads=threads, **options)
+        if len(packed) == 2:
+            second_ended.set()
+        return answers
+
+    monkeypatch.setattr(model, "embed", embed, raising=False)
+
+    async def ask():
+        async with Batcher(model) as batcher:
+            first = asyncio.create_task(batcher.embed(["ada", "paris", "london"]))
+            await asyncio.to_thread(first_began.wait, 60)
+            second = await batcher.embed(["in", "france"])
+            return await first, second, await batcher.embed("ada")
+
+    first, second, alone = asyncio.run(ask())
+    np.testing.assert_array_equal(np.concatenate([first, second, alone]), whole(["ada", "paris", "london", "in", "france", "ada"]))
+    assert used == {3: 2, 2: 1, 1: 2}
+
+
+def test_the_parts_of_a_request_keep_their_order(two_threads, monkeypatch):
+    """The first batch of a request ends after the last one."""
+    model, whole, calls = two_threads, two_threads.embed, []
+    first_began, last_ended = threading.Event(), threading.Event()
+    texts = [f"{word} lived in london" for word in ORDINARY[:8]]
+
+    def embed(packed, **options):
+        calls.append(packed)
+        if len(calls) == 1:
+            first_began.set()
+            assert last_ended.wait(60)
+        assert first_began.wait(60)
+        answers = whole(packed, **options)
+        if len(calls) == len(texts):
+            last_ended.set()
+        return answers
+
+    monkeypatch.setattr(model, "embed", embed, raising=False)
+
+    async def ask():
+        async with Batcher(model, batch_tokens=1) as batcher:
+            return await batcher.embed(texts)
+
+    np.testing.assert_array_equal(asyncio.run(ask()), whole(texts))
+    assert len(calls) == len(texts)
+
+
+def test_sparse_vectors_and_states_are_packed_together(model, rng, monkeypatch):
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    batches = [some_texts(rng, count) for count in (1, 2, 3)]
+    for method in ("embed_sparse", "hidden_states"):
+        want = [getattr(model, method)(texts) for texts in batches]
+        with monkeypatch.context() as patch:
+            held = Held(patch, model, method)
+
+            async def ask(method=method, held=held):
+                async with Batcher(model) as batcher:
+                    first = asyncio.create_task(getattr(batcher, method)(batches[0]))
+                    await held.wait()
+                    others = [asyncio.create_task(getattr(batcher, method)(texts)) for texts in batches[1:]]
+                    await asyncio.sleep(0)
+                    held.go.set()
+                    return [await task for task in (first, *others)]
+
+            got = asyncio.run(ask())
+        assert held.calls == [1, 5]
+        for mine, theirs in zip(got, want, strict=True):
+            assert type(mine) is type(theirs)
+            if method == "embed_sparse":
+                assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+                for name in ("indptr", "indices", "data"):
+                    np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+            else:
+                assert len(mine) == len(theirs)
+                assert all(map(np.array_equal, mine, theirs))
+
+
+def test_a_loop_that_was_closed_frees_its_places(model, monkeypatch):
+    held, batcher = Held(monkeypatch, model), Batcher(model, most_waiting=1)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # it would tell that the task was not ended
+    task = loop.create_task(batcher.embed("ada"))
+    loop.run_until_complete(held.wait())
+    loop.close()
+    held.go.set()
+    while batcher.waiting:
+        time.sleep(0.001)
+    np.testing.assert_array_equal(asyncio.run(batcher.embed("paris")), model.embed("paris"))
+    asyncio.run(batcher.close())
+    assert not task.done()
 
 
 def test_ids_are_taken_beside_texts(model):

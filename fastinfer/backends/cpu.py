@@ -55,6 +55,7 @@ class CPU(Reference):
     name = "cpu"
     most_neurons = 512 * 3072  # 6 MiB: with int8, nomic's 8x128 tokens take 12% less time than all at once, MPNet's 5% less
     dtypes = ("float32", "bfloat16", "int8")
+    threads: int
 
     def __init__(
         self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None, most: int | None = None

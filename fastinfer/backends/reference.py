@@ -67,6 +67,7 @@ class Reference(Search):
     # 32 MB in float32, 22 MB with q, k and v in bfloat16). At 32x128, one batch of 4,096 took 3% (float32) to 15% (int8) longer.
     batch_tokens = 2048
     asynchronous = False  # whether encode and heads return before their work is done
+    threads: int | None = None  # of a call; None: their number is not known
 
     @property
     def device(self) -> str:

@@ -37,8 +37,8 @@ async def embed_all(served: Served, asked: r.EmbedAllRequest) -> list[np.ndarray
     """A vector per token of each text, from the last layer, special tokens included."""
     texts = served.prompted(served.read(asked.inputs), asked.prompt_name)
     packed = await served.packed(texts, "inputs", asked.truncate, asked.truncation_direction)
-    states: list[np.ndarray] = await served.alone("hidden_states", packed)
-    return states
+    with served.queued():
+        return await served.batcher.hidden_states(packed)
 
 
 @endpoint("/embed_sparse", answered=list[list[r.SparseValue]])
@@ -47,7 +47,8 @@ async def embed_sparse(served: Served, asked: r.EmbedSparseRequest) -> list[list
     served.needs("fill_mask")
     texts = served.prompted(served.read(asked.inputs), asked.prompt_name)
     packed = await served.packed(texts, "inputs", asked.truncate, asked.truncation_direction)
-    rows = await served.alone("embed_sparse", packed)
+    with served.queued():
+        rows = await served.batcher.embed_sparse(packed)
     ends = zip(rows.indptr[:-1].tolist(), rows.indptr[1:].tolist(), strict=True)
     ids, weights = rows.indices.tolist(), rows.data
     return [[{"index": ids[k], "value": weights[k]} for k in range(start, end)] for start, end in ends]

@@ -48,7 +48,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(models: dict[str, str], *, key: str | None = None, batch_tokens: int | None = None, **limits: int) -> Iterator[Running]:
+def running(
+    models: dict[str, str], *, key: str | None = None, batch_tokens: int | None = None, threads: int | None = None, **limits: int
+) -> Iterator[Running]:
     """A server of models {name: folder} on a free port of this machine, for the time of a block."""
     import uvicorn
 
@@ -64,7 +66,7 @@ def running(models: dict[str, str], *, key: str | None = None, batch_tokens: int
 
     served.Served.__init__ = noted  # type: ignore[method-assign]
     try:
-        settings = Settings(tuple(models.items()), "cpu", key=key, batch_tokens=batch_tokens, limits=Limits(**limits))
+        settings = Settings(tuple(models.items()), "cpu", key=key, batch_tokens=batch_tokens, threads=threads, limits=Limits(**limits))
         server = uvicorn.Server(uvicorn.Config(app.create(settings), log_config=None, access_log=False, ws="none"))
     finally:
         served.Served.__init__ = whole  # type: ignore[method-assign]

@@ -498,7 +498,7 @@ def test_no_answer_is_lost_or_swapped(random_model, model, rng):
 
 
 def test_a_client_that_goes_away_frees_its_place(random_model, monkeypatch):
-    with running({"all": random_model}) as server:
+    with running({"all": random_model}, threads=1) as server:  # one batch at a time
         served = server.models["all"]
         embed, began, go, computed = served.model.embed, threading.Event(), threading.Event(), []
 
