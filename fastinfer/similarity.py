@@ -82,7 +82,8 @@ def paraphrase_pairs(
         step = queries_at_once(keep, ops.threads)
         for first in range(0, len(units), step):
             part = units[first : first + step]
-            rows = ops.nearest([Stored(0, units)], part, keep=keep, margin=np.zeros(len(part), np.float32))
+            nearest = ops.nearest([Stored(0, units)], part, keep=keep, margin=np.zeros(len(part), np.float32))
+            rows = [found for found in nearest if found is not None]  # all: none has more than `keep` within a margin of 0
             query, row = np.repeat(np.arange(first, first + len(part)), [len(some) for some in rows]), np.concatenate(rows)
             near = query != row
             # The vector itself need not be among its nearest, where others are equal to it: then one is too many.

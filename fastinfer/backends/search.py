@@ -18,9 +18,9 @@ QUERIES = 512  # queries at a time, at most
 FOUND = 1 << 23  # rows that a call has room for: 64 MB
 
 
-def queries_at_once(keep: int, threads: int) -> int:
-    """Queries of a call of nearest(): each thread has room for the best of each."""
-    return max(1, min(QUERIES, FOUND // (threads * (4 * keep + ROOM))))
+def queries_at_once(keep: int, threads: int | None) -> int:
+    """Queries of a call of nearest(): each thread, or the one of NumPy (None), has room for the best of each."""
+    return max(1, min(QUERIES, FOUND // ((threads or 1) * (4 * keep + ROOM))))
 
 
 class Stored(NamedTuple):
@@ -90,8 +90,6 @@ def _score(found: np.ndarray) -> np.ndarray:
 
 class Search:
     """The base of Reference with the ops of an index. They use no weights, and their arrays are on the host."""
-
-    threads = 1  # that run these ops, at most
 
     def search(
         self,
