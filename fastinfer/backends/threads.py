@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
 
 from .. import _cpu
 from ..errors import BackendError, near, short
-
-if TYPE_CHECKING:
-    from ctypes import CDLL
 
 TEAMS = ("own", "openmp")
 VARIABLE = "FASTINFER_TEAM"
@@ -43,7 +40,7 @@ def choose_by_environment() -> None:
 
 
 def describe() -> dict[str, object]:
-    """compiled: the names of all teams; chosen: the one that runs calls; openmp: the OpenMP library that the process has loaded, or None."""
+    """compiled: the names of all teams; chosen: the one that runs calls; openmp: the OpenMP library of the process, if one is loaded."""
     choose_by_environment()
     return {"compiled": list(TEAMS), "chosen": "openmp" if _cpu.uses_openmp() else "own", "openmp": loaded()}
 
@@ -58,7 +55,7 @@ def is_fork() -> bool:
 
 
 def loaded() -> str | None:
-    """The path of an OpenMP library that this process has loaded. Of several, the one at the highest address: mostly the first one."""
+    """The path of the OpenMP library that this process has loaded. Linux places the first of several at the highest address."""
     try:
         with open("/proc/self/maps") as file:
             found = [match[1] for line in file if (match := LIBRARY.search(line.rstrip("\n")))]
@@ -72,30 +69,23 @@ def _use_openmp(but: str) -> None:
     if sys.platform != "linux":
         raise BackendError(f"{but}it is offered on Linux alone: use 'own'")
     if is_fork():
-        raise BackendError(f"{but}this process was forked, and OpenMP could wait for threads that it lacks: use 'own', or start it by spawn")
+        raise BackendError(
+            f"{but}this process was forked, and OpenMP could wait for threads that it lacks: use 'own', or start it by spawn"
+        )
     library = _library(but)
     try:
-        addresses = [_address(library, name) for name in FUNCTIONS]
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
     except AttributeError as error:
         raise BackendError(f"{but}the OpenMP library of this process lacks a function of gcc's ({error}): use 'own'") from None
     _cpu.use_openmp(*addresses)
 
 
-def _library(but: str) -> CDLL:
+def _library(but: str) -> ctypes.CDLL:
     """The OpenMP library that this process has loaded, else the system's."""
-    from ctypes import CDLL  # takes 10 ms, which only processes with this team spend
-
-    path = loaded() or USUAL
     try:
-        return CDLL(path)
+        return ctypes.CDLL(loaded() or USUAL)
     except OSError as error:
         raise BackendError(
-            f"{but}no OpenMP library can be loaded ({error}): import the library whose threads are to be used first, "
+            f"{but}no OpenMP library can be loaded ({error}): first import the library whose threads are to be used, "
             f"install {USUAL} (Debian: libgomp1), or use 'own'"
         ) from None
-
-
-def _address(library: CDLL, name: str) -> int:
-    from ctypes import c_void_p, cast
-
-    return cast(getattr(library, name), c_void_p).value or 0
