@@ -186,7 +186,7 @@ cdef extern from "kernels.h" nogil:
         int lanes, half, bias
     const fi_isa *fi_isas[]
     ctypedef void (*fi_task)(void *, int, fi_team) noexcept nogil
-    int fi_run(fi_task, void *, const int *, int, double)
+    int fi_run(fi_task, void *, const int *, int, double, int)
     ctypedef struct fi_openmp:
         void (*parallel)(void (*)(void *), void *, unsigned, unsigned) noexcept nogil
         void (*barrier)() noexcept nogil
@@ -225,6 +225,9 @@ cdef double PATIENCE = 0.05  # seconds: how long a call runs ops before it looks
 # 1.34 ms and one 1.26 (2 CPUs of a Xeon, AVX-512, 2026-11-29). A product of int8 or of eight bits reads a quarter of the bytes.
 cdef Py_ssize_t SEARCH_PER_THREAD = 1 << 23
 
+cdef int ANY = 1 << 20  # as many threads as the work repays
+# us: the longest that a single op waits for threads to wake. It waits a third of its time where that is less.
+cdef int WAIT_US = 200
 cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay waking one more thread
 
 
@@ -517,7 +520,7 @@ cdef struct Step:
     run_step run
     const void *weights
     AnyCall call
-    int size
+    int worth  # threads that the work repays; each takes 3 us of it, or more
     size_t workspace
 
 cdef struct Job:
@@ -629,14 +632,15 @@ cdef class Kernels:
         while done < count:
             job.steps = steps + done
             with nogil:
-                done += fi_run(run_job, &job, sizes + done, count - done, fi_seconds() + PATIENCE)
+                done += fi_run(run_job, &job, sizes + done, count - done, fi_seconds() + PATIENCE, min(steps.worth, WAIT_US))
             PyErr_CheckSignals()
         if workspace.size <= KEEP_BYTES:
             self._spare = workspace
 
-    cdef _submit(self, Step *step, tuple keep):
-        """Run a step now. `keep` holds the objects that its pointers point into."""
-        self._run(step, &step.size, 1, step.workspace)
+    cdef _submit(self, Step *step, int threads, tuple keep):
+        """Run a step now, on up to `threads` threads. `keep` holds the objects that its pointers point into."""
+        cdef int size = min(step.worth, threads)
+        self._run(step, &size, 1, step.workspace)
 
     def fff(
         self, const float[:, ::1] x, Trees trees, const float[::1] bias, const float[:, ::1] residual, float[:, ::1] out,
@@ -666,9 +670,9 @@ cdef class Kernels:
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
         step.run, step.weights = run_fff, &trees.c
-        step.size = self.isa.fff_team(&trees.c, call.tokens, threads)
+        step.worth = self.isa.fff_team(&trees.c, call.tokens, ANY)
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
-        self._submit(&step, (x, trees, bias, residual, out, nodes, z))
+        self._submit(&step, threads, (x, trees, bias, residual, out, nodes, z))
 
     def blocks(
         self, const float[:, ::1] x, Blocks blocks, const int32_t[:, :, ::1] path, const float[:, :, ::1] path_z, const float[::1] bias,
@@ -711,9 +715,9 @@ cdef class Kernels:
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
         step.run, step.weights = run_blocks, c
-        step.size = self.isa.blocks_team(c, call.tokens, threads)
+        step.worth = self.isa.blocks_team(c, call.tokens, ANY)
         step.workspace = self.isa.blocks_workspace(c, call.tokens, threads)
-        self._submit(&step, (x, blocks, path, path_z, bias, residual, out, nodes, z))
+        self._submit(&step, threads, (x, blocks, path, path_z, bias, residual, out, nodes, z))
 
     def pack(self, rows, str stored, const float[::1] scale, str dtype, take, int threads):
         """A Matrix that computes in `dtype`, packed from rows (outputs, inputs) of dtype `stored`; int8 rows have scale (outputs,).
@@ -737,10 +741,10 @@ cdef class Kernels:
         if <size_t> matrix._packed.shape[0] < size or <size_t> &matrix._packed[0] % 64:
             raise ShapeError(f"packed weights got {matrix._packed.shape[0]} bytes, expected {size}, aligned to 64")
         matrix.c.packed = &matrix._packed[0]
-        step.run, step.weights, step.size, step.workspace = run_pack, &matrix.c, threads, 0
+        step.run, step.weights, step.worth, step.workspace = run_pack, &matrix.c, ANY, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]
-        self._run(&step, &step.size, 1, 0)
+        self._run(&step, &threads, 1, 0)
         return matrix
 
     def gemm(
@@ -782,9 +786,9 @@ cdef class Kernels:
         call.out_stride = matrix.c.outputs
         call.activation = ACTIVATIONS[activation]
         step.run, step.weights = run_gemm, &matrix.c
-        step.size = self.isa.gemm_team(&matrix.c, call.tokens, threads)
+        step.worth = self.isa.gemm_team(&matrix.c, call.tokens, ANY)
         step.workspace = self.isa.gemm_workspace(&matrix.c, call.tokens, threads)
-        self._submit(&step, (x, matrix, bias, gate, residual, out))
+        self._submit(&step, threads, (x, matrix, bias, gate, residual, out))
 
     def norm(self, const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float eps, float[:, ::1] out, int threads):
         """out (T, D) = layer norm of the rows of x (T, D), or without a bias their RMS norm; out may be x."""
@@ -803,8 +807,8 @@ cdef class Kernels:
         if bias is not None:
             call.beta = &bias[0]
         step.run, step.weights, step.workspace = run_norm, NULL, 0
-        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
-        self._submit(&step, (x, weight, bias, out))
+        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        self._submit(&step, threads, (x, weight, bias, out))
 
     def embed(
         self, const int32_t[::1] ids, const int32_t[::1] positions, const int32_t[::1] types, words, str stored, const float[::1] scale,
@@ -849,8 +853,8 @@ cdef class Kernels:
         call.beta = NULL if bias is None else &bias[0]
         call.out, call.eps = &out[0, 0], eps
         step.run, step.weights, step.workspace = run_embed, NULL, 0
-        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
-        self._submit(&step, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
+        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        self._submit(&step, threads, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
     cdef int _heads(self, const int32_t[::1] cu_seqlens, int heads, int hidden, int tokens) except -1:
         """The values of a head. Raises ShapeError unless `heads` divide hidden and cu_seqlens rises from 0 to tokens."""
@@ -888,8 +892,8 @@ cdef class Kernels:
             call.qkv = &floats[0, 0]
         call.query, call.key, call.eps, call.qkv_stride = &query[0], &key[0], eps, qkv.shape[1]
         step.run, step.weights, step.workspace = run_norm_heads, NULL, 0
-        step.size = min(threads, 1 + call.tokens // ROWS_PER_THREAD)
-        self._submit(&step, (qkv, query, key))
+        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        self._submit(&step, threads, (qkv, query, key))
 
     def rotate(self, qkv, const int32_t[::1] cu_seqlens, int heads, const float[:, ::1] table, int threads):
         """Turn q and k of qkv (T, 3 D), float32 or bfloat16 as uint16, in place by the angles of table (positions, D / heads)."""
@@ -916,8 +920,8 @@ cdef class Kernels:
         call.cu_seqlens, call.texts, call.heads = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1, heads
         call.table, call.qkv_stride = &table[0, 0], qkv.shape[1]
         step.run, step.weights, step.workspace = run_rotate, NULL, 0
-        step.size = min(threads, 1 + tokens // ROWS_PER_THREAD)
-        self._submit(&step, (qkv, cu_seqlens, table))
+        step.worth = 1 + tokens // ROWS_PER_THREAD
+        self._submit(&step, threads, (qkv, cu_seqlens, table))
 
     def attention(
         self, qkv, const int32_t[::1] cu_seqlens, int heads, int window, bint causal, const float[:, ::1] distances, Relative relative,
@@ -971,9 +975,9 @@ cdef class Kernels:
         if relative is not None:
             relative.fill(call, _longest(cu_seqlens), self.half)
         step.run, step.weights = run_attention, NULL
-        step.size = self.isa.attention_team(call, threads)
+        step.worth = self.isa.attention_team(call, ANY)
         step.workspace = self.isa.attention_workspace(call, threads)
-        self._submit(&step, (qkv, cu_seqlens, distances, relative, keys, out))
+        self._submit(&step, threads, (qkv, cu_seqlens, distances, relative, keys, out))
 
     def search(
         self, rows, queries, const float[::1] scale, const float[::1] query_scale, const float[::1] bias, float[:, ::1] out,
@@ -1010,8 +1014,8 @@ cdef class Kernels:
         call.out_stride, call.best_stride = out.shape[1], best.shape[1]
         step.run, step.weights, step.workspace = run_search, NULL, 0
         products = <double> call.row_count * call.query_count * call.inputs * (rows.itemsize / 4.0)
-        step.size = <int> min(<double> threads, 1 + products / SEARCH_PER_THREAD)
-        self._submit(&step, (rows, queries, scale, query_scale, bias, out, best))
+        step.worth = <int> min(<double> ANY, 1 + products / SEARCH_PER_THREAD)
+        self._submit(&step, threads, (rows, queries, scale, query_scale, bias, out, best))
 
     def array(self, str function, const float[::1] x, float[::1] out):
         """out = function(x) for each element; function: "gelu", "tanh", "erf" or "exp"."""
@@ -1051,7 +1055,7 @@ cdef class Kernels:
         cdef Probe probe = Probe(self.isa, NULL, rounds, 0, 0)
         cdef double start = time.perf_counter()
         with nogil:
-            fi_run(run_probe, &probe, &threads, 1, 0)
+            fi_run(run_probe, &probe, &threads, 1, 0, WAIT_US)
         return 2.0 * FI_PROBE_CHAINS * self.isa.lanes * rounds * probe.size / (time.perf_counter() - start)
 
     def probe_read(self, const float[::1] data, size_t times, int threads):
@@ -1060,7 +1064,7 @@ cdef class Kernels:
         cdef Probe probe = Probe(self.isa, &data[0], times, part, 0)
         cdef double start = time.perf_counter()
         with nogil:
-            fi_run(run_probe, &probe, &threads, 1, 0)
+            fi_run(run_probe, &probe, &threads, 1, 0, WAIT_US)
         return 4.0 * part * probe.size * times / (time.perf_counter() - start)
 
     def ladder(
@@ -1101,7 +1105,7 @@ cdef class Program(Kernels):
         self._keep = []
         self._count, self._room, self._bytes = 0, 0, 0
 
-    cdef _submit(self, Step *step, tuple keep):
+    cdef _submit(self, Step *step, int threads, tuple keep):
         cdef Memory steps, sizes
         if self._count == self._room:
             self._room = max(64, 2 * self._room)
@@ -1111,7 +1115,7 @@ cdef class Program(Kernels):
                 memcpy(sizes.data, self._sizes.data, self._count * sizeof(int))
             self._steps, self._sizes = steps, sizes
         (<Step *> self._steps.data)[self._count] = step[0]
-        (<int *> self._sizes.data)[self._count] = step.size
+        (<int *> self._sizes.data)[self._count] = min(step.worth, threads)
         self._count += 1
         self._keep.append(keep)
         self._bytes = max(self._bytes, step.workspace)

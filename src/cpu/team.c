@@ -6,7 +6,8 @@
  * some 20 us, then sleep; a child of fork() starts a pool of its own.
  *
  * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team. Nor does a
- * caller wait for threads that sleep: it wakes them and goes on, and each joins the team at the next step after it is awake.
+ * caller of several steps wait for threads that sleep: it wakes them and goes on, and each joins the team at the next step after it is
+ * awake, 5 to 60 us later.
  */
 #include <stdatomic.h>
 
@@ -25,7 +26,6 @@ enum {
     MOST_THREADS = 256,
     IDLE_US = 20,    /* us that a thread without work spins before it sleeps */
     IDLE_MOST = 100, /* us: the same, of a thread that would have met its last call so */
-    WAKE_US = 20,    /* us that a caller of a single step waits for threads to wake: 5 to 10 where a CPU is free */
     SPINS = 2000,    /* executions of RELAX, 50 to 100 us, of a thread that waits for others of its team */
     /* calls of fi_yield, 5 ms and more. A wait then sleeps in short naps: the thread that runs instead may not be the one waited for.
        A waiting thread of a higher, real-time priority would otherwise yield to itself for ever. */
@@ -101,8 +101,10 @@ FI_THREAD(work, argument) {
     atomic_store(&w->state, AWAKE);
     for (;;) {
         for (int i = 0; (call = atomic_load_explicit(&pool.call, memory_order_acquire)) == seen; i = next_round(i)) {
-            if (atomic_load_explicit(&w->wanted, memory_order_relaxed)) wait_a_little(i);
-            else if (us_since(free) < idle) RELAX();
+            if (atomic_load_explicit(&w->wanted, memory_order_relaxed)) {
+                wait_a_little(i);
+                free = fi_seconds(); /* the run is not over */
+            } else if (us_since(free) < idle) RELAX();
             else doze(w);
         }
         seen = call;
@@ -189,7 +191,7 @@ static void call(int step, int size) {
     for (int i = 0; size > 1 && atomic_load_explicit(&pool.running, memory_order_acquire); i = next_round(i)) wait_a_little(i);
 }
 
-int fi_run(fi_task task, void *argument, const int *sizes, int count, double until) {
+int fi_run(fi_task task, void *argument, const int *sizes, int count, double until, int wait_us) {
     int most = 1, size = 1, step = 0;
     for (int i = 0; i < count; i++)
         if (sizes[i] > most) most = sizes[i];
@@ -209,7 +211,7 @@ int fi_run(fi_task task, void *argument, const int *sizes, int count, double unt
     const double start = fi_seconds();
     do {
         do size = gather(size, most);
-        while (count == 1 && size < most && us_since(start) < WAKE_US);
+        while (count == 1 && size < most && us_since(start) < wait_us);
         call(step, size < sizes[step] ? size : sizes[step]);
     } while (++step < count && fi_seconds() < until);
     dismiss(most);

@@ -122,7 +122,7 @@ static void task(void *argument, int step, fi_team team) {
 static void run_on(job *j, int size) {
     int sizes[MOST_REPEATS];
     for (int i = 0; i < j->repeats; i++) sizes[i] = size;
-    for (int done = 0; done < j->repeats;) done += fi_run(task, j, sizes, j->repeats - done, 1e300);
+    for (int done = 0; done < j->repeats;) done += fi_run(task, j, sizes, j->repeats - done, 1e300, 20);
 }
 static void run_fff(const job *j, fi_team team) { j->isa->fff(j->weights, j->call, j->workspace, team); }
 static void run_blocks(const job *j, fi_team team) { j->isa->blocks(j->weights, j->call, j->workspace, team); }
