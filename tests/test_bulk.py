@@ -189,7 +189,8 @@ def test_dask(embedder, table, tmp_path):
     made = rows.map_partitions(embed, meta=embed(rows._meta))
     got = made.compute(scheduler="processes", num_workers=2)
     assert_rows(zip(got["text"], got["embedding"], strict=True), table, embedder)
-    made.to_parquet(str(tmp_path / "out"), compute_kwargs={"scheduler": "sync"})
+    plain = made.drop(columns="tags")  # dask writes no column of lists of strings, whoever made it
+    plain.to_parquet(str(tmp_path / "out"), compute_kwargs={"scheduler": "sync"})
     written = parquet.read_table(tmp_path / "out")
     assert written.schema.field("embedding").type.list_size == 32
     assert_rows(zip(written["text"].to_pylist(), written["embedding"].to_pylist(), strict=True), table, embedder)
@@ -393,7 +394,9 @@ def test_a_broken_group_of_rows_is_named(run, small, embedder, table, tmp_path):
 
 @pytest.mark.parametrize("engine", NEEDS)
 def test_an_engine_that_is_missing(bulk, monkeypatch, engine):
-    monkeypatch.setitem(sys.modules, NEEDS[engine][0].partition(".")[0], None)
+    for module in NEEDS[engine]:  # a test before may have imported them
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
     assert error_of(bulk("--engine", engine)).startswith(f"--engine {engine} needs {NEEDS[engine][0].partition('.')[0]}")
 
 

@@ -56,19 +56,20 @@ def command(source: Path, target: Path, engine: str, workers: int) -> list[str]:
 # --- processes ---------------------------------------------------------------------------------------------
 
 
-def parents() -> dict[int, tuple[int, float]]:
-    """{process: (its parent, its CPU seconds)} of all processes."""
+def parents() -> dict[int, tuple[int, str, float]]:
+    """{process: (its parent, its name, its CPU seconds)} of all processes."""
     found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for process in os.listdir("/proc"):
+        if process.isdigit():
             with contextlib.suppress(OSError):
-                fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
-                found[int(name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
+                name, _, rest = Path("/proc", process, "stat").read_text().partition("(")[2].rpartition(")")
+                fields = rest.split()
+                found[int(process)] = int(fields[1]), name, (int(fields[11]) + int(fields[12])) / TICKS
     return found
 
 
-def cpu_seconds(root: int) -> dict[int, float]:
-    """{process: its CPU seconds} of a process and of all that it started, so far as they live."""
+def cpu_seconds(root: int) -> dict[int, tuple[str, float]]:
+    """{process: (its name, its CPU seconds)} of a process and of all that it started, so far as they live."""
     known = parents()
 
     def below(process: int) -> bool:
@@ -76,7 +77,16 @@ def cpu_seconds(root: int) -> dict[int, float]:
             process = known[process][0]
         return process == root
 
-    return {process: seconds for process, (_, seconds) in known.items() if below(process)}
+    return {process: (name, seconds) for process, (_, name, seconds) in known.items() if below(process)}
+
+
+def by_name(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]], workers: list[int]) -> dict[str, float]:
+    """{"workers" or the name of other processes: CPU seconds between two looks at them}."""
+    spent: dict[str, float] = {}
+    for process, (name, seconds) in after.items():
+        who = "workers" if process in workers else name
+        spent[who] = spent.get(who, 0.0) + seconds - before.get(process, (name, 0.0))[1]
+    return spent
 
 
 def readers(source: Path, but: int) -> list[int]:
@@ -104,9 +114,9 @@ def started(*given: object) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # a shell's process in the background ignores SIGINT
             process.wait(60)
-            if process.returncode not in (0, 130):
+            if process.returncode not in (0, 128 + signal.SIGTERM):
                 said.seek(0)
                 print(said.read()[-3000:], file=sys.stderr)
 
@@ -128,8 +138,8 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
     first, last = 2 * args.workers, count - args.workers if args.no_kill else count // 2
     for engine in args.engines:
         target, killed, begin = folder / f"{engine}.parquet", 0, time.time()
-        before: dict[int, float] = {}
-        after: dict[int, float] = {}
+        before: dict[int, tuple[str, float]] = {}
+        after: dict[int, tuple[str, float]] = {}
         workers: list[int] = []
         times: list[float] = []
         with started(source, target, engine, args.workers) as process:
@@ -145,13 +155,16 @@ def engines(args: argparse.Namespace, folder: Path) -> None:
                         os.kill(next(worker for worker in workers if worker != process.pid), signal.SIGKILL)
                         killed = len(times)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()[:16] if target.exists() else "no file"
-        spent = {known: seconds - before.get(known, 0.0) for known, seconds in after.items()}
-        work = sum(seconds for known, seconds in spent.items() if known in workers)
         thousands = ROWS["cpu"] * (len(times) - first) / 1000
-        rate, own = ROWS["cpu"] * slope(times[first - 1 :]), sum(spent.values()) - work
-        steady = f"{rate:7.1f} texts/s, CPU s per 1000: workers {work / thousands:.3f}, engine {own / thousands:.3f} ({own / work:.1%})"
+        spent = {who: seconds / thousands for who, seconds in by_name(before, after, workers).items()}
+        work, rate = spent.pop("workers"), ROWS["cpu"] * slope(times[first - 1 :])
+        own, most = sum(spent.values()), sorted(spent, key=spent.__getitem__, reverse=True)[:4]
+        steady = f"{rate:7.1f} texts/s, CPU s per 1000: workers {work:.3f}, engine {own:.3f} ({own / work:.1%})"
+        whose = ", ".join(f"{who} {spent[who]:.3f}" for who in most if spent[who] >= 0.0005)
         start = f"start {times[0] - begin:.1f} s, all {time.time() - begin:.1f} s"
         print(f"{engine:>6}: {steady}; {start}, killed after {killed} portions, SHA-256 {digest}", flush=True)
+        if whose:
+            print(f"        engine: {whose}", flush=True)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:

@@ -193,6 +193,9 @@ def _kept(portions: Portions) -> str:
 @contextlib.contextmanager
 def _watched(portions: Portions) -> Iterator[None]:
     """A progress bar during the block, where standard error is a terminal, of the portions that are made, whoever makes them."""
+    if not sys.stderr.isatty():
+        yield
+        return
     done, ended = 0, threading.Event()
 
     def look() -> None:
@@ -202,7 +205,7 @@ def _watched(portions: Portions) -> Iterator[None]:
             bar.advance(count - done)
             done = count
 
-    with Progress(portions.total, enabled=sys.stderr.isatty()) as bar:
+    with Progress(portions.total, enabled=True) as bar:
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         try:

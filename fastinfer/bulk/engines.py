@@ -7,11 +7,9 @@ is started on this machine with as many processes as workers. Its processes see 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from ..backends import gpus
 from ..errors import BackendError, FastinferError, InputError, required
@@ -21,7 +19,7 @@ __all__ = ["ENGINES", "run"]
 
 TASKS = 64  # that an engine is given for each worker at most: the last one should be a small part of the work
 SPARK_TASKS = 16  # fewer, because each takes it 0.1 s
-ATTEMPTS = 4  # of a task of Spark on this machine, as many as on a cluster
+ATTEMPTS = 4  # of a task that its process does not survive, as on a cluster of Spark
 
 
 def _local(portions: Portions, _: int) -> None:
@@ -35,32 +33,34 @@ def _local(portions: Portions, _: int) -> None:
 def _ray(portions: Portions, workers: int) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray = required("ray", "--engine ray", "ray")
-    required("ray.data", "--engine ray", "ray")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     given = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
     mine = not ray.is_initialized()
     if mine:
         ray.init(log_to_driver=False, logging_level="ERROR", **given)
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        numbers = ray.data.from_arrow(list(_tasks(portions, workers)))  # no task reads them: actors take all CPUs
         how = {"num_gpus": min(1.0, len(gpus()) / workers)} if portions.embed.model.device.startswith("cuda") else {"num_cpus": 1}
-        actors = ray.data.ActorPoolStrategy(size=workers)
-        done = numbers.map_batches(Portions, fn_constructor_kwargs=vars(portions), batch_size=1, compute=actors, **how)
-        for _ in done.iter_batches(batch_size=None):
-            if portions.failed():
-                break
+        kind = ray.remote(Portions).options(max_restarts=-1, max_task_retries=ATTEMPTS - 1, **how)
+        actors = [kind.remote(**vars(portions)) for _ in range(workers)]
+        tasks, left = _tasks(portions, workers), portions.count
+        waiting = {actor.__ray_ready__.remote(): (actor, 0) for actor in actors}  # one that never starts, in a full cluster, gets no task
+        while left and not portions.failed():
+            (ended,), _ = ray.wait(list(waiting))
+            actor, made = waiting.pop(ended)
+            ray.get(ended)
+            left -= made
+            numbers = next(tasks, None)
+            if numbers:
+                waiting[actor.__call__.remote({NUMBER: numbers})] = actor, len(numbers)
     finally:
         if mine:
             ray.shutdown()
 
 
-def _tasks(portions: Portions, workers: int) -> Iterator[Any]:
-    """Tables of the numbers of portions, one for each task."""
-    arrow = required("pyarrow", "--engine ray", "ray")
+def _tasks(portions: Portions, workers: int) -> Iterator[range]:
+    """The numbers of portions for each task."""
     each = max(1, portions.count // (TASKS * workers))
     for first in range(0, portions.count, each):
-        yield arrow.table({NUMBER: range(first, min(portions.count, first + each))})
+        yield range(first, min(portions.count, first + each))
 
 
 def _dask(portions: Portions, workers: int) -> None:
@@ -72,6 +72,7 @@ def _dask(portions: Portions, workers: int) -> None:
     with contextlib.ExitStack() as stack:
         address = config.get("scheduler-address", None)
         if address is None:
+            stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # else each looks at its stack every 10 ms
             here = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": "CRITICAL"}
             address = stack.enter_context(distributed.LocalCluster(**here))
         stack.enter_context(distributed.Client(address))
