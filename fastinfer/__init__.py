@@ -8,6 +8,7 @@ README.md explains everything else; fastinfer.info() reports the devices that th
 """
 
 from .api import Model, load
+from .backends import set_team
 from .batch import PackedBatch
 from .config import Config
 from .errors import (
@@ -51,5 +52,6 @@ __all__ = [
     "info",
     "load",
     "paraphrase_pairs",
+    "set_team",
     "similarity",
 ]

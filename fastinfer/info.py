@@ -11,18 +11,19 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen); threads; models inside."""
+    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen); threads; teams; models inside."""
     found: dict[str, Any] = {
         "version": __version__,
         "devices": backends.available(),
         "gpus": backends.gpus(),
         "isas": None,
         "threads": None,
+        "teams": None,
         "models": inside(),
     }
     if found["devices"]["cpu"] is None:
         from . import _cpu
-        from .backends import cpu
+        from .backends import cpu, threads
 
         compiled = _cpu.isas()
         found["isas"] = {
@@ -31,4 +32,5 @@ def info() -> dict[str, Any]:
             "chosen": cpu.default_isa(),
         }
         found["threads"] = cpu.default_threads()
+        found["teams"] = threads.describe()
     return found

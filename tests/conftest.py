@@ -70,6 +70,24 @@ def make_config(**changes):
     return builders.tiny(**options | changes)
 
 
+@pytest.fixture
+def team(request, monkeypatch):
+    """Its parameter names the team of threads that computes during a test, and in the processes that it starts."""
+    teams = fastinfer.info()["teams"]
+    if teams is None:
+        if request.param != "own":
+            pytest.skip("the compiled module is not built")
+        yield "own"
+        return
+    try:
+        fastinfer.set_team(request.param)
+    except fastinfer.BackendError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("FASTINFER_TEAM", request.param)
+    yield request.param
+    fastinfer.set_team(teams["chosen"])
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> str:
     """The folder of a model with random weights and every head."""

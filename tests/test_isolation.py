@@ -20,9 +20,10 @@ from fastinfer.config import FFF, Answer, Classify, Dense, Embed, FillMask, Head
 LENGTHS = (3, 1, 70, 2, 17, 40, 1, 33, 8, 5)
 BOUNDS = list(itertools.pairwise(np.cumsum([0, *LENGTHS])))
 POISONS = {"nan": np.nan, "inf": -np.inf}
-ON = [("numpy", "float32"), *((device, dtype) for device in backends.COMPILED for dtype in backends.DTYPES)]
+ON = [("numpy", "float32", "own"), *((device, dtype, "own") for device in backends.COMPILED for dtype in backends.DTYPES)]
+ON += [("cpu", "float32", "openmp")]
 
-each_backend = pytest.mark.parametrize(("device", "dtype"), ON)
+each_backend = pytest.mark.parametrize(("device", "dtype", "team"), ON, indirect=["team"])
 
 
 def others_stay(run, arrays, poison, every=1):
@@ -50,7 +51,7 @@ def quiet():
 
 @each_backend
 @pytest.mark.parametrize(("heads", "size"), [(3, 8), (1, 16), (2, 24), (2, 32), (1, 40), (2, 64), (1, 72), (1, 128)])
-def test_attention(device, dtype, heads, size):
+def test_attention(device, dtype, team, heads, size):
     qkv = np.random.default_rng(size).standard_normal((sum(LENGTHS), 3 * heads * size), np.float32)
     for threads, poison in enumerate(POISONS.values(), 1):
         ops = fastinfer.backends.get(device, dtype=dtype, threads=threads)
@@ -58,7 +59,7 @@ def test_attention(device, dtype, heads, size):
 
 
 @each_backend
-def test_linear(device, dtype):
+def test_linear(device, dtype, team):
     rng = np.random.default_rng(1)
     x, weight, residual = (rng.standard_normal(s, np.float32) for s in ((sum(LENGTHS), 50), (70, 50), (sum(LENGTHS), 70)))
     for threads, poison in enumerate(POISONS.values(), 1):
@@ -75,7 +76,7 @@ def test_linear(device, dtype):
 
 @each_backend
 @pytest.mark.parametrize("shape", [(1, 7), (3, 4), (64, 2), (300, 0), "pruned"], ids=str)
-def test_fff(device, dtype, shape):
+def test_fff(device, dtype, team, shape):
     """The trees are deep, many and small, or pruned. All tokens go through the first nodes together."""
     rng = np.random.default_rng(2)
     (trees, depth), children = ((2, 6), []) if shape == "pruned" else (shape, None)
@@ -165,9 +166,12 @@ def asked(model, batch, **on):
     return [[a for part in parts for a in part] for parts in zip(*said, strict=True)]
 
 
-@each_backend
-@pytest.mark.parametrize("kind", FEEDFORWARDS)
-def test_a_text_of_a_model(folders, kind, device, dtype):
+@pytest.mark.parametrize(
+    ("kind", "device", "dtype", "team"),
+    [(kind, *on) for kind in FEEDFORWARDS for on in ON if "openmp" not in on] + [("mixed", *ON[-1])],
+    indirect=["team"],
+)
+def test_a_text_of_a_model(folders, kind, device, dtype, team):
     """A token of one text gets an embedding of NaN or infinity. Its answers are not all finite; others do not change."""
     model = fastinfer.load(folders(kind), device=device, dtype=dtype, validate=False)
     rng = np.random.default_rng(4)

@@ -27,7 +27,7 @@ def test_no_warnings(compiler, source):
 
 
 @pytest.mark.parametrize("compiler", ["musl-gcc", "x86_64-w64-mingw32-gcc"])
-@pytest.mark.parametrize("source", ["team.c", "best.c", "ladder.c", "dispatch.c", "isa_portable.c"])
+@pytest.mark.parametrize("source", ["team.c", "team_openmp.c", "best.c", "ladder.c", "dispatch.c", "isa_portable.c"])
 def test_other_systems(compiler, source):
     """Linux with musl, and Windows: what platform.h offers there is enough."""
     compile_with(compiler, "-fsyntax-only", SOURCES / source)
@@ -37,7 +37,7 @@ def test_no_warnings_in_the_fuzzer():
     compile_with("gcc", "-fsyntax-only", "-I", SOURCES, Path(__file__).parent / "fuzz" / "kernels.c")
 
 
-@pytest.mark.parametrize("source", ["isa_neon.c", "isa_neon_dot.c", "isa_portable.c", "dispatch.c", "team.c", "best.c"])
+@pytest.mark.parametrize("source", ["isa_neon.c", "isa_neon_dot.c", "isa_portable.c", "dispatch.c", "team.c", "team_openmp.c", "best.c"])
 def test_compiles_for_aarch64(source, tmp_path):
     # This generates code, because only then are operands checked to be constants.
     compile_with("aarch64-linux-gnu-gcc", "-O1", "-c", SOURCES / source, "-o", tmp_path / "out.o")

@@ -17,23 +17,28 @@ sys.path.insert(0, str(Path(__file__).with_name("stress")))
 import processes
 import soak
 
+on_both_teams = pytest.mark.parametrize("team", ["own", "openmp"], indirect=True)
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@on_both_teams
 @pytest.mark.parametrize("scenario", processes.SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_processes_threads_and_signals(scenario):
+def test_processes_threads_and_signals(scenario, team):
     assert [problem for problem in scenario(5) if problem] == []
 
 
-def test_mixed_calls_keep_their_bits():
+@on_both_teams
+def test_mixed_calls_keep_their_bits(team):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
-        calls, wrong, _ = soak.soak(0.1, 3)
+        calls, wrong, _ = soak.soak(0.1 if team == "own" else 0.03, 3)
     assert calls > 20
     assert wrong == []
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="no /proc/self/task on this system")
-def test_threads_sleep_when_a_call_has_returned():
+@on_both_teams
+def test_threads_sleep_when_a_call_has_returned(team):
     subject = processes.Subject()
     subject.answer()
     own = threading.get_native_id()

@@ -35,7 +35,7 @@ if ! { echo "$probe" | "$compiler" "${flags[@]}" -x c - -o probe && "${launch[@]
 fi
 
 # Warnings of sanitized builds are those of the optimiser about code that the checks have changed.
-printf '%s\n' "$root"/src/cpu/{team,best,dispatch}.c "$root"/src/cpu/isa_*.c "$root/tests/fuzz/kernels.c" |
+printf '%s\n' "$root"/src/cpu/{team,team_openmp,best,dispatch}.c "$root"/src/cpu/isa_*.c "$root/tests/fuzz/kernels.c" |
     xargs -P "$(nproc)" -I{} sh -c 'file=$1; shift; "$@" -c "$file" -o "objects/$(basename "$file").o"' - {} "$compiler" -std=gnu11 -O1 -g -w \
         -fno-omit-frame-pointer -fno-math-errno -ffp-contract=off -pthread "-I$root/src/cpu" "${flags[@]}"
 "$compiler" "${flags[@]}" -pthread objects/*.o -lm -o kernels
@@ -52,6 +52,7 @@ fi
 [ "$kind" != fuzz ] || { echo "tools/sanitize.sh: pytest arguments go with address or thread" >&2 && exit 2; }
 cd "$root"
 python=${PYTHON:-python}
+[ "$kind" = address ] || set -- -k "not openmp" "$@" # libgomp is not instrumented
 mkdir -p "$build/package/fastinfer"
 for file in fastinfer/*; do
     case $file in *.so) ;; *) ln -sfn "$root/$file" "$build/package/$file" ;; esac

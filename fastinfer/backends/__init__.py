@@ -11,7 +11,7 @@ from ..errors import BackendError, BackendWarning, near, short, warn
 if TYPE_CHECKING:
     from .reference import Reference
 
-__all__ = ["COMPUTE_DTYPES", "available", "get", "gpus"]
+__all__ = ["COMPUTE_DTYPES", "available", "get", "gpus", "set_team"]
 
 AUTO = ("cuda", "cpu", "numpy")  # "auto" takes the first of these that can run
 REBUILD = "install fastinfer again with pip's --force-reinstall --no-deps --no-cache-dir"  # pip keeps a wheel without the module
@@ -48,7 +48,9 @@ def get(device: str = "auto", *, dtype: str | None = None, threads: int | None =
         if why:
             raise _cannot(device, why)
         from .cpu import CPU, isas
+        from .threads import choose_by_environment
 
+        choose_by_environment()
         if rest and rest not in isas():
             raise _cannot(device, f"this CPU has no ISA {short(rest)}" + near(rest, isas()))
         backend, arguments = CPU, {"isa": rest or None, "threads": threads}
@@ -88,6 +90,22 @@ def gpus() -> list[str]:
     from .cuda.device import names
 
     return names()
+
+
+def set_team(name: str) -> None:
+    """Choose the threads that compute on the CPU in this process, from the next call on. Answers keep their bits.
+
+    name  "own": fastinfer's, as at the start; "openmp": those of the OpenMP library that the process has loaded, else the system's
+
+    The environment variable FASTINFER_TEAM names the team of a process that does not call this. A fork computes on its own team.
+    Raises BackendError where the team cannot run here.
+    """
+    why = _why_no_cpu()
+    if why:
+        raise BackendError(f"a team was asked for, but {why}")
+    from .threads import choose
+
+    choose(name)
 
 
 def _why_no_cpu() -> str | None:

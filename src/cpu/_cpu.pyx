@@ -195,6 +195,13 @@ cdef extern from "kernels.h" nogil:
     const fi_isa *fi_isas[]
     ctypedef void (*fi_task)(void *, int, fi_team) noexcept nogil
     int fi_run(fi_task, void *, const int *, int, double, int)
+    ctypedef struct fi_openmp:
+        void (*parallel)(void (*)(void *), void *, unsigned, unsigned) noexcept nogil
+        void (*barrier)() noexcept nogil
+        int (*rank)() noexcept nogil
+        int (*size)() noexcept nogil
+    void fi_use_openmp(const fi_openmp *)
+    int fi_uses_openmp()
 
 
 cdef extern from "ladder.h" nogil:
@@ -297,6 +304,31 @@ def isas():
         found.append((fi_isas[i].name.decode(), bool(fi_isas[i].usable())))
         i += 1
     return found
+
+
+def use_openmp(size_t parallel, size_t barrier, size_t rank, size_t size):
+    """Let OpenMP's threads run later calls. The arguments are the addresses of the functions in fi_openmp of kernels.h."""
+    cdef fi_openmp openmp
+    openmp.parallel = <void (*)(void (*)(void *) noexcept, void *, unsigned, unsigned) noexcept nogil> <void *> parallel
+    openmp.barrier = <void (*)() noexcept nogil> <void *> barrier
+    openmp.rank = <int (*)() noexcept nogil> <void *> rank
+    openmp.size = <int (*)() noexcept nogil> <void *> size
+    with nogil:
+        fi_use_openmp(&openmp)
+
+
+def use_own():
+    """Let the team's own threads run later calls, as at the start and in the child of a fork."""
+    with nogil:
+        fi_use_openmp(NULL)
+
+
+def uses_openmp():
+    """Whether OpenMP's threads run the calls of this process."""
+    cdef bint uses
+    with nogil:
+        uses = fi_uses_openmp()
+    return uses
 
 
 cdef class Memory:

@@ -268,4 +268,20 @@ typedef void (*fi_task)(void *argument, int step, fi_team);
 int fi_run(fi_task, void *argument, const int *sizes, int count, double until, int wait_us);
 void fi_barrier(fi_team);
 
+/* The functions of an OpenMP library, by which gcc's code calls it. */
+typedef struct {
+    void (*parallel)(void (*)(void *), void *, unsigned threads, unsigned flags); /* GOMP_parallel */
+    void (*barrier)(void);                                                        /* GOMP_barrier */
+    int (*rank)(void);                                                            /* omp_get_thread_num */
+    int (*size)(void);                                                            /* omp_get_num_threads */
+} fi_openmp;
+
+/* Let later runs compute on threads of OpenMP; NULL: on the team's own. A child of fork() computes on its own: libgomp's threads, which it
+   lacks, would be waited for without end. */
+void fi_use_openmp(const fi_openmp *);
+int fi_uses_openmp(void);
+
+/* team_openmp.c: fi_run, for sizes up to `most`, by a caller that no other runs beside. */
+int fi_run_openmp(const fi_openmp *, fi_task, void *argument, const int *sizes, int count, int most, double until);
+
 #endif

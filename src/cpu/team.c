@@ -1,6 +1,6 @@
-/* The threads that kernels run on.
+/* The threads that kernels run on: the team's own or, where a host asks for them, those of OpenMP (team_openmp.c).
  *
- * This is not OpenMP, for four reasons. libgomp's threads spin for milliseconds after each call, which slows everything else in
+ * The own ones are not OpenMP's, for four reasons. libgomp's threads spin for milliseconds after each call, which slows everything else in
  * the process. A barrier among them costs a scheduler tick of 4 ms whenever two threads share one CPU. Its settings can only be
  * made in the environment before the process starts. A forked child that meets a barrier hangs. Here threads without work spin for
  * some 20 us, then sleep; a child of fork() starts a pool of its own.
@@ -48,7 +48,8 @@ typedef struct {
 } worker;
 
 static struct {
-    fi_mutex busy; /* held by the caller whose team is running */
+    fi_mutex busy;    /* held by the caller whose team is running */
+    fi_openmp openmp; /* what runs instead of the workers; without functions: the workers do */
     worker workers[MOST_THREADS];
     int started;                    /* workers 1 to `started` exist */
     _Alignas(64) atomic_llong call; /* number of the last call of `task` << SIZE_BITS | threads that take part in it */
@@ -124,14 +125,19 @@ FI_THREAD(work, argument) {
 /* Empty the pool in the child of a fork: it has none of these threads, and a lock held by one of them would stay locked. */
 static void forget(void) {
     pool.started = 0;
+    pool.openmp = (fi_openmp){0};
     atomic_store(&pool.arrived, 0);
     fi_mutex_init(&pool.busy);
 }
 
-/* Start the workers up to rank size - 1. Returns the size of the team, which is smaller where the system refuses threads. */
-static int grow(int size) {
+static void heed_forks(void) {
     static int registered;
     if (!registered) registered = fi_at_fork(forget);
+}
+
+/* Start the workers up to rank size - 1. Returns the size of the team, which is smaller where the system refuses threads. */
+static int grow(int size) {
+    heed_forks();
     if (size > MOST_THREADS) size = MOST_THREADS;
     while (pool.started < size - 1) {
         worker *w = &pool.workers[pool.started + 1];
@@ -194,6 +200,11 @@ int fi_run(fi_task task, void *argument, const int *sizes, int count, double unt
         while (++step < count && fi_seconds() < until);
         return step;
     }
+    if (pool.openmp.parallel) {
+        step = fi_run_openmp(&pool.openmp, task, argument, sizes, count, most, until);
+        fi_unlock(&pool.busy);
+        return step;
+    }
     most = grow(most);
     pool.task = task;
     pool.argument = argument;
@@ -206,4 +217,18 @@ int fi_run(fi_task task, void *argument, const int *sizes, int count, double unt
     dismiss(most);
     fi_unlock(&pool.busy);
     return step;
+}
+
+void fi_use_openmp(const fi_openmp *openmp) {
+    fi_lock(&pool.busy);
+    heed_forks();
+    pool.openmp = openmp ? *openmp : (fi_openmp){0};
+    fi_unlock(&pool.busy);
+}
+
+int fi_uses_openmp(void) {
+    fi_lock(&pool.busy);
+    const int uses = pool.openmp.parallel != NULL;
+    fi_unlock(&pool.busy);
+    return uses;
 }
