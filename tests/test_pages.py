@@ -48,6 +48,23 @@ def test_memory_goes_back_to_the_system():
     assert resident() - before < CHUNK
 
 
+def test_large_pieces_lie_in_huge_pages():
+    def huge() -> int:
+        with open("/proc/self/smaps_rollup") as file:
+            return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("AnonHugePages"))
+
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            if "[never]" in file.read():
+                pytest.skip("this system gives no huge pages")
+    except OSError:
+        pytest.skip("this system has no huge pages that a process can ask for")
+    before = huge()
+    piece = Pages().take(4 * CHUNK)
+    piece[...] = 1
+    assert huge() - before >= 2 * CHUNK  # the system may be short of them
+
+
 def test_too_much_memory():
     with pytest.raises(MemoryError, match="no memory for"):
         Pages().take(1 << 60)

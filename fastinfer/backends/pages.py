@@ -16,6 +16,8 @@ HUGE_PAGE = 2 << 20  # bytes
 SMALL = HUGE_PAGE // 16  # bytes: what is smaller gets pages of its own, so that a small layer does not take a huge one
 CHUNK = 8 * HUGE_PAGE  # bytes of address space that pieces are cut from; only the pages that are written take memory
 LINE = 64  # bytes of a cache line, on which each piece begins
+# By default Python shares the memory with children, and Linux gives huge pages to shared memory only where its administrator says so.
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Pages:
@@ -47,7 +49,7 @@ def from_multiple(memory: np.ndarray, boundary: int) -> np.ndarray:
 def _chunk(size: int) -> np.ndarray:
     """At least `size` bytes from the beginning of a page, a huge one where there are such."""
     try:
-        memory = mmap.mmap(-1, size + HUGE_PAGE)
+        memory = mmap.mmap(-1, size + HUGE_PAGE, **PRIVATE)
     except OSError as error:
         raise MemoryError(f"no memory for {size / 1e6:.1f} MB") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
