@@ -22,7 +22,7 @@
 
 #include "kernels.h"
 
-enum { MOST_BLOCKS = 64, FILL = 0xd5 };
+enum { MOST_BLOCKS = 256, FILL = 0xd5 };
 
 static int most_team = 3;
 
@@ -363,7 +363,7 @@ static void try_best(const fi_isa *isa, const fi_search_call *c, const float *sc
     for (int threads = 1; threads <= size; threads += size > 1 ? size - 1 : 1) {
         const size_t lists = (size_t)threads * c->query_count;
         fi_search_call mine = *c;
-        mine.rows = c->rows, mine.out = NULL, mine.keep = keep, mine.room = room_of;
+        mine.out = NULL, mine.keep = keep, mine.room = room_of;
         mine.best = room(lists * sizeof *mine.best, 8);
         for (size_t i = 0; i < lists; i++) fi_best_begin(&mine.best[i], room(room_of * sizeof(uint64_t), 8), margin, keep, room_of);
         job j = {isa, run_search, NULL, &mine, NULL, 1};
@@ -408,6 +408,7 @@ static void try_search(const fi_isa *isa) {
         for (int k = 0; k < mine.query_count; k++)
             same("search", isa, out[i] + (size_t)k * mine.row_count, out[0] + (size_t)(q + k) * c.row_count + r, mine.row_count);
     }
+    c.rows = rows, c.queries = queries;
     try_best(isa, &c, out[0], p.size);
 }
 
