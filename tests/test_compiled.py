@@ -31,6 +31,7 @@ ANNOTATIONS = {
     "bool": {"bool"},
     "size_t": {"int"},
     "float": {"float"},
+    "list": {"list[Stored]"},
     "float[]": {"NDArray[np.float32]"},
     "int8_t[]": {"NDArray[np.int8]"},
     "int32_t[]": {"NDArray[np.int32]"},

@@ -150,7 +150,10 @@ cdef extern from "kernels.h" nogil:
         const int32_t *relative_rows
     enum: FI_SEARCH_F32, FI_SEARCH_I8, FI_SEARCH_BITS, FI_SEARCH_GROUP, FI_BEST_ROOM
     ctypedef struct fi_best:
-        int count
+        uint64_t *found
+        float least
+        float margin
+        int count, next, crowded
     void fi_best_begin(fi_best *, uint64_t *, float, int, int) nogil
     int fi_best_merge(const fi_best *, int, size_t, int, int64_t *) nogil
     ctypedef struct fi_search_call:
