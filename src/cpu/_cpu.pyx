@@ -15,7 +15,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport sqrt
-from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastinfer.activations import NUMBERS as _NUMBERS
@@ -164,9 +164,9 @@ cdef extern from "kernels.h" nogil:
         const float *bias
         float *out
         fi_best *best
-        const unsigned char *gone
+        const uint8_t *gone
         Py_ssize_t out_stride
-        unsigned int first
+        uint32_t first
         int keep, room, kind, row_count, query_count, inputs
     ctypedef struct fi_isa:
         const char *name
@@ -1101,7 +1101,7 @@ cdef class Kernels:
                 end = min(begin + block, <Py_ssize_t> call.row_count)
                 added = <Step *> steps.data + made
                 added[0] = step
-                added.call.search.first = <unsigned int> (<Py_ssize_t> first + begin)
+                added.call.search.first = <uint32_t> (<Py_ssize_t> first + begin)
                 added.call.search.row_count = <int> (end - begin)
                 added.call.search.rows = <const char *> call.rows + begin * <Py_ssize_t> (rows.shape[1] * rows.itemsize)
                 if call.scale != NULL:
