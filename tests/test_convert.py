@@ -15,6 +15,7 @@ from pathlib import Path
 import backends
 import numpy as np
 import pytest
+from models import load_tool
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 from scipy.special import erf, logsumexp
@@ -852,3 +853,14 @@ def test_a_tokenizer_of_the_source_is_kept(bert, tmp_path):
     assert "tokenizer.json of the source" in conversion.convert(bert, tmp_path / "second")
     assert (tmp_path / "second" / "tokenizer.json").read_bytes() == (tmp_path / "first" / "tokenizer.json").read_bytes()
     assert fastinfer.load(tmp_path / "second").config.ids == Ids(pad=0, mask=4, cls=2, sep=3)
+
+
+def test_get_model_makes_the_folders_above(tmp_path, monkeypatch, capsys):
+    tool = load_tool("get_model")
+    out = tmp_path / "new" / "models" / "one"
+    written = []
+    monkeypatch.setattr(tool, "download", lambda name, cache: cache / name)
+    monkeypatch.setattr(tool, "convert", lambda source, to: written.append((source.parent, to, to.parent.is_dir())))
+    monkeypatch.setattr(sys, "argv", ["get_model.py", str(out)])
+    assert tool.main() == 0, capsys.readouterr().err
+    assert written == [(out.parent / "downloads", out, True)]

