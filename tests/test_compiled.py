@@ -14,7 +14,7 @@ import pytest
 
 import fastinfer
 from fastinfer.activations import ACTIVATIONS
-from fastinfer.backends import COMPUTE_DTYPES
+from fastinfer.backends import COMPUTE_DTYPES, search
 from fastinfer.config import MAX_DEPTH, HeadLayer
 
 _cpu = pytest.importorskip("fastinfer._cpu", reason="the compiled module is missing")
@@ -176,3 +176,8 @@ def test_dtypes_are_the_same_everywhere():
     assert ours == {"float32": values["FI_F32"], "bfloat16": values["FI_BF16"], "int8": values["FI_I8"]}
     assert set(CPU.dtypes) == set(ours) <= set(COMPUTE_DTYPES)
     assert all(b - a == 1 for a, b in pairwise(sorted(ours.values())))  # they are indices of tables
+
+
+def test_both_backends_have_room_for_as_many_of_the_best():
+    [room] = re.findall(r"FI_BEST_ROOM = (\d+)", (SOURCES / "kernels.h").read_text())
+    assert int(room) == search.ROOM

@@ -20,7 +20,12 @@ FOUND = 1 << 23  # rows that a call has room for: 64 MB
 
 def queries_at_once(keep: int, threads: int | None) -> int:
     """Queries of a call of nearest(): each thread, or the one of NumPy (None), has room for the best of each."""
-    return max(1, min(QUERIES, FOUND // ((threads or 1) * (4 * keep + ROOM))))
+    return max(1, min(QUERIES, FOUND // ((threads or 1) * _room(keep))))
+
+
+def _room(keep: int) -> int:
+    """Rows of a query that there is room for, as in _cpu.pyx."""
+    return 4 * keep + ROOM
 
 
 class Stored(NamedTuple):
@@ -42,7 +47,7 @@ class Best:
 
     def __init__(self, count: int, keep: int, margin: np.ndarray) -> None:
         self._keep, self._margin = keep, margin
-        self._room = 4 * keep + ROOM
+        self._room = _room(keep)
         self._least = np.full(count, LOWEST)  # only scores of at least so much can be among the best
         self._parts: list[list[np.ndarray]] = [[] for _ in range(count)]
         self._held = np.zeros(count, np.int64)
