@@ -270,6 +270,18 @@ def test_a_short_run_reports_its_losses_and_its_last_validation(tmp_path, corpus
     assert f"loss {line['loss']:.4g} at first, {line['loss']:.4g} at last, {last['validation_loss']:.4g} in validation" in said
 
 
+def test_the_hidden_states_error_fades(tmp_path, corpus, teacher):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--steps", "8", *SMALL]
+    run(*flags, "--out", whole)
+    run(*flags, "--out", out, "--fade", "0.5")
+    for step, (line, first) in enumerate(zip(metrics(out)[:8], metrics(whole), strict=False)):
+        rest = 10 * line["embed"] + 100 * line["similarity"]
+        weight = min(1.0, 2 * (1 - step / 8))
+        assert line["loss"] == pytest.approx(weight * line["hidden"] + rest, rel=1e-3)
+        assert (line["loss"] == first["loss"]) == (step <= 4)
+
+
 # --- memory ----------------------------------------------------------------------------------------
 
 
@@ -532,6 +544,7 @@ def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason
         ({"--text": None}, "there is no text to train on"),
         ({"--text": "missing.txt"}, "missing.txt"),
         ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
+        ({"--fade": "1.5"}, "fade is 1.5, expected a part of the run, from 0 to 1"),
     ],
     ids=str,
 )

@@ -37,6 +37,7 @@ class Distill(runs.Training):
     )
     max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
+    fade: float = option(0.0, "last part of the run, from 0 to 1, over which the weight of the hidden states' error falls to zero")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
@@ -86,6 +87,7 @@ def distill(settings: Distill, resume: bool) -> None:
     """Train a student of the teacher as `settings` say and export it."""
     if settings.teacher is None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
+    runs.check_part(settings, "fade")
     run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
