@@ -483,6 +483,32 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
         assert torch.equal(out, theirs.dense_out.weight[:, at])
 
 
+def test_a_student_with_fewer_layers(tmp_path, corpus, capsys):
+    """A layer learns what the teacher hands to the layer that the next one comes from."""
+    attention = tuple(Attention(window=w) for w in (None, 3, 4, None))
+    deep = encoders.load(make_teacher(tmp_path, layers=4, ffn=(Dense(24),) * 4, attention=attention))
+    ids, mask = torch.randint(4, 12, (3, 9)), torch.ones(3, 9, dtype=torch.bool)
+    settings = distill.Distill(out="", shape="dense 24", copy=True, layers="1,2")
+    student = distill.make_student(deep, settings)
+    assert student.config.attention == attention[1:3]
+    for mine, theirs in zip(student.layers, deep.layers[1:3], strict=True):
+        assert torch.equal(mine.attention.qkv.weight, theirs.attention.qkv.weight)
+        assert torch.equal(mine.ffn.dense_in.weight.sort(0).values, theirs.ffn.dense_in.weight.sort(0).values)
+    with torch.no_grad():
+        mine, theirs = student(ids, mask), deep(ids, mask)
+        wanted = sum(((mine[s] - theirs[t]) ** 2).sum(-1).div((theirs[t] ** 2).sum(-1)).mean() for s, t in ((1, 2), (2, 4)))
+        found = distill.make_objective(student, deep, settings)(ids, mask)
+    assert float(found["hidden"]) == pytest.approx(float(wanted), rel=1e-4)
+
+    flags = ["--layers", "0,3", "--shape", "2x2", "--steps", "2"]
+    run("distill", "--teacher", tmp_path, "--text", corpus, "--out", tmp_path / "run", *flags, *SMALL)
+    assert fastinfer.load(tmp_path / "run" / "model").config.layers == 2
+    for layers in ("0,4", "2,1", "1,1", "", "0, 2", "-1"):
+        flags = ["--out", tmp_path / "bad", "--layers=" + layers, "--steps", "1"]
+        assert train.main(["distill", *map(str, ("--teacher", tmp_path, "--text", corpus, *flags))]) == 1
+        assert f"layers is {layers!r}, expected numbers of the teacher's layers, 0 to 3, in order" in capsys.readouterr().err
+
+
 def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
     dense = encoders.load(teacher)
     first = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Distill(runs.Training):
         None, "the teacher, which fastinfer.load opens: a folder, the name of a model inside fastinfer, or a name on the hub"
     )
     max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
+    layers: str | None = option(None, 'the teacher\'s layers that the student has, from 0, as "0,2,4" (default: all)')
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     fade: float = option(0.0, "last part of the run, from 0 to 1, over which the weight of the hidden states' error falls to zero")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
@@ -105,7 +106,7 @@ def distill(settings: Distill, resume: bool) -> None:
         (run / "tokenizer.json").write_bytes(opened.tokenizer_json)
     workers.wait()
     tokenizer = corpus.read_tokenizer(run / "tokenizer.json")
-    objective = Distillation(make_student(teacher, settings), teacher, settings)
+    objective = make_objective(make_student(teacher, settings), teacher, settings)
     corpora = corpus.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     data = Pieces(corpora, settings, longest, ids, workers)
     runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
@@ -128,21 +129,57 @@ def check_memory(settings: Distill, workers: Workers, config: Config, longest: i
     def make() -> Distillation:
         student = Encoder(student_config(config, settings))
         student.embedding.requires_grad_(False)
-        return Distillation(student, Encoder(config), settings)
+        return make_objective(student, Encoder(config), settings)
 
     runs.check_memory(settings, workers, make, batches, settings.batch_tokens // longest)
 
 
+def kept_layers(teacher: Config, settings: Distill) -> list[int]:
+    """The numbers of the teacher's layers that the student has. Raises InputError where settings.layers does not name some in order."""
+    if settings.layers is None:
+        return list(range(teacher.layers))
+    parts = settings.layers.split(",")
+    numbers = [int(part) for part in parts] if all(part.isdecimal() and part.isascii() for part in parts) else []
+    if not numbers or numbers != sorted(set(numbers)) or numbers[-1] >= teacher.layers:
+        raise InputError(
+            f"layers is {settings.layers!r}, expected numbers of the teacher's layers, 0 to {teacher.layers - 1}, in order, such as "
+            f'"{",".join(map(str, range(0, teacher.layers, 2)))}"'
+        )
+    return numbers
+
+
+def make_objective(student: Encoder, teacher: Encoder, settings: Distill) -> Distillation:
+    """The losses of the student. A layer learns the state that the teacher hands to the layer from which the student's next one comes."""
+    kept = kept_layers(teacher.config, settings)
+    return Distillation(student, teacher, settings, [*kept[1:], teacher.config.layers])
+
+
 def student_config(teacher: Config, settings: Distill) -> Config:
-    """The teacher's config with the settings' feedforwards and an embed head."""
-    tasks = Tasks(embed=teacher.tasks.embed or Embed("mean", True))
-    return dataclasses.replace(teacher, ffn=(runs.parse_shape(settings.shape),) * teacher.layers, tasks=tasks)
+    """The teacher's config with the settings' layers and feedforwards, and an embed head."""
+    cut, tasks = config_of_layers(teacher, kept_layers(teacher, settings)), Tasks(embed=teacher.tasks.embed or Embed("mean", True))
+    return dataclasses.replace(cut, ffn=(runs.parse_shape(settings.shape),) * cut.layers, tasks=tasks)
+
+
+def config_of_layers(config: Config, numbers: Sequence[int]) -> Config:
+    """The config of a model that has these layers alone."""
+    ffn, attention = (tuple(each[i] for i in numbers) for each in (config.ffn, config.attention))
+    return dataclasses.replace(config, layers=len(numbers), ffn=ffn, attention=attention)
+
+
+def with_layers(encoder: Encoder, numbers: Sequence[int]) -> Encoder:
+    """A copy of the encoder that has these layers alone."""
+    copy = Encoder(config_of_layers(encoder.config, numbers))
+    copy.load_state_dict(copy.state_dict() | {n: w for n, w in encoder.state_dict().items() if not n.startswith("layers.")})
+    for mine, number in zip(copy.layers, numbers, strict=True):
+        mine.load_state_dict(encoder.layers[number].state_dict())
+    return copy
 
 
 def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     """The teacher with fresh feedforwards, or with the layers of settings.start. Its embeddings are frozen, rounded as when stored."""
     config = teacher.config
     student = Encoder(student_config(config, settings))
+    teacher = with_layers(teacher, kept_layers(config, settings))
     known = {n: w for n, w in kept(teacher.state_dict(), student.config).items() if ".ffn." not in n or ".ffn.norm." in n}
     source = teacher if settings.start is None else earlier_student(student.config, settings)
     if source is not teacher:

@@ -5,6 +5,7 @@ An Objective is a module, so that DistributedDataParallel can wrap it; its forwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -63,15 +64,16 @@ class Weights(Protocol):
 class Distillation(Objective):
     """The difference between the student's hidden states and embeddings and the teacher's.
 
+    matched     of each of the student's layers, the number of the teacher's state that its output is compared with; 0 is the embedding
     hidden      the mean over tokens of |student - teacher|² / |teacher|², summed over layers; over the last part `fade` of the run, its
                 weight falls to zero
     embed       the mean over texts of 1 - cosine of the embeddings
     similarity  the mean squared error of the batch's matrix of cosines, over the texts of all processes
     """
 
-    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights) -> None:
+    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights, matched: Sequence[int]) -> None:
         super().__init__()
-        self.encoder, self.weights, self.balance = encoder, weights, weights.balance
+        self.encoder, self.weights, self.balance, self.matched = encoder, weights, weights.balance, matched
         self.teacher = teacher.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Distillation:
@@ -89,7 +91,7 @@ class Distillation(Objective):
         states = self.encoder(ids, mask, seen=seen)
         tokens = mean_of_processes(mask.sum().float())  # so that the mean of the processes' losses is the loss of the whole batch
         weight = mask[..., None] / tokens
-        losses = {"hidden": sum(relative_error(s, t, weight) for s, t in zip(states[1:], wanted[1:], strict=True))}
+        losses = {"hidden": sum(relative_error(s, wanted[i], weight) for s, i in zip(states[1:], self.matched, strict=True))}
         kept = min(1.0, (1 - self.done) / weights.fade) if weights.fade else 1.0
         loss = weights.hidden_weight * kept * losses["hidden"]
         if self.encoder.config.tasks.embed:
