@@ -43,7 +43,8 @@ text, distill, encoders, finetune, objectives, pretrain, recipe, report, runs, w
     load_tool(f"training.{name}")
     for name in ("corpus", "distill", "encoder", "finetune", "objectives", "pretrain", "recipe", "report", "runs", "workers")
 )
-loop, memory, start = (load_tool(f"training.{name}") for name in ("loop", "memory", "start"))
+loop, memory, start, grow, feedforward = (load_tool(f"training.{name}") for name in ("loop", "memory", "start", "grow", "feedforward"))
+CPU = torch.device("cpu")
 
 SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
 MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16", "--shape", "2x3 + 4"]
@@ -507,6 +508,81 @@ def test_a_student_with_fewer_layers(tmp_path, corpus, capsys):
         flags = ["--out", tmp_path / "bad", "--layers=" + layers, "--steps", "1"]
         assert train.main(["distill", *map(str, ("--teacher", tmp_path, "--text", corpus, *flags))]) == 1
         assert f"layers is {layers!r}, expected numbers of the teacher's layers, 0 to 3, in order" in capsys.readouterr().err
+
+
+def sample(corpus, folder, tokens=1500):
+    """(ids, mask) of text, what the teacher's feedforwards take in, and the data that it comes from."""
+    opened = start.open_model(str(folder))
+    corpora = text.read([corpus], text.read_tokenizer(folder / "tokenizer.json"))
+    data = distill.Pieces(corpora, distill.Distill(out="", steps=1, batch_tokens=480), 32, opened.config.ids, workers.Workers(0, 1, CPU))
+    return *data.batch(10**6), grow.inputs(opened.encoder(), data, tokens, CPU), data
+
+
+@pytest.mark.parametrize("shape", ["dense 24", "1x3 leaf 24", "2x2 leaf 7 + 10", "1x2 leaf 16 + 8"])
+def test_a_grown_student_with_all_of_the_teachers_neurons_is_the_teacher(corpus, teacher, shape):
+    ids, mask, _, data = sample(corpus, teacher)
+    dense, settings = encoders.load(teacher), distill.Distill(out="", shape=shape, grow=1500)
+    student = distill.make_student(dense, settings)
+    fresh = student(ids, mask)[-1]
+    distill.grow_student(student, dense, settings, data, CPU)
+    with torch.no_grad():
+        wanted, found = dense(ids, mask)[-1], student(ids, mask)[-1]
+    torch.testing.assert_close(found[mask], wanted[mask], atol=2e-4, rtol=0)
+    assert (fresh - wanted)[mask].abs().max() > 0.1
+
+
+def test_trees_are_grown_from_what_their_tokens_use(tmp_path, corpus, teacher):
+    """Half of the inputs are positive in one column and use one half of the neurons. A tree finds the column, and each leaf its half."""
+    dense = encoders.load(teacher)
+    theirs, hidden = dense.layers[0].ffn, dense.config.hidden
+    x = torch.randn(4000, hidden)
+    sign = torch.where(torch.arange(4000) % 2 == 0, 3.0, -3.0)
+    x[:, 5] = sign * (1 + torch.rand(4000))
+    with torch.no_grad():
+        theirs.dense_in.weight.normal_(std=0.2)
+        theirs.dense_in.weight[:, 5] = torch.where(torch.arange(24) < 12, 1.0, -1.0)
+        theirs.dense_in.bias.zero_()
+        theirs.dense_out.weight.normal_()
+    mine = feedforward.Feedforward(dense.config, FFF(1, 1, bias_out=True, leaf=12))
+    grow.grow(mine, theirs, x)
+    row = mine.nodes[0, 0, 0]
+    assert row.abs().argmax() == 5
+    assert not mine.nodes[0, 0, 1].any()
+    left, right = (mine.nodes[0, 1 + 12 * side : 13 + 12 * side, 0, 5].sign() for side in (0, 1))
+    assert torch.equal(left.unique(), -right.unique())
+    assert right.unique() == row[5].sign()
+    seen = []
+    y = mine(x, seen)
+    assert torch.bincount(seen[0][1].flatten() - 2).tolist() == [2000, 2000]
+    wanted = theirs(x)
+    assert (y - wanted).square().sum() < 0.05 * (wanted - wanted.mean(0)).square().sum()
+
+
+def test_trees_are_grown_from_tokens_that_are_equal(teacher):
+    dense = encoders.load(teacher)
+    mine, theirs, x = feedforward.Feedforward(dense.config, FFF(1, 3, 2, bias_out=True, leaf=3)), dense.layers[0].ffn, torch.randn(2, 32)
+    x = x[torch.arange(100) % 2]  # two tokens, so that six of the eight leaves get none
+    grow.grow(mine, theirs, x)
+    assert all(weight.isfinite().all() for name, weight in mine.named_parameters() if "norm" not in name)
+    assert (mine(x) - theirs(x)).square().sum() < 0.1 * theirs(x).square().sum()
+
+
+def test_a_run_starts_grown(tmp_path, corpus, teacher, capsys):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "1x2 leaf 8 + 8", "--steps", "2", *SMALL]
+    run(*flags, "--out", tmp_path / "copied", "--copy")
+    run(*flags, "--out", tmp_path / "grown", "--grow", "1000")
+    copied, grown = (metrics(tmp_path / name)[0]["hidden"] for name in ("copied", "grown"))
+    assert grown < 0.7 * copied
+    run(*flags, "--out", tmp_path / "cut", "--grow", "1000", "--layers", "1")
+    assert metrics(tmp_path / "cut")[0]["hidden"] > grown
+    for changes, message in (
+        ({"--grow": "0"}, "grow is 0, expected a positive number"),
+        ({"--shape": "1x2 leaf 20 + 8"}, "grow takes 28 of the teacher's neurons for a token, which has 24: take a smaller shape"),
+        ({"--shape": "gated 8"}, "grow starts neurons without gates, but the shape is gated 8"),
+    ):
+        changed = [part for pair in changes.items() for part in pair]
+        assert train.main([*map(str, flags), "--out", str(tmp_path / "bad"), "--grow", "1000", *changed]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Config, Dense, Embed, Ids, Tasks
+from fastinfer.config import FFF, Config, Dense, Embed, Gated, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
 from fastinfer.evaluation.tasks import GLUE
-from training import corpus, runs
+from training import corpus, grow, runs
 from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
 from training.memory import Batch
@@ -42,6 +42,11 @@ class Distill(runs.Training):
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
+    grow: int | None = option(
+        None,
+        "start all neurons from the teacher's, as this many tokens of the text use them, such as 65536: those that are always on, and "
+        "those of trees, whose decisions are grown from the root; copy then does nothing more",
+    )
     start: str | None = option(
         None, "an earlier student to go on from, named as the teacher is; of its always-on neurons, the strongest are kept"
     )
@@ -89,6 +94,7 @@ def distill(settings: Distill, resume: bool) -> None:
     if settings.teacher is None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
     runs.check_part(settings, "fade")
+    runs.check_positive(settings, "grow")
     run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
@@ -106,9 +112,12 @@ def distill(settings: Distill, resume: bool) -> None:
         (run / "tokenizer.json").write_bytes(opened.tokenizer_json)
     workers.wait()
     tokenizer = corpus.read_tokenizer(run / "tokenizer.json")
-    objective = make_objective(make_student(teacher, settings), teacher, settings)
+    student = make_student(teacher, settings)
     corpora = corpus.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     data = Pieces(corpora, settings, longest, ids, workers)
+    if settings.grow and not resume:
+        grow_student(student, teacher, settings, data, workers.device)
+    objective = make_objective(student, teacher, settings)
     runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
 
 
@@ -186,9 +195,8 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
         always_on = (".dense_in.", ".dense_out.")
         known |= {n: w for n, w in source.state_dict().items() if n.startswith("layers.") and not any(a in n for a in always_on)}
     student.load_state_dict(student.state_dict() | known)
-    if settings.copy and not all(isinstance(ffn, Dense) for ffn in config.ffn):
-        found = " | ".join(dict.fromkeys(map(str, config.ffn)))
-        raise InputError(f"copy takes always-on neurons from dense feedforwards, but the teacher has {found}: leave copy out")
+    if settings.copy or settings.grow:
+        check_neurons(config, student.config.ffn[0], "grow" if settings.grow else "copy")
     if settings.copy or source is not teacher:
         for mine, theirs in zip(student.layers, source.layers, strict=True):
             if mine.ffn.dense_in is not None:
@@ -200,6 +208,28 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
             rounded = checkpoint.Tensor(weight.numpy(), "float32").to(settings.stored).float32()
             weight.copy_(torch.from_numpy(rounded))
     return student
+
+
+def check_neurons(teacher: Config, ffn: Dense | Gated | FFF, name: str) -> None:
+    """Raise InputError where a student with this feedforward cannot start from the teacher's neurons, which the setting `name` asks for."""
+    if not all(isinstance(theirs, Dense) for theirs in teacher.ffn):
+        found = " | ".join(dict.fromkeys(map(str, teacher.ffn)))
+        raise InputError(f"{name} takes neurons from dense feedforwards, but the teacher has {found}: leave {name} out")
+    if isinstance(ffn, Gated):
+        raise InputError(f"{name} starts neurons without gates, but the shape is {ffn}: leave {name} out")
+    most = min(theirs.width for theirs in teacher.ffn)
+    used = ffn.width if isinstance(ffn, Dense) else ffn.dense + (ffn.trees * ffn.leaf if name == "grow" else 0)
+    if used > most:
+        raise InputError(
+            f"{name} takes {used} of the teacher's neurons for a token, which has {most}: take a smaller shape, or leave it out"
+        )
+
+
+def grow_student(student: Encoder, teacher: Encoder, settings: Distill, data: Pieces, device: torch.device) -> None:
+    """Start the student's feedforwards from those of the teacher's layers that it has."""
+    tokens = grow.inputs(teacher, data, settings.grow, device)
+    for layer, number in zip(student.to(device).layers, kept_layers(teacher.config, settings), strict=True):
+        grow.grow(layer.ffn, teacher.layers[number].ffn, tokens[number])
 
 
 def earlier_student(config: Config, settings: Distill) -> Encoder:
