@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def study(options: argparse.Namespace) -> int:
             if process.poll() is not None:
                 del training[run]
                 longest = max(longest, time.monotonic() - since) if process.returncode == 0 else longest
-                if process.returncode not in (0, 130):  # 130: it was told to stop
+                if process.returncode not in (0, 130, -signal.SIGTERM):  # it was told to stop
                     failed.append(run)
             elif left <= 0:
                 process.terminate()
