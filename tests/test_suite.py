@@ -374,6 +374,7 @@ def test_the_average_of_a_column(two):
     assert small.difference_interval == pytest.approx([-1.9, 1.9])
     assert small.per_cent_interval == pytest.approx([100 - 190 / 60, 100 + 190 / 60])
     assert (small.lowest, small.lowest_task) == (97.5, "STS12")
+    assert small.lowest_interval == pytest.approx([100 * 76.1 / 78.1, 100 * 79.9 / 81.9])  # both draws of STS12 rise together
 
 
 def test_the_average_is_over_tasks_that_all_columns_have(two):

@@ -50,6 +50,7 @@ class Summary(NamedTuple):
     per_cent: float
     per_cent_interval: list[float]
     lowest: float
+    lowest_interval: list[float]
     lowest_task: str
 
 
@@ -133,7 +134,8 @@ class Table:
         if not tasks:
             return None
         mine, base = (np.array([c.scores[task][0] for task in tasks]) for c in (column, first))
-        draws, base_draws = (np.array([c.scores[task][1] for task in tasks]).mean(0) for c in (column, first))
+        all_draws, all_base = (np.array([c.scores[task][1] for task in tasks]) for c in (column, first))
+        draws, base_draws = all_draws.mean(0), all_base.mean(0)
         ratios = 100 * mine / np.maximum(base, 1e-9)
         lowest = int(ratios.argmin())
         return Summary(
@@ -144,6 +146,7 @@ class Table:
             float(100 * mine.mean() / base.mean()),
             interval(100 * draws / base_draws),
             float(ratios[lowest]),
+            interval(100 * all_draws[lowest] / np.maximum(all_base[lowest], 1e-9)),
             tasks[lowest],
         )
 
@@ -182,7 +185,8 @@ class Table:
         rows.append(["average", common, *(f"{s.average:.2f} {_range(s.interval)}" if s else "" for s in found)])
         rows.append(["less the first", common, *(f"{s.difference:+.2f} {_range(s.difference_interval)}" if s else "" for s in others)])
         rows.append(["per cent of the first", common, *per_cent])
-        rows.append(["lowest task, per cent", "", *(f"{s.lowest:.1f} ({s.lowest_task})" if s else "" for s in others)])
+        lowest = [f"{s.lowest:.1f} {_range(s.lowest_interval, 1)} {s.lowest_task}" if s else "" for s in others]
+        rows.append(["lowest task, per cent", "", *lowest])
         rows.append(["us per token, from text", "", *(f"{c.microseconds:.1f}" if c.microseconds else "" for c in columns)])
         rows.append(["MB of weights", "", *(f"{column.megabytes:.1f}" for column in columns)])
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
