@@ -113,7 +113,8 @@ def read(options: argparse.Namespace) -> int:
 
 def sources_command(options: argparse.Namespace) -> int:
     """get_text.py sources: the table of the sources, or the commands that get them."""
-    print("\n".join(dict.fromkeys(source.clone for source in sources.SOURCES)) if options.clone else sources.table())
+    commands = dict.fromkeys(source.clone for source in sources.SOURCES if source.clone)
+    print("\n".join(commands) if options.clone else sources.table())
     return 0
 
 
@@ -131,7 +132,9 @@ def check_command(options: argparse.Namespace) -> int:
     for path in options.texts:
         count, found = 0, []
         for line in lines_of(path):
-            count += not TITLE.fullmatch(line)
+            if TITLE.fullmatch(line):
+                continue  # nothing is trained on titles
+            count += 1
             if shared := evaluated.shares(plain(line)):
                 found.append((shared, line))
         total += len(found)
