@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen); threads; teams; models inside."""
+    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen, why); threads; teams; models inside."""
     found: dict[str, Any] = {
         "version": __version__,
         "devices": backends.available(),
@@ -26,10 +26,12 @@ def info() -> dict[str, Any]:
         from .backends import cpu, threads
 
         compiled = _cpu.isas()
+        chosen, why = cpu.choose_isa()
         found["isas"] = {
             "compiled": [name for name, _ in compiled],
             "usable": cpu.isas(),
-            "chosen": cpu.default_isa(),
+            "chosen": chosen,
+            "why": why,
         }
         found["threads"] = cpu.default_threads()
         found["teams"] = threads.describe()

@@ -28,10 +28,11 @@ def test_dot_instructions_that_are_slow_are_passed_over(monkeypatch):
     for time, chosen in ((0.9, "avx512_bf16"), (2.0, "avx512_vnni")):
         monkeypatch.setattr(cpu, "dot_time", lambda isa, time=time: time)
         assert cpu.default_isa() == chosen
+        assert f"{time:.1f} times an FMA" in cpu.choose_isa()[1]
     here.insert(0, "avx512_amx")
-    assert cpu.default_isa() == "avx512_amx"
+    assert cpu.choose_isa() == ("avx512_amx", "the first that this CPU has")
     monkeypatch.setenv("FASTINFER_ISA", "avx512_bf16")
-    assert cpu.default_isa() == "avx512_bf16"
+    assert cpu.choose_isa() == ("avx512_bf16", "FASTINFER_ISA names it")
 
 
 def test_the_time_of_dot_instructions_is_measured():
@@ -140,6 +141,7 @@ def test_info():
     assert ("cuda" in backends.ALL) == (info["devices"]["cuda"] is None) == bool(info["gpus"])
     assert set(info["isas"]["usable"]) <= set(info["isas"]["compiled"])
     assert info["isas"]["chosen"] in info["isas"]["usable"]
+    assert info["isas"]["why"] == cpu.choose_isa()[1]
     assert info["threads"] >= 1
 
 

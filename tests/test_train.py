@@ -43,7 +43,8 @@ text, distill, encoders, finetune, objectives, pretrain, recipe, report, runs, w
     load_tool(f"training.{name}")
     for name in ("corpus", "distill", "encoder", "finetune", "objectives", "pretrain", "recipe", "report", "runs", "workers")
 )
-loop, memory, start = (load_tool(f"training.{name}") for name in ("loop", "memory", "start"))
+loop, memory, start, grow, feedforward = (load_tool(f"training.{name}") for name in ("loop", "memory", "start", "grow", "feedforward"))
+CPU = torch.device("cpu")
 
 SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
 MODEL = ["--hidden", "32", "--heads", "2", "--layers", "2", "--max-tokens", "16", "--shape", "2x3 + 4"]
@@ -270,6 +271,44 @@ def test_a_short_run_reports_its_losses_and_its_last_validation(tmp_path, corpus
     assert f"loss {line['loss']:.4g} at first, {line['loss']:.4g} at last, {last['validation_loss']:.4g} in validation" in said
 
 
+def test_the_hidden_states_error_fades(tmp_path, corpus, teacher):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--steps", "8", *SMALL]
+    run(*flags, "--out", whole)
+    run(*flags, "--out", out, "--fade", "0.5")
+    for step, (line, first) in enumerate(zip(metrics(out)[:8], metrics(whole), strict=False)):
+        rest = 10 * line["embed"] + 100 * line["similarity"]
+        weight = min(1.0, 2 * (1 - step / 8))
+        assert line["loss"] == pytest.approx(weight * line["hidden"] + rest, rel=1e-3)
+        assert (line["loss"] == first["loss"]) == (step <= 4)
+
+
+def test_the_weights_of_the_last_steps_are_averaged(tmp_path, corpus, teacher, monkeypatch):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--steps", "8", *SMALL]
+    after, seen = runs.Run.after_step, []
+
+    def watched(self, losses):
+        seen.append({name: weight.clone() for name, weight in self.descent.objective.encoder.state_dict().items()})
+        after(self, losses)
+        if stops and self.descent.step == 7:
+            self.stopped = True
+
+    monkeypatch.setattr(runs.Run, "after_step", watched)
+    stops = False
+    run(*flags, "--out", tmp_path / "whole", "--average", "0.375")
+    whole = weights_of(tmp_path / "whole")
+    for name, weight in whole.items():
+        torch.testing.assert_close(weight, sum(step[name] for step in seen[-3:]) / 3)
+    assert not torch.equal(whole["layers.0.ffn.nodes"], seen[-1]["layers.0.ffn.nodes"])
+
+    stops = True  # and where the run is stopped among these steps
+    assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts", "--average", "0.375")]) == 130
+    stops = False
+    run("distill", "--out", tmp_path / "parts", "--resume")
+    for name, weight in weights_of(tmp_path / "parts").items():
+        assert torch.equal(weight, whole[name]), name
+
+
 # --- memory ----------------------------------------------------------------------------------------
 
 
@@ -445,6 +484,107 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
         assert torch.equal(out, theirs.dense_out.weight[:, at])
 
 
+def test_a_student_with_fewer_layers(tmp_path, corpus, capsys):
+    """A layer learns what the teacher hands to the layer that the next one comes from."""
+    attention = tuple(Attention(window=w) for w in (None, 3, 4, None))
+    deep = encoders.load(make_teacher(tmp_path, layers=4, ffn=(Dense(24),) * 4, attention=attention))
+    ids, mask = torch.randint(4, 12, (3, 9)), torch.ones(3, 9, dtype=torch.bool)
+    settings = distill.Distill(out="", shape="dense 24", copy=True, layers="1,2")
+    student = distill.make_student(deep, settings)
+    assert student.config.attention == attention[1:3]
+    for mine, theirs in zip(student.layers, deep.layers[1:3], strict=True):
+        assert torch.equal(mine.attention.qkv.weight, theirs.attention.qkv.weight)
+        assert torch.equal(mine.ffn.dense_in.weight.sort(0).values, theirs.ffn.dense_in.weight.sort(0).values)
+    with torch.no_grad():
+        mine, theirs = student(ids, mask), deep(ids, mask)
+        wanted = sum(((mine[s] - theirs[t]) ** 2).sum(-1).div((theirs[t] ** 2).sum(-1)).mean() for s, t in ((1, 2), (2, 4)))
+        found = distill.make_objective(student, deep, settings)(ids, mask)
+    assert float(found["hidden"]) == pytest.approx(float(wanted), rel=1e-4)
+
+    flags = ["--layers", "0,3", "--shape", "2x2", "--steps", "2"]
+    run("distill", "--teacher", tmp_path, "--text", corpus, "--out", tmp_path / "run", *flags, *SMALL)
+    assert fastinfer.load(tmp_path / "run" / "model").config.layers == 2
+    for layers in ("0,4", "2,1", "1,1", "", "0, 2", "-1"):
+        flags = ["--out", tmp_path / "bad", "--layers=" + layers, "--steps", "1"]
+        assert train.main(["distill", *map(str, ("--teacher", tmp_path, "--text", corpus, *flags))]) == 1
+        assert f"layers is {layers!r}, expected numbers of the teacher's layers, 0 to 3, in order" in capsys.readouterr().err
+
+
+def sample(corpus, folder, tokens=1500):
+    """(ids, mask) of text, what the teacher's feedforwards take in, and the data that it comes from."""
+    opened = start.open_model(str(folder))
+    corpora = text.read([corpus], text.read_tokenizer(folder / "tokenizer.json"))
+    data = distill.Pieces(corpora, distill.Distill(out="", steps=1, batch_tokens=480), 32, opened.config.ids, workers.Workers(0, 1, CPU))
+    return *data.batch(10**6), grow.inputs(opened.encoder(), data, tokens, CPU), data
+
+
+@pytest.mark.parametrize("shape", ["dense 24", "1x3 leaf 24", "2x2 leaf 7 + 10", "1x2 leaf 16 + 8"])
+def test_a_grown_student_with_all_of_the_teachers_neurons_is_the_teacher(corpus, teacher, shape):
+    ids, mask, _, data = sample(corpus, teacher)
+    dense, settings = encoders.load(teacher), distill.Distill(out="", shape=shape, grow=1500)
+    student = distill.make_student(dense, settings)
+    fresh = student(ids, mask)[-1]
+    distill.grow_student(student, dense, settings, data, CPU)
+    with torch.no_grad():
+        wanted, found = dense(ids, mask)[-1], student(ids, mask)[-1]
+    torch.testing.assert_close(found[mask], wanted[mask], atol=2e-4, rtol=0)
+    assert (fresh - wanted)[mask].abs().max() > 0.1
+
+
+def test_trees_are_grown_from_what_their_tokens_use(tmp_path, corpus, teacher):
+    """Half of the inputs are positive in one column and use one half of the neurons. A tree finds the column, and each leaf its half."""
+    dense = encoders.load(teacher)
+    theirs, hidden = dense.layers[0].ffn, dense.config.hidden
+    x = torch.randn(4000, hidden)
+    sign = torch.where(torch.arange(4000) % 2 == 0, 3.0, -3.0)
+    x[:, 5] = sign * (1 + torch.rand(4000))
+    with torch.no_grad():
+        theirs.dense_in.weight.normal_(std=0.2)
+        theirs.dense_in.weight[:, 5] = torch.where(torch.arange(24) < 12, 1.0, -1.0)
+        theirs.dense_in.bias.zero_()
+        theirs.dense_out.weight.normal_()
+    mine = feedforward.Feedforward(dense.config, FFF(1, 1, bias_out=True, leaf=12))
+    grow.grow(mine, theirs, x)
+    row = mine.nodes[0, 0, 0]
+    assert row.abs().argmax() == 5
+    assert not mine.nodes[0, 0, 1].any()
+    left, right = (mine.nodes[0, 1 + 12 * side : 13 + 12 * side, 0, 5].sign() for side in (0, 1))
+    assert torch.equal(left.unique(), -right.unique())
+    assert right.unique() == row[5].sign()
+    seen = []
+    y = mine(x, seen)
+    assert torch.bincount(seen[0][1].flatten() - 2).tolist() == [2000, 2000]
+    wanted = theirs(x)
+    assert (y - wanted).square().sum() < 0.05 * (wanted - wanted.mean(0)).square().sum()
+
+
+def test_trees_are_grown_from_tokens_that_are_equal(teacher):
+    dense = encoders.load(teacher)
+    mine, theirs, x = feedforward.Feedforward(dense.config, FFF(1, 3, 2, bias_out=True, leaf=3)), dense.layers[0].ffn, torch.randn(2, 32)
+    x = x[torch.arange(100) % 2]  # two tokens, so that six of the eight leaves get none
+    grow.grow(mine, theirs, x)
+    assert all(weight.isfinite().all() for name, weight in mine.named_parameters() if "norm" not in name)
+    assert (mine(x) - theirs(x)).square().sum() < 0.1 * theirs(x).square().sum()
+
+
+def test_a_run_starts_grown(tmp_path, corpus, teacher, capsys):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "1x2 leaf 8 + 8", "--steps", "2", *SMALL]
+    run(*flags, "--out", tmp_path / "copied", "--copy")
+    run(*flags, "--out", tmp_path / "grown", "--grow", "1000")
+    copied, grown = (metrics(tmp_path / name)[0]["hidden"] for name in ("copied", "grown"))
+    assert grown < 0.7 * copied
+    run(*flags, "--out", tmp_path / "cut", "--grow", "1000", "--layers", "1")
+    assert metrics(tmp_path / "cut")[0]["hidden"] > grown
+    for changes, message in (
+        ({"--grow": "0"}, "grow is 0, expected a positive number"),
+        ({"--shape": "1x2 leaf 20 + 8"}, "grow takes 28 of the teacher's neurons for a token, which has 24: take a smaller shape"),
+        ({"--shape": "gated 8"}, "grow starts neurons without gates, but the shape is gated 8"),
+    ):
+        changed = [part for pair in changes.items() for part in pair]
+        assert train.main([*map(str, flags), "--out", str(tmp_path / "bad"), "--grow", "1000", *changed]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
     dense = encoders.load(teacher)
     first = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5"))
@@ -532,6 +672,8 @@ def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason
         ({"--text": None}, "there is no text to train on"),
         ({"--text": "missing.txt"}, "missing.txt"),
         ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
+        ({"--average": "-0.1"}, "average is -0.1, expected a part of the run, from 0 to 1"),
+        ({"--fade": "1.5"}, "fade is 1.5, expected a part of the run, from 0 to 1"),
     ],
     ids=str,
 )

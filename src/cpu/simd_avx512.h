@@ -87,13 +87,10 @@ static inline void vf_load_transposed4(const float *const row[VL], int at, vf to
 
 /* 4 VL floats times s, rounded to the nearest integers (ties to even) in [-128, 127], four in each lane. */
 static inline vi vi_quantise(const float *p, vf s) {
-    const __m128i a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p), s)));
-    const __m128i b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 16), s)));
-    const __m128i c = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 32), s)));
-    const __m128i d = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(vf_mul(vf_load(p + 48), s)));
-    const __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
-    const __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
+    const __m512i a = _mm512_cvtps_epi32(vf_mul(vf_load(p), s)), b = _mm512_cvtps_epi32(vf_mul(vf_load(p + 16), s));
+    const __m512i c = _mm512_cvtps_epi32(vf_mul(vf_load(p + 32), s)), d = _mm512_cvtps_epi32(vf_mul(vf_load(p + 48), s));
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)); /* within each 128 bits */
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), packed);
 }
 
 #ifdef INT8_DOTS /* VPDPBUSD */

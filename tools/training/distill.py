@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastinfer import checkpoint
-from fastinfer.config import FFF, Config, Dense, Embed, Ids, Tasks
+from fastinfer.config import FFF, Config, Dense, Embed, Gated, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
 from fastinfer.evaluation.tasks import GLUE
-from training import corpus, runs
+from training import corpus, grow, runs
 from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
 from training.memory import Batch
@@ -36,10 +36,17 @@ class Distill(runs.Training):
         None, "the teacher, which fastinfer.load opens: a folder, the name of a model inside fastinfer, or a name on the hub"
     )
     max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
+    layers: str | None = option(None, 'the teacher\'s layers that the student has, from 0, as "0,2,4" (default: all)')
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
+    fade: float = option(0.0, "last part of the run, from 0 to 1, over which the weight of the hidden states' error falls to zero")
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
+    grow: int | None = option(
+        None,
+        "start all neurons from the teacher's, as this many tokens of the text use them, such as 65536: those that are always on, and "
+        "those of trees, whose decisions are grown from the root; copy then does nothing more",
+    )
     start: str | None = option(
         None, "an earlier student to go on from, named as the teacher is; of its always-on neurons, the strongest are kept"
     )
@@ -86,6 +93,8 @@ def distill(settings: Distill, resume: bool) -> None:
     """Train a student of the teacher as `settings` say and export it."""
     if settings.teacher is None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
+    runs.check_part(settings, "fade")
+    runs.check_positive(settings, "grow")
     run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
@@ -103,9 +112,12 @@ def distill(settings: Distill, resume: bool) -> None:
         (run / "tokenizer.json").write_bytes(opened.tokenizer_json)
     workers.wait()
     tokenizer = corpus.read_tokenizer(run / "tokenizer.json")
-    objective = Distillation(make_student(teacher, settings), teacher, settings)
+    student = make_student(teacher, settings)
     corpora = corpus.read(settings.text, tokenizer, settings.cache and Path(settings.cache), progress=workers.rank == 0)
     data = Pieces(corpora, settings, longest, ids, workers)
+    if settings.grow and not resume:
+        grow_student(student, teacher, settings, data, workers.device)
+    objective = make_objective(student, teacher, settings)
     runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
 
 
@@ -126,30 +138,65 @@ def check_memory(settings: Distill, workers: Workers, config: Config, longest: i
     def make() -> Distillation:
         student = Encoder(student_config(config, settings))
         student.embedding.requires_grad_(False)
-        return Distillation(student, Encoder(config), settings)
+        return make_objective(student, Encoder(config), settings)
 
     runs.check_memory(settings, workers, make, batches, settings.batch_tokens // longest)
 
 
+def kept_layers(teacher: Config, settings: Distill) -> list[int]:
+    """The numbers of the teacher's layers that the student has. Raises InputError where settings.layers does not name some in order."""
+    if settings.layers is None:
+        return list(range(teacher.layers))
+    parts = settings.layers.split(",")
+    numbers = [int(part) for part in parts] if all(part.isdecimal() and part.isascii() for part in parts) else []
+    if not numbers or numbers != sorted(set(numbers)) or numbers[-1] >= teacher.layers:
+        raise InputError(
+            f"layers is {settings.layers!r}, expected numbers of the teacher's layers, 0 to {teacher.layers - 1}, in order, such as "
+            f'"{",".join(map(str, range(0, teacher.layers, 2)))}"'
+        )
+    return numbers
+
+
+def make_objective(student: Encoder, teacher: Encoder, settings: Distill) -> Distillation:
+    """The losses of the student. A layer learns the state that the teacher hands to the layer from which the student's next one comes."""
+    kept = kept_layers(teacher.config, settings)
+    return Distillation(student, teacher, settings, [*kept[1:], teacher.config.layers])
+
+
 def student_config(teacher: Config, settings: Distill) -> Config:
-    """The teacher's config with the settings' feedforwards and an embed head."""
-    tasks = Tasks(embed=teacher.tasks.embed or Embed("mean", True))
-    return dataclasses.replace(teacher, ffn=(runs.parse_shape(settings.shape),) * teacher.layers, tasks=tasks)
+    """The teacher's config with the settings' layers and feedforwards, and an embed head."""
+    cut, tasks = config_of_layers(teacher, kept_layers(teacher, settings)), Tasks(embed=teacher.tasks.embed or Embed("mean", True))
+    return dataclasses.replace(cut, ffn=(runs.parse_shape(settings.shape),) * cut.layers, tasks=tasks)
+
+
+def config_of_layers(config: Config, numbers: Sequence[int]) -> Config:
+    """The config of a model that has these layers alone."""
+    ffn, attention = (tuple(each[i] for i in numbers) for each in (config.ffn, config.attention))
+    return dataclasses.replace(config, layers=len(numbers), ffn=ffn, attention=attention)
+
+
+def with_layers(encoder: Encoder, numbers: Sequence[int]) -> Encoder:
+    """A copy of the encoder that has these layers alone."""
+    copy = Encoder(config_of_layers(encoder.config, numbers))
+    copy.load_state_dict(copy.state_dict() | {n: w for n, w in encoder.state_dict().items() if not n.startswith("layers.")})
+    for mine, number in zip(copy.layers, numbers, strict=True):
+        mine.load_state_dict(encoder.layers[number].state_dict())
+    return copy
 
 
 def make_student(teacher: Encoder, settings: Distill) -> Encoder:
     """The teacher with fresh feedforwards, or with the layers of settings.start. Its embeddings are frozen, rounded as when stored."""
     config = teacher.config
     student = Encoder(student_config(config, settings))
+    teacher = with_layers(teacher, kept_layers(config, settings))
     known = {n: w for n, w in kept(teacher.state_dict(), student.config).items() if ".ffn." not in n or ".ffn.norm." in n}
     source = teacher if settings.start is None else earlier_student(student.config, settings)
     if source is not teacher:
         always_on = (".dense_in.", ".dense_out.")
         known |= {n: w for n, w in source.state_dict().items() if n.startswith("layers.") and not any(a in n for a in always_on)}
     student.load_state_dict(student.state_dict() | known)
-    if settings.copy and not all(isinstance(ffn, Dense) for ffn in config.ffn):
-        found = " | ".join(dict.fromkeys(map(str, config.ffn)))
-        raise InputError(f"copy takes always-on neurons from dense feedforwards, but the teacher has {found}: leave copy out")
+    if settings.copy or settings.grow:
+        check_neurons(config, student.config.ffn[0], "grow" if settings.grow else "copy")
     if settings.copy or source is not teacher:
         for mine, theirs in zip(student.layers, source.layers, strict=True):
             if mine.ffn.dense_in is not None:
@@ -161,6 +208,28 @@ def make_student(teacher: Encoder, settings: Distill) -> Encoder:
             rounded = checkpoint.Tensor(weight.numpy(), "float32").to(settings.stored).float32()
             weight.copy_(torch.from_numpy(rounded))
     return student
+
+
+def check_neurons(teacher: Config, ffn: Dense | Gated | FFF, name: str) -> None:
+    """Raise InputError where a student with this feedforward cannot start from the teacher's neurons, which the setting `name` asks for."""
+    if not all(isinstance(theirs, Dense) for theirs in teacher.ffn):
+        found = " | ".join(dict.fromkeys(map(str, teacher.ffn)))
+        raise InputError(f"{name} takes neurons from dense feedforwards, but the teacher has {found}: leave {name} out")
+    if isinstance(ffn, Gated):
+        raise InputError(f"{name} starts neurons without gates, but the shape is {ffn}: leave {name} out")
+    most = min(theirs.width for theirs in teacher.ffn)
+    used = ffn.width if isinstance(ffn, Dense) else ffn.dense + (ffn.trees * ffn.leaf if name == "grow" else 0)
+    if used > most:
+        raise InputError(
+            f"{name} takes {used} of the teacher's neurons for a token, which has {most}: take a smaller shape, or leave it out"
+        )
+
+
+def grow_student(student: Encoder, teacher: Encoder, settings: Distill, data: Pieces, device: torch.device) -> None:
+    """Start the student's feedforwards from those of the teacher's layers that it has."""
+    tokens = grow.inputs(teacher, data, settings.grow, device)
+    for layer, number in zip(student.to(device).layers, kept_layers(teacher.config, settings), strict=True):
+        grow.grow(layer.ffn, teacher.layers[number].ffn, tokens[number])
 
 
 def earlier_student(config: Config, settings: Distill) -> Encoder:

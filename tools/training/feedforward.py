@@ -124,25 +124,30 @@ class GatheredTrees(torch.autograd.Function):
 
 
 def masked_blocks(
-    x: Tensor, rows: Tensor, b_in: Tensor | None, b_leaf: Tensor | None, ffn: FFF, activation: Callable[[Tensor], Tensor]
+    x: Tensor,
+    rows: Tensor,
+    b_in: Tensor | None,
+    b_leaf: Tensor | None,
+    ffn: FFF,
+    activation: Callable[[Tensor], Tensor],
+    place: Tensor,
+    below: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trees whose leaves are blocks, over T tokens: (y (T, D), logits (T, P, M), leaf (T, P) int32), logits and leaf as MaskedTrees gives
     them: M = 2**(depth + 1), row n + 1 has the logit of node n, and the rows of leaves have zeros.
 
-    x (T, D); rows (P, N, 2, D) and b_in (P, N): nodes that decide, then block after block; b_leaf (P, B, D)
+    x (T, D); rows (P, N, 2, D) and b_in (P, N): nodes that decide, then block after block; b_leaf (P, B, D). A neuron adds for the
+    tokens whose path has its place (N,) int32, a row of MaskedTrees, which has `below` (N,) levels under it; row 0 is on no path.
     """
     z = F.linear(x, rows[:, :, 0].flatten(0, 1), None if b_in is None else b_in.flatten()).unflatten(1, rows.shape[:2])
     nodes = z[..., : ffn.node_count]
     leaf = torch.ones(z.shape[:2], dtype=torch.int32, device=x.device)
-    visits = torch.zeros_like(nodes)
     for _ in range(ffn.depth):
-        at = leaf[..., None].long() - 1
-        visits = visits.scatter(2, at, 1)
-        leaf = 2 * leaf + (nodes.gather(2, at)[..., 0] > 0).int()
-    reached = F.one_hot(leaf.long() - ffn.blocks, ffn.blocks).to(z.dtype)
-    on = torch.cat([torch.zeros_like(visits) if ffn.silent else visits, reached.repeat_interleave(ffn.leaf, 2)], 2)
-    y = torch.where(on > 0, activation(z), 0).flatten(1) @ rows[:, :, 1].flatten(0, 1)
+        leaf = 2 * leaf + (nodes.gather(2, leaf[..., None].long() - 1)[..., 0] > 0).int()
+    on = leaf[..., None] >> below == place  # compared and not gathered, so that one kernel computes it with the activation
+    y = torch.where(on, activation(z), 0).flatten(1) @ rows[:, :, 1].flatten(0, 1)
     if b_leaf is not None:
+        reached = F.one_hot(leaf.long() - ffn.blocks, ffn.blocks).to(z.dtype)
         y = y + reached.flatten(1) @ b_leaf.flatten(0, 1)
     logits = F.pad(nodes, (1, ffn.blocks))
     return y, logits, leaf
@@ -183,6 +188,11 @@ class Feedforward(nn.Module):
             rows = range(2 ** (ffn.depth + 1))
             below = torch.tensor([ffn.depth + 1 - max(row, 1).bit_length() for row in rows], dtype=torch.int32)
             self.register_buffer("below", below, persistent=False)
+            leaves = 2**ffn.depth
+            place = [0 if ffn.silent else row for row in range(1, leaves)] + [
+                row for row in range(leaves, 2 * leaves) for _ in range(ffn.leaf)
+            ]
+            self.register_buffer("place", torch.tensor(place, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it.
@@ -197,7 +207,8 @@ class Feedforward(nn.Module):
             if not form.has_blocks:  # a leaf that adds as other nodes do is a block of one neuron
                 form = dataclasses.replace(form, bias_leaf=True)
             biases = [None if b is None else b.to(dtype) for b in (self.b_in, self.b_leaf)]
-            y, logits, leaf = masked_blocks(x.to(dtype), self.nodes.to(dtype), *biases, form, self.tree_activation)
+            place, below = self.place, self.below[self.place]
+            y, logits, leaf = masked_blocks(x.to(dtype), self.nodes.to(dtype), *biases, form, self.tree_activation, place, below)
             if seen is not None:
                 seen.append((logits, leaf))
         elif self.nodes is not None and without_logits and x.device.type == "cpu" and self.depth * GATHERED < self.nodes.shape[1]:

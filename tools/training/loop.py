@@ -79,6 +79,7 @@ def fit(descent: Descent, data: Data, watcher: Watcher) -> None:
     model = DistributedDataParallel(objective) if workers.world > 1 else objective
     objective.train()
     while (done := workers.agreed(watcher.share())) < 1:
+        objective.done = done
         factor = min(1, (descent.step + 1) / max(1, descent.warmup)) * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor

@@ -5,6 +5,7 @@ An Objective is a module, so that DistributedDataParallel can wrap it; its forwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,11 +26,13 @@ class Objective(nn.Module):
     """Losses of a batch: forward(*batch) -> {"loss": the one that is minimised, its parts by name}. `encoder` is what is trained.
 
     The objectives of pretrain and distill also give "tokens", the number of tokens in the batch, and take `seen`, a list for
-    Encoder.forward. `balance` is the weight of the loss that balances decisions; 0 leaves it out.
+    Encoder.forward. `balance` is the weight of the loss that balances decisions; 0 leaves it out. `done` is the part of the run that is
+    done, which the loop sets before each step.
     """
 
     encoder: Encoder
     balance: float = 0.0
+    done: float = 0.0
 
 
 class MaskedLanguageModel(Objective):
@@ -52,6 +55,7 @@ class Weights(Protocol):
     """The weights of the losses of distillation; a Distill recipe has them."""
 
     hidden_weight: float
+    fade: float
     embed_weight: float
     similarity_weight: float
     balance: float
@@ -60,14 +64,16 @@ class Weights(Protocol):
 class Distillation(Objective):
     """The difference between the student's hidden states and embeddings and the teacher's.
 
-    hidden      the mean over tokens of |student - teacher|² / |teacher|², summed over layers
+    matched     of each of the student's layers, the number of the teacher's state that its output is compared with; 0 is the embedding
+    hidden      the mean over tokens of |student - teacher|² / |teacher|², summed over layers; over the last part `fade` of the run, its
+                weight falls to zero
     embed       the mean over texts of 1 - cosine of the embeddings
     similarity  the mean squared error of the batch's matrix of cosines, over the texts of all processes
     """
 
-    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights) -> None:
+    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights, matched: Sequence[int]) -> None:
         super().__init__()
-        self.encoder, self.weights, self.balance = encoder, weights, weights.balance
+        self.encoder, self.weights, self.balance, self.matched = encoder, weights, weights.balance, matched
         self.teacher = teacher.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Distillation:
@@ -85,8 +91,9 @@ class Distillation(Objective):
         states = self.encoder(ids, mask, seen=seen)
         tokens = mean_of_processes(mask.sum().float())  # so that the mean of the processes' losses is the loss of the whole batch
         weight = mask[..., None] / tokens
-        losses = {"hidden": sum(relative_error(s, t, weight) for s, t in zip(states[1:], wanted[1:], strict=True))}
-        loss = weights.hidden_weight * losses["hidden"]
+        losses = {"hidden": sum(relative_error(s, wanted[i], weight) for s, i in zip(states[1:], self.matched, strict=True))}
+        kept = min(1.0, (1 - self.done) / weights.fade) if weights.fade else 1.0
+        loss = weights.hidden_weight * kept * losses["hidden"]
         if self.encoder.config.tasks.embed:
             student = F.normalize(self.encoder.embed(states[-1], mask), dim=-1)
             teacher = F.normalize(self.teacher.embed(wanted[-1], mask), dim=-1)
