@@ -184,6 +184,12 @@ def test_articles_and_novels_become_text(tmp_path, capsys):
     )
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src")]) == 0
     assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    tested = write(tmp_path, "tested.txt", "Never.\nIt was the best of")
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src"), "--leave-out", str(tested)]) == 0
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    tested.write_text("Or so: line that is long enough to be a paragraph. Or not.")
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src"), "--leave-out", str(tested)]) == 0
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["It was <the> best of times."]
     before = (tmp_path / "out.txt").read_text()
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "nowhere")]) == 1
     assert "nowhere does not exist: name text of your own" in capsys.readouterr().err

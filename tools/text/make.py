@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastinfer.errors import InputError
 from fastinfer.files import replacing
 
@@ -138,6 +136,8 @@ def make(sources: Sequence[Source], clones: Path, folder: Path, evaluated: Evalu
 
     Raises InputError where none is there, and as lines does; then the files of the kinds before stay.
     """
+    from tqdm import tqdm  # the other commands do without what tools/requirements.txt brings
+
     found: dict[str, list[tuple[Source, list[Path]]]] = {}
     for source in sources:
         try:
