@@ -8,7 +8,7 @@ Without a FOLDER and without a network, the documentation inside the Python pack
 Text of your own needs no tool: a .txt file with a paragraph a line. Text of many kinds from public repositories, whose table with commits
 and licences is in docs/text.md:
 
-    python tools/get_text.py sources --clone | sh                       # in the folder of the clones: 3 GB and more; or the lines that you want
+    python tools/get_text.py sources --clone | sh     # in the folder of the clones: 3 GB and more; or the lines that you want
     python tools/get_text.py make corpus --clones . --leave-out eval.txt CLINC150/data_full.json
     python tools/get_text.py check corpus/*.txt --against eval.txt CLINC150/data_full.json
 
