@@ -79,7 +79,9 @@ class Pieces:
         kind = rng.choice(len(often), p=often)
         length = self.lengths[kind]
         count = max(self.workers.world, self.settings.batch_tokens // length)
-        chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)]).to(source.device)
+        chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)])
+        if source.device.type == "cuda":  # a copy from pinned memory does not wait for the steps before
+            chosen = chosen.pin_memory().to(source.device, non_blocking=True)
         begin, end = pieces[:, chosen, None]
         at = torch.arange(length, device=source.device)[None]
         size = end - begin  # a row: [CLS], `size` ids, [SEP], padding
