@@ -179,6 +179,31 @@ def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):
     assert rates[-1] < max(rates) / 2
 
 
+def test_a_time_limit_holds_over_the_parts_of_a_run(tmp_path, corpus, teacher, monkeypatch):
+    """The learning rate of a run that is stopped and resumed follows the same course, and it ends after the same time."""
+    clock = itertools.count()
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    after = runs.Run.after_step
+
+    def stops(self, losses):
+        after(self, losses)
+        self.stopped = self.descent.step == stop
+
+    monkeypatch.setattr(runs.Run, "after_step", stops)
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--seconds", "40", *SMALL]
+    stop = None
+    run(*flags, "--out", tmp_path / "whole")
+    stop = 6
+    assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
+    stop = None
+    run("distill", "--out", tmp_path / "parts", "--resume")
+    whole, parts = ([(line["seconds"], line["lr"]) for line in metrics(tmp_path / name) if "lr" in line] for name in ("whole", "parts"))
+    assert len(parts) == pytest.approx(len(whole), abs=3)
+    assert parts[:6] == whole[:6]
+    assert all(b < a for (_, a), (_, b) in itertools.pairwise(parts[4:]))
+    assert parts[-1][1] < 0.2 * max(rate for _, rate in parts)
+
+
 # --- the same, whatever happens on the way ---------------------------------------------------------
 
 
