@@ -308,6 +308,23 @@ def test_the_hidden_states_error_fades(tmp_path, corpus, teacher):
         assert (line["loss"] == first["loss"]) == (step <= 4)
 
 
+@pytest.mark.parametrize("shape", ["1x2 leaf 4 + 3", "2x2"])
+def test_soft_decisions_become_hard(tmp_path, corpus, teacher, shape):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", shape, "--steps", "8", *SMALL]
+    run(*flags, "--out", tmp_path / "hard")
+    run(*flags, "--out", tmp_path / "soft", "--soft", "0.5")
+    hard, soft = ([line["hidden"] for line in metrics(tmp_path / name) if "hidden" in line] for name in ("hard", "soft"))
+    assert hard[0] != soft[0]
+    soft_nodes, hard_nodes = (weights_of(tmp_path / name)["layers.0.ffn.nodes"] for name in ("soft", "hard"))
+    assert not torch.equal(soft_nodes, hard_nodes)
+    student = distill.make_student(encoders.load(teacher), distill.Distill(out="", shape=shape))
+    objective = distill.make_objective(student, encoders.load(teacher), distill.Distill(out="", soft=0.5))
+    for done, wanted in ((0.0, 0.5), (0.25, 0.25), (0.5, 0.0), (0.9, 0.0)):
+        objective.done = done
+        objective(torch.tensor([[2, 7, 3]]), torch.ones(1, 3, dtype=torch.bool))
+        assert (student.layers[1].ffn.temperature, student.layers[1].ffn.soft) == (wanted, wanted > 0)
+
+
 def test_the_weights_of_the_last_steps_are_averaged(tmp_path, corpus, teacher, monkeypatch):
     flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--steps", "8", *SMALL]
     after, seen = runs.Run.after_step, []

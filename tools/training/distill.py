@@ -39,6 +39,10 @@ class Distill(runs.Training):
     layers: str | None = option(None, 'the teacher\'s layers that the student has, from 0, as "0,2,4" (default: all)')
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     fade: float = option(0.0, "last part of the run, from 0 to 1, over which the weight of the hidden states' error falls to zero")
+    soft: float = option(
+        0.0,
+        "temperature of the decisions at the start of the run: tokens take both ways by their shares, until it is zero, at half of the run",
+    )
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
