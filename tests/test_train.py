@@ -715,6 +715,7 @@ def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason
         ({"--text": "missing.txt"}, "missing.txt"),
         ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
         ({"--average": "-0.1"}, "average is -0.1, expected a part of the run, from 0 to 1"),
+        ({"--soft": "-1"}, "soft is -1.0, expected a temperature of 0 or more"),
         ({"--fade": "1.5"}, "fade is 1.5, expected a part of the run, from 0 to 1"),
     ],
     ids=str,

@@ -43,6 +43,8 @@ STUDIES = {
         "dense 396": "--shape 'dense 396' --grow 131072",
         "3 layers, 1x6 leaf 64 + 128": f"{TREE} --grow 131072 --layers 0,2,4",
         "3 layers, dense 396": "--shape 'dense 396' --grow 131072 --layers 0,2,4",
+        "layers 1,3,5, 1x6 leaf 64 + 128": f"{TREE} --grow 131072 --layers 1,3,5",
+        "4 layers, 1x6 leaf 64 + 128": f"{TREE} --grow 131072 --layers 0,1,3,5",
         "1x5 leaf 128 + 128": "--shape '1x5 leaf 128 + 128' --grow 131072",
         "1x6 leaf 64 + 256": "--shape '1x6 leaf 64 + 256' --grow 131072",
         "dense 1536": "--shape 'dense 1536' --grow 131072",

@@ -101,6 +101,8 @@ def distill(settings: Distill, resume: bool) -> None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
     runs.check_part(settings, "fade")
     runs.check_positive(settings, "grow")
+    if settings.soft < 0:
+        raise InputError(f"soft is {settings.soft}, expected a temperature of 0 or more")
     run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
