@@ -526,6 +526,14 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
         assert torch.equal(out, theirs.dense_out.weight[:, at])
 
 
+def test_a_student_with_copies_of_all_neurons_is_the_teacher(teacher):
+    dense = encoders.load(teacher)
+    student = distill.make_student(dense, distill.Distill(out="", shape="dense 24", copy=True))
+    ids = torch.tensor([[2, 7, 9, 4, 3], [2, 11, 12, 5, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids)[-1], dense(ids)[-1], atol=1e-5, rtol=0)
+
+
 def test_a_student_with_fewer_layers(tmp_path, corpus, capsys):
     """A layer learns what the teacher hands to the layer that the next one comes from."""
     attention = tuple(Attention(window=w) for w in (None, 3, 4, None))

@@ -257,13 +257,15 @@ def earlier_student(config: Config, settings: Distill) -> Encoder:
 
 @torch.no_grad()
 def copy_strongest(mine: Feedforward, theirs: Feedforward) -> None:
-    """Copy into `mine` the always-on neurons of `theirs` with the largest product of the lengths of in-row and out-row."""
+    """Copy into `mine` the output bias of `theirs` and its strongest always-on neurons: by the lengths of in-row times out-row."""
     strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
     best = strength.topk(len(mine.dense_in.weight)).indices
     mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
     if theirs.dense_in.bias is not None:  # else mine is the fresh one, of zeros
         mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
     mine.dense_out.weight.copy_(theirs.dense_out.weight[:, best])
+    if mine.b_out is not None and theirs.b_out is not None:
+        mine.b_out.copy_(theirs.b_out)
 
 
 def sts_scorer(settings: Distill, tokenizer: Any, config: Config) -> Callable[[Encoder], dict[str, float]] | None:
