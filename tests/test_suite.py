@@ -374,6 +374,7 @@ def test_the_average_of_a_column(two):
     assert small.difference_interval == pytest.approx([-1.9, 1.9])
     assert small.per_cent_interval == pytest.approx([100 - 190 / 60, 100 + 190 / 60])
     assert (small.lowest, small.lowest_task) == (97.5, "STS12")
+    assert small.lowest_interval == pytest.approx([100 * 76.1 / 78.1, 100 * 79.9 / 81.9])  # both draws of STS12 rise together
 
 
 def test_the_average_is_over_tasks_that_all_columns_have(two):
@@ -414,6 +415,20 @@ def test_columns_of_other_models_and_scores_of_other_rows_are_dropped(two):
     assert "STS12" not in two.columns["big"].scores
     assert small.scores["AG News"]
     assert two.column(models.Entry("small", "models/small", "int8"), 1).scores == {}
+
+
+def test_tables_are_joined(two, tmp_path):
+    """Columns of a second table come after those of the first; a column of both has the scores of both, and the later speed."""
+    more = table.Table([column("big", {"STS13": (1.0, [1.0] * 101)}, microseconds=40.0, measured="later"), column("new", {})], {"STS13": 3})
+    two.join(more)
+    assert list(two.columns) == ["big", "small", "new"]
+    big = two.columns["big"]
+    assert (set(big.scores), big.microseconds, big.measured) == ({"STS12", "STS13", "AG News", "CLINC150"}, 40.0, "later")
+    assert two.columns["small"].microseconds == 5.0
+    with pytest.raises(InputError, match="STS13 was scored on 3 rows and on 4: score the models on the same texts"):
+        two.join(table.Table([], {"STS13": 4}))
+    with pytest.raises(InputError, match="two columns are named 'new': models/new  and elsewhere int8"):
+        two.join(table.Table([table.Column("new", "elsewhere", "int8", 1.0)]))
 
 
 @pytest.mark.parametrize(
@@ -476,7 +491,10 @@ def test_models_on_a_packed_suite(command, tmp_path):
     assert "| readable int8" in out
     assert command("speed", "tiny=readable:float32", *arguments[:4])[0] == 0
     assert table.Table.read(tmp_path / "table.json").columns["tiny"].microseconds > 0
-    assert command("suite", *arguments[:4], "--out", "table.csv")[0] == 0
+    status, out, _ = command("join", "table.csv", "table.json")
+    assert status == 0
+    assert "| readable int8" in out
+    assert (tmp_path / "table.csv").read_text() == table.Table.read(tmp_path / "table.json").as_csv()
 
 
 def test_a_folder_of_clones_is_packed(command, clones, tmp_path):
@@ -578,6 +596,7 @@ def test_points_of_the_picture(two):
     assert lines[1] == "# speed: 2026-01-02, cpu, 2 threads; a machine"
     assert "average of 2 tasks, per cent of that of big" in lines[2]
     rows = list(csv.DictReader(lines[3:]))
+    assert rows[0] == {"group": "big", "series": "teacher", "x": "50.0", "y": "100.0", "low": None, "high": None}
     assert rows[1] == {"group": "small", "series": "trees", "x": "5.0", "y": "100.0", "low": "96.8", "high": "103.2"}
 
 

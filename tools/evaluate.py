@@ -3,6 +3,7 @@
     python tools/evaluate.py suite .models/minilm:float32 fastminilm-1x11 --data suite --out table.json
     python tools/evaluate.py suite mine=runs/student/checkpoint:int8 --data suite --out table.json   # one more column
     python tools/evaluate.py speed fastminilm-1x11 --data suite --out table.json --threads 2
+    python tools/evaluate.py join table.json elsewhere.json          # columns of another machine; join table.csv table.json converts
     python tools/evaluate.py static .models/minilm .models/static    # model2vec's method, for a further column
     python tools/evaluate.py pareto table.json ".models/minilm float32=teacher" "fastminilm-1x11=trees"
 
@@ -77,11 +78,20 @@ def speed(options: argparse.Namespace) -> None:
 def measure(loaded: Mapping[str, models.Embedder], rows: Mapping[str, Rows], table: Table, options: argparse.Namespace) -> None:
     """Put the speeds of the loaded models into their columns."""
     threads = options.threads or fastinfer.info()["threads"]
+    measured = f"{datetime.datetime.now():%Y-%m-%d %H:%M}, {options.device}, {threads} threads"
     found = models.microseconds(loaded, chosen(distinct(rows), SPEED_TEXTS))
     for name, value in found.items():
         column = table.named(name)
         column.microseconds = round(value, 2)
-        column.measured = f"{datetime.date.today()}, {options.device}, {threads} threads"
+        column.measured = measured
+
+
+def join(options: argparse.Namespace) -> None:
+    """Join tables of several runs or machines, and print the table."""
+    table = start(options.out)
+    for path in options.tables:
+        table.join(Table.read(path))
+    finish(table, options.out)
 
 
 def static(options: argparse.Namespace) -> None:
@@ -193,6 +203,9 @@ def parser() -> argparse.ArgumentParser:
     scores.add_argument(
         "--texts", type=Path, metavar="FILE", help="write all texts of the tasks, one a line, so that training can leave them out"
     )
+    joined = command("join", join)
+    joined.add_argument("out", type=Path, metavar="OUT", help="table to write: .json, whose columns are kept if it exists, or .csv")
+    joined.add_argument("tables", type=Path, metavar="TABLE.json", nargs="+", help="tables that suite --out wrote")
     made_static = command("static", static)
     made_static.add_argument("teacher", metavar="MODEL", help="sentence-transformers folder")
     made_static.add_argument("out", type=Path, metavar="OUT", help="folder to write")

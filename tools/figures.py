@@ -142,7 +142,7 @@ def curves(title: str, rows: Sequence[Row], unit: str, xlabel: str) -> str:
 
 def scatter(title: str, rows: Sequence[Row], unit: str, xlabel: str) -> str:
     """A point per row with its interval, over a logarithmic x; a thin line leads to its name at the right. A colour per series."""
-    left, right, top, height = 46, 200, 64, 330
+    left, right, top, height = 46, 200, 76, 330
     series = list(dict.fromkeys(row.series for row in rows))
     xs = [math.log(float(row.x)) for row in rows]
     first, last = min(xs) - 0.3, max(xs) + 0.3

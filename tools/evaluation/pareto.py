@@ -33,7 +33,8 @@ def points(table: Table, given: Sequence[str], machine: str) -> str:
             what = "scores on tasks that all columns have" if found is None else "speed: run `evaluate.py speed` with it"
             raise InputError(f"column {name!r} has no {what}")
         measured[column.measured] = name
-        writer.writerow((name, kind, f"{column.microseconds:.1f}", *(f"{v:.1f}" for v in (found.per_cent, *found.per_cent_interval))))
+        bounds = found.per_cent_interval if name != next(iter(table.columns)) else []
+        writer.writerow((name, kind, f"{column.microseconds:.1f}", *(f"{v:.1f}" for v in (found.per_cent, *bounds))))
     if len(measured) > 1:
         odd = "; ".join(f"{name!r} {how}" for how, name in measured.items())
         raise InputError(f"speeds were measured differently ({odd}): run `evaluate.py speed` with all of them at once")

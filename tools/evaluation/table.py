@@ -28,7 +28,7 @@ class Column:
 
     scores  task -> (score, scores of the resampled sets)
     microseconds  per token, from text; None: not measured
-    measured  date, device and number of threads of the speed
+    measured  time, device and number of threads of the run that measured the speed
     """
 
     name: str
@@ -50,6 +50,7 @@ class Summary(NamedTuple):
     per_cent: float
     per_cent_interval: list[float]
     lowest: float
+    lowest_interval: list[float]
     lowest_task: str
 
 
@@ -97,6 +98,22 @@ class Table:
         self.rows[task] = len(rows)
         column.scores[task] = (round(score, 3), [round(float(draw), 3) for draw in draws])
 
+    def join(self, other: Table) -> None:
+        """Add the columns of another table. Of two columns of the same name, the other's scores and speed count.
+
+        Raises InputError where a task has another number of rows, and where columns of the same name are of different models.
+        """
+        for task, count in other.rows.items():
+            if self.rows.setdefault(task, count) != count:
+                raise InputError(f"{task} was scored on {self.rows[task]:,} rows and on {count:,}: score the models on the same texts")
+        for name, column in other.columns.items():
+            mine = self.columns.setdefault(name, column)
+            if (mine.model, mine.dtype) != (column.model, column.dtype):
+                raise InputError(f"two columns are named {name!r}: {mine.model} {mine.dtype or ''} and {column.model} {column.dtype or ''}")
+            if mine is not column:
+                mine.scores |= column.scores
+                mine.microseconds, mine.measured = column.microseconds or mine.microseconds, column.measured or mine.measured
+
     def named(self, name: str) -> Column:
         """The column of this name. Raises InputError for another."""
         if name not in self.columns:
@@ -117,7 +134,8 @@ class Table:
         if not tasks:
             return None
         mine, base = (np.array([c.scores[task][0] for task in tasks]) for c in (column, first))
-        draws, base_draws = (np.array([c.scores[task][1] for task in tasks]).mean(0) for c in (column, first))
+        all_draws, all_base = (np.array([c.scores[task][1] for task in tasks]) for c in (column, first))
+        draws, base_draws = all_draws.mean(0), all_base.mean(0)
         ratios = 100 * mine / np.maximum(base, 1e-9)
         lowest = int(ratios.argmin())
         return Summary(
@@ -128,6 +146,7 @@ class Table:
             float(100 * mine.mean() / base.mean()),
             interval(100 * draws / base_draws),
             float(ratios[lowest]),
+            interval(100 * all_draws[lowest] / np.maximum(all_base[lowest], 1e-9)),
             tasks[lowest],
         )
 
@@ -159,12 +178,15 @@ class Table:
             seen = f" ({TASKS[task].seen})" if TASKS[task].seen else ""
             rows.append([task + seen, f"{self.rows[task]:,}", *(_cell(column.scores.get(task)) for column in columns)])
         found = [self.summary(column.name) for column in columns]
+        others = [None, *found[1:]]  # the first column needs no comparison with itself
         common = f"{len(self.common())} tasks"
+        per_cent = [f"{s.per_cent:.1f} {_range(s.per_cent_interval, 1)}" if s else "" for s in others]
+        per_cent[0] = "100.0" if found[0] else ""
         rows.append(["average", common, *(f"{s.average:.2f} {_range(s.interval)}" if s else "" for s in found)])
-        found[:1] = [None]  # the first column needs no comparison with itself
-        rows.append(["less the first", common, *(f"{s.difference:+.2f} {_range(s.difference_interval)}" if s else "" for s in found)])
-        rows.append(["per cent of the first", common, *(f"{s.per_cent:.1f} {_range(s.per_cent_interval, 1)}" if s else "" for s in found)])
-        rows.append(["lowest task, per cent", "", *(f"{s.lowest:.1f} ({s.lowest_task})" if s else "" for s in found)])
+        rows.append(["less the first", common, *(f"{s.difference:+.2f} {_range(s.difference_interval)}" if s else "" for s in others)])
+        rows.append(["per cent of the first", common, *per_cent])
+        lowest = [f"{s.lowest:.1f} {_range(s.lowest_interval, 1)} {s.lowest_task}" if s else "" for s in others]
+        rows.append(["lowest task, per cent", "", *lowest])
         rows.append(["us per token, from text", "", *(f"{c.microseconds:.1f}" if c.microseconds else "" for c in columns)])
         rows.append(["MB of weights", "", *(f"{column.megabytes:.1f}" for column in columns)])
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
