@@ -1,10 +1,17 @@
-"""fastinfer/evaluation/articles.py, tools/training/corpus.py: from files to paragraphs to ids, texts kept out of training, faulty files."""
+"""Text for training, from files and public sources to paragraphs to ids: fastinfer/evaluation/articles.py, tools/training/corpus.py,
+tools/get_text.py and tools/text. Texts are kept out, faulty files are named.
+"""
 
+import dataclasses
 import gzip
 import json
 import lzma
 import re
+import shutil
+import subprocess
+import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +23,8 @@ from fastinfer.evaluation import articles
 
 pytest.importorskip("tqdm", reason="tools/training needs tqdm")
 text = load_tool("training.corpus")
+
+ROOT = Path(__file__).parents[1]
 
 WIKI = "\n".join(
     f"= Title {i} =\nParagraph one of {i}. It has two sentences.\n\nParagraph two of {i}, with a comma; and a semicolon." for i in range(60)
@@ -175,6 +184,12 @@ def test_articles_and_novels_become_text(tmp_path, capsys):
     )
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src")]) == 0
     assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    tested = write(tmp_path, "tested.txt", "Never.\nIt was the best of")
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src"), "--leave-out", str(tested)]) == 0
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["= Salt & Pepper =", long.strip(), "It was <the> best of times."]
+    tested.write_text("Or so: line that is long enough to be a paragraph. Or not.")
+    assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "src"), "--leave-out", str(tested)]) == 0
+    assert (tmp_path / "out.txt").read_text().splitlines() == ["It was <the> best of times."]
     before = (tmp_path / "out.txt").read_text()
     assert get_text.main([str(tmp_path / "out.txt"), str(tmp_path / "nowhere")]) == 1
     assert "nowhere does not exist: name text of your own" in capsys.readouterr().err
@@ -254,3 +269,231 @@ def test_data_sets_become_what_was_asked(tmp_path, capsys):
     (source / "a.json").write_text("[")
     assert get_text.main([str(out), str(source)]) == 1
     assert "a.json" in capsys.readouterr().err
+
+
+# --- public sources, and what models are tested on -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reader", "content", "texts"),
+    [
+        ('field("a", "b")', '{"x": {"a": "one"}, "b": ["two", "three"], "c": "no"}', ["one", "two", "three"]),
+        ('field("a")', '{"a": "one"}\n\n{"a": "two"}\n', ["one", "two"]),
+        ('passage("s", "t")', '{"s": ["One.", "Two."], "t": ["Three."]}\n{"s": ["Four."]}\n', ["One. Two.", "Three.", "Four."]),
+        ("column(1)", 'a\tsay "hi\nb\tbye\nc\n', ['say "hi', "bye"]),
+        ('column("text")', 'id\ttext\n1\t"one\ttwo"\n2\tthree\n', ["one\ttwo", "three"]),
+        ('pattern("^- ([^:]+):|> (.+?)$")', "- one: x\nno\n> two\n", ["one", "two"]),
+        ('entries("definition", "example")', "a:\n  definition:\n  - 'it''s one'\n  - \"two\n    lines\"\n  example:\n  - source: x\n"
+         "    text: no\n  members:\n  - none\nb:\n  definition: three\n", ["it's one", "two lines", "three"]),
+        ('entries("Description")', "Name: x\nDescription: |\n  One\n  two.\nTags:\n  - no\n", ["One two."]),
+    ],
+)  # fmt: skip
+def test_readers(tmp_path, reader, content, texts):
+    readers = load_tool("text.readers")
+    path = tmp_path / "a.tsv"
+    assert [text for text in eval(reader, vars(readers))(path, content) if text] == texts
+
+
+def test_a_table_with_commas_has_quoted_cells(tmp_path):
+    readers = load_tool("text.readers")
+    assert list(readers.column("caption")(tmp_path / "a.csv", 'id,caption\n1,"A dog, and\na cat"\n')) == ["A dog, and\na cat"]
+
+
+def test_markdown_and_posts_become_paragraphs(tmp_path):
+    readers, make = load_tool("text.readers"), load_tool("text.make")
+    page = (
+        "---\ntitle: no\n---\n# No\n\nOne [link](http://x/(y)z) and\n`code`.\n\n* Two, **bold**\n  * Three [ref][1]\n\n"
+        "```sh\nno\n```\n| no | no |\n> no\n\n[1]: http://no\n![no](no.png)\n"
+    )
+    found = [make.tidy(text) for text in readers.markdown(tmp_path, page)]
+    assert [text for text in found if text] == ["One linkz) and code.", "Two, bold", "Three ref"]
+    dump = (
+        '<posts>\n  <row Id="1" Body="&lt;p&gt;One &amp;amp; two.&lt;/p&gt;&#xA;&lt;pre&gt;no&lt;/pre&gt;'
+        '&lt;p&gt;Three &lt;b&gt;x&lt;/b&gt;.&lt;/p&gt;" Title="A &quot;title&quot;?" />\n'
+        '  <row Id="2" Body="&lt;p&gt;Four.&lt;/p&gt;" />\n</posts>\n'
+    )
+    found = [make.tidy(text) for text in readers.posts(tmp_path, dump)]
+    assert [text for text in found if text] == ['A "title"?', "One & two.", "Three x .", "Four."]
+
+
+def test_packed_files_are_opened_and_broken_ones_refused(tmp_path):
+    readers = load_tool("text.readers")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("a/README.txt", "no")
+        packed.writestr("a/b.txt", "one")
+        packed.writestr("a/c.txt", "two")
+    assert readers.content(tmp_path / "a.zip").split() == ["one", "two"]
+    assert [readers.content(write(tmp_path, name, "three")) for name in ("a.gz", "a.xz")] == ["three", "three"]
+    for name in ("b.gz", "b.xz", "b.zip"):
+        (tmp_path / name).write_bytes(b"no archive")
+        with pytest.raises(OSError, match=r"archive"):
+            readers.content(tmp_path / name)
+
+
+def words(rng, count):
+    return " ".join(rng.choice(["red", "blue", "green"], count))
+
+
+def test_eight_words_in_a_row_are_found_as_plain_search_finds_them(tmp_path):
+    """With three words to choose from, some of the lines share eight in a row with a text; the oracle looks for them as strings."""
+    overlap = load_tool("text.overlap")
+    rng = np.random.default_rng()
+    texts = [words(rng, n) for n in rng.integers(1, 25, 60)]
+    tested = overlap.Evaluated([write(tmp_path, "a.txt", "\n".join(texts))])
+    runs = {" ".join(text.split()[i : i + 8]) for text in texts for i in range(len(text.split()) - 7)}
+    lines = [words(rng, n) for n in rng.integers(1, 15, 2000)]
+    found = 0
+    for line in lines:
+        long = len(line.split()) >= 8
+        shared = tested.shares(line)
+        assert (shared is not None) == (any(f" {run} " in f" {line} " for run in runs) if long else line in texts), line
+        if shared is not None:
+            found += 1
+            assert shared in runs if long else shared == line
+    assert 0 < found < len(lines)
+
+
+EIGHT = "the quick brown fox jumps over the lazy dog again"
+TESTED = {
+    "a.txt": f"{EIGHT}\nCancel my card",
+    "a.tsv": f"1\tSome words\t{EIGHT}\nno\t2\tCancel my card\n",
+    "a.csv": f'label,text\nx,"{EIGHT}"\ny,Cancel my card\n',
+    "a.json": json.dumps({"train": [[EIGHT, "x"]], "test": {"text": "Cancel my card"}}),
+    "a.jsonl.gz": f"{json.dumps({'text': EIGHT})}\n{json.dumps(['Cancel my card'])}\n",
+}
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_check_finds_what_is_shared_and_leave_out_drops_it(tmp_path, capsys, name):
+    get_text = load_tool("get_text")
+    tested = str(write(tmp_path, name, TESTED[name]))
+    seven = "They say: quick brown fox jumps over the lazy cat"
+    clean = [seven, "cancel my card please", "Cancel", "the quick brown fox jumps over the"]
+    shared = ["He said: Brown fox -- JUMPS over the lazy dog, again! And left", "cancel my CARD."]
+    corpus = write(tmp_path, "corpus.txt", "\n".join([f"= {EIGHT} =", *clean]))
+    assert get_text.main(["check", str(corpus), "--against", tested]) == 0
+    assert f"{corpus}: 0 of {len(clean)} lines share words with them" in capsys.readouterr().out
+    corpus.write_text("\n".join([*clean, *shared]))
+    assert get_text.main(["check", str(corpus), "--against", tested]) == 1
+    printed = capsys.readouterr()
+    assert f"{corpus}: 2 of {len(clean) + 2} lines share words with them" in printed.out
+    assert '"brown fox jumps over the lazy dog again" in: He said: Brown fox' in printed.out
+    assert '"cancel my card" in: cancel my CARD.' in printed.out
+    assert "2 lines share 8 words in a row" in printed.err
+    out = tmp_path / "out.txt"
+    assert get_text.main([str(out), str(corpus), "--leave-out", tested]) == 0
+    assert out.read_text().splitlines() == [get_text.as_typed(line) for line in clean]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pdf", b"x", "a.pdf is not a data set that is known here"),
+        ("a.json", b"[1", "a.json cannot be read: Expecting"),
+        ("a.txt.gz", b"no archive", "a.txt.gz cannot be read: .*archive"),
+        ("a.txt", b" \n-- \n", "a.txt holds no text"),
+        ("none.txt", None, "none.txt cannot be read: .*No such file"),
+    ],
+)
+def test_data_sets_that_cannot_be_read_are_named(tmp_path, capsys, name, content, message):
+    get_text = load_tool("get_text")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    corpus = write(tmp_path, "corpus.txt", "One line.")
+    for arguments in (["check", str(corpus), "--against"], [str(tmp_path / "out.txt"), str(corpus), "--leave-out"]):
+        assert get_text.main([*arguments, str(tmp_path / name)]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out.txt").exists()
+
+
+def clone(folder, files):
+    """A clone with one commit of these files, and the name of the commit."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout[:12]
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """Clones of two repositories as the only sources, with one that is not there and one at another commit."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    sources, readers = load_tool("text.sources"), load_tool("text.readers")
+    long = "A paragraph of an article that is as long as it has to be so that nobody takes it for a heading. " * 3
+    asked = [f"What is the name of number {i}?" for i in range(400)]
+    one = clone(tmp_path / "one", {"a.txt": "\n".join([*asked, "no", "zürich über straße öl", "1234 5678 9012", f"x {'y' * 60}"])})
+    two = clone(
+        tmp_path / "two", {"wiki_00": f'<doc id="1" title="Two">\nTwo\n\n{long}\n</doc>\n', "b.md": f"{asked[3].upper()}\n\nA last text.\n"}
+    )
+    monkeypatch.setattr(
+        sources,
+        "SOURCES",
+        (
+            sources.Source("queries", "x/one", one, "CC0", "*.txt", readers.column(0)),
+            sources.Source("articles of all", "x/two", two, "CC BY 4.0", "wiki_*", readers.articles),
+            sources.Source("articles of all", "x/two", "0" * 12, "CC BY 4.0", "*.md none/*.md", readers.markdown),
+            sources.Source("news", "x/three", "1" * 12, "MIT", "*.txt", readers.column(0)),
+        ),
+    )
+    return tmp_path, asked, long.strip()
+
+
+def test_sources_become_a_file_for_each_kind(shelf, capsys):
+    get_text = load_tool("get_text")
+    folder, asked, long = shelf
+    tested = write(folder, "tested.txt", f"{asked[5]}\n{asked[7].upper()} !")
+    arguments = ["make", str(folder / "out"), "--clones", str(folder), "--leave-out", str(tested)]
+    assert get_text.main(arguments) == 0
+    left = [get_text.as_typed(line) for i, line in enumerate(asked) if i not in (5, 7)]
+    assert (folder / "out" / "queries.txt").read_text().splitlines() == left
+    assert (folder / "out" / "articles-of-all.txt").read_text().splitlines() == ["= Two =", long, "A last text."]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["articles-of-all.txt", "queries.txt"]
+    printed = capsys.readouterr()
+    assert "x/three: " in printed.err
+    assert "git clone https://github.com/x/three && git -C three checkout 111111111111" in printed.err
+    assert "x/two is at" in printed.err
+    assert re.search(r"398 +0 +2  x/one, CC0", printed.out)
+    assert re.search(r"1 +1 +0  x/two, CC BY 4.0", printed.out)
+    assert get_text.main(["check", str(folder / "out" / "queries.txt"), "--against", str(tested)]) == 0
+
+
+def test_a_share_of_a_source_is_the_same_each_time(shelf):
+    make, overlap, sources = (load_tool(f"text.{name}") for name in ("make", "overlap", "sources"))
+    folder, asked, _ = shelf
+    some = dataclasses.replace(sources.SOURCES[0], share=0.25, kind="sentences")
+    taken = []
+    for name in ("a", "b"):
+        make.make([some], folder, folder / name, overlap.Evaluated())
+        taken.append((folder / name / "sentences.txt").read_text().splitlines())
+    assert taken[0] == taken[1]
+    assert set(taken[0]) < set(asked)
+    assert 60 < len(taken[0]) < 150  # 400 of chance 0.25: 100 and a deviation of 9
+
+
+def test_no_source_and_files_of_another_form_are_errors(shelf, capsys):
+    get_text, sources, readers = load_tool("get_text"), load_tool("text.sources"), load_tool("text.readers")
+    folder, *_ = shelf
+    assert get_text.main(["make", str(folder / "out"), "--clones", str(folder / "nowhere")]) == 1
+    assert "holds no clone of a source: python tools/get_text.py sources names them" in capsys.readouterr().err
+    broken = dataclasses.replace(sources.SOURCES[0], read=readers.column("question"))
+    with pytest.raises(InputError, match=r"a\.txt is not what x/one holds at"):
+        load_tool("text.make").make([broken], folder, folder / "out", load_tool("text.overlap").Evaluated())
+    assert list((folder / "out").iterdir()) == []
+
+
+def test_the_document_of_the_text_has_the_table_of_the_sources(capsys):
+    get_text, sources = load_tool("get_text"), load_tool("text.sources")
+    assert get_text.main(["sources"]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "docs" / "text.md").read_text()
+    assert get_text.main(["sources", "--clone"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == len(set(commands))
+    for source in sources.SOURCES:
+        assert source.terms
+        assert source.clone in ("", *commands)
+        assert re.fullmatch(r"[0-9a-f]{12}", source.commit) or source.get or source.repository == "installed Python packages"
+        assert 0 < source.share <= 1

@@ -138,6 +138,43 @@ def test_blocks_agree_with_the_walk(ffn):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "ffn", [FFF(2, 3, leaf=4, bias_leaf=True), FFF(1, 2, leaf=3, silent=True), FFF(2, 2, activation="relu"), FFF(2, 0, leaf=5)], ids=str
+)
+def test_soft_decisions_take_both_ways(ffn):
+    """The output is that of every path, each by the product of its shares; it is hard at temperature 0, in evaluation, and near both."""
+    torch.manual_seed(ffn.depth)
+    config = builders.tiny(ffn=(ffn,))
+    layer = feedforward.Feedforward(config, ffn).double()
+    for p in (layer.nodes, layer.b_in, layer.b_leaf):
+        if p is not None:
+            torch.nn.init.normal_(p)
+    x = torch.randn(20, config.hidden, dtype=torch.float64)
+    hard = layer(x)
+    layer.soften(0.7)
+    act, inner, rows = feedforward.ACTIVATIONS[ffn.activation or "gelu"], 2**ffn.depth - 1, []
+
+    def below(token, p, at, share):
+        def given(n):
+            return share * act(token @ layer.nodes[p, n, 0] + layer.b_in[p, n]) * layer.nodes[p, n, 1]
+
+        if at >= inner:
+            block = range(inner + (at - inner) * ffn.leaf, inner + (at - inner + 1) * ffn.leaf)
+            return sum(map(given, block)) + (0 if layer.b_leaf is None else share * layer.b_leaf[p, at - inner])
+        right = torch.sigmoid((token @ layer.nodes[p, at, 0] + layer.b_in[p, at]) / 0.7)
+        sides = below(token, p, 2 * at + 1, share * (1 - right)) + below(token, p, 2 * at + 2, share * right)
+        return sides if ffn.silent else sides + given(at)
+
+    for token in x:
+        rows.append(sum(below(token, p, 0, 1.0) for p in range(ffn.trees)))
+    torch.testing.assert_close(layer(x), torch.stack(rows), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(layer.eval()(x), hard)
+    layer.train().soften(1e-6)
+    torch.testing.assert_close(layer(x), hard)
+    layer.soften(0)
+    torch.testing.assert_close(layer(x), hard)
+
+
 def test_balance_teaches_silent_nodes():
     torch.manual_seed(0)
     config = builders.tiny(ffn=(FFF(1, 3, leaf=2, silent=True),))

@@ -179,6 +179,31 @@ def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):
     assert rates[-1] < max(rates) / 2
 
 
+def test_a_time_limit_holds_over_the_parts_of_a_run(tmp_path, corpus, teacher, monkeypatch):
+    """The learning rate of a run that is stopped and resumed follows the same course, and it ends after the same time."""
+    clock = itertools.count()
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    after = runs.Run.after_step
+
+    def stops(self, losses):
+        after(self, losses)
+        self.stopped = self.descent.step == stop
+
+    monkeypatch.setattr(runs.Run, "after_step", stops)
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--seconds", "40", *SMALL]
+    stop = None
+    run(*flags, "--out", tmp_path / "whole")
+    stop = 6
+    assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts")]) == 130
+    stop = None
+    run("distill", "--out", tmp_path / "parts", "--resume")
+    whole, parts = ([(line["seconds"], line["lr"]) for line in metrics(tmp_path / name) if "lr" in line] for name in ("whole", "parts"))
+    assert len(parts) == pytest.approx(len(whole), abs=3)
+    assert parts[:6] == whole[:6]
+    assert all(b < a for (_, a), (_, b) in itertools.pairwise(parts[4:]))
+    assert parts[-1][1] < 0.2 * max(rate for _, rate in parts)
+
+
 # --- the same, whatever happens on the way ---------------------------------------------------------
 
 
@@ -281,6 +306,23 @@ def test_the_hidden_states_error_fades(tmp_path, corpus, teacher):
         weight = min(1.0, 2 * (1 - step / 8))
         assert line["loss"] == pytest.approx(weight * line["hidden"] + rest, rel=1e-3)
         assert (line["loss"] == first["loss"]) == (step <= 4)
+
+
+@pytest.mark.parametrize("shape", ["1x2 leaf 4 + 3", "2x2"])
+def test_soft_decisions_become_hard(tmp_path, corpus, teacher, shape):
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", shape, "--steps", "8", *SMALL]
+    run(*flags, "--out", tmp_path / "hard")
+    run(*flags, "--out", tmp_path / "soft", "--soft", "0.5")
+    hard, soft = ([line["hidden"] for line in metrics(tmp_path / name) if "hidden" in line] for name in ("hard", "soft"))
+    assert hard[0] != soft[0]
+    soft_nodes, hard_nodes = (weights_of(tmp_path / name)["layers.0.ffn.nodes"] for name in ("soft", "hard"))
+    assert not torch.equal(soft_nodes, hard_nodes)
+    student = distill.make_student(encoders.load(teacher), distill.Distill(out="", shape=shape))
+    objective = distill.make_objective(student, encoders.load(teacher), distill.Distill(out="", soft=0.5))
+    for done, wanted in ((0.0, 0.5), (0.25, 0.25), (0.5, 0.0), (0.9, 0.0)):
+        objective.done = done
+        objective(torch.tensor([[2, 7, 3]]), torch.ones(1, 3, dtype=torch.bool))
+        assert (student.layers[1].ffn.temperature, student.layers[1].ffn.soft) == (wanted, wanted > 0)
 
 
 def test_the_weights_of_the_last_steps_are_averaged(tmp_path, corpus, teacher, monkeypatch):
@@ -484,6 +526,14 @@ def test_a_student_keeps_what_is_no_feedforward(teacher):
         assert torch.equal(out, theirs.dense_out.weight[:, at])
 
 
+def test_a_student_with_copies_of_all_neurons_is_the_teacher(teacher):
+    dense = encoders.load(teacher)
+    student = distill.make_student(dense, distill.Distill(out="", shape="dense 24", copy=True))
+    ids = torch.tensor([[2, 7, 9, 4, 3], [2, 11, 12, 5, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids)[-1], dense(ids)[-1], atol=1e-5, rtol=0)
+
+
 def test_a_student_with_fewer_layers(tmp_path, corpus, capsys):
     """A layer learns what the teacher hands to the layer that the next one comes from."""
     attention = tuple(Attention(window=w) for w in (None, 3, 4, None))
@@ -673,6 +723,7 @@ def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason
         ({"--text": "missing.txt"}, "missing.txt"),
         ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
         ({"--average": "-0.1"}, "average is -0.1, expected a part of the run, from 0 to 1"),
+        ({"--soft": "-1"}, "soft is -1.0, expected a temperature of 0 or more"),
         ({"--fade": "1.5"}, "fade is 1.5, expected a part of the run, from 0 to 1"),
     ],
     ids=str,

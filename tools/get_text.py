@@ -8,7 +8,7 @@ Without a FOLDER and without a network, the documentation inside the Python pack
 Text of your own needs no tool: a .txt file with a paragraph a line. Text of many kinds from public repositories, whose table with commits
 and licences is in docs/text.md:
 
-    python tools/get_text.py sources --clone | sh                       # in the folder of the clones: some GB; or those lines that you want
+    python tools/get_text.py sources --clone | sh     # in the folder of the clones: 3 GB and more; or the lines that you want
     python tools/get_text.py make corpus --clones . --leave-out eval.txt CLINC150/data_full.json
     python tools/get_text.py check corpus/*.txt --against eval.txt CLINC150/data_full.json
 
@@ -19,8 +19,8 @@ text is written once. --leave-out drops the lines that share 8 words in a row wi
 Folders of your own: a FOLDER holds files of WikiExtractor (wiki_00, ...; <doc title="..."> elements), TEI novels (.xml), Python (.py:
 documentation strings, a module as an article), or data sets: .json and .jsonl, .csv and .tsv (their first column is read), .lu and .qna
 (the files of bots). A FOLDER may also be a single file, and a .txt is then read as a .tsv. OUT.txt gets a paragraph a line, and a line
-`= Title =` before each article. It gets each text of a data set once. Half of these texts, chosen by a checksum, lose their punctuation,
-because people often type without.
+`= Title =` before each article. It gets each text once. Half of a data set's texts, chosen by a checksum, lose their punctuation, because
+people often type without.
 """
 
 from __future__ import annotations
@@ -68,25 +68,25 @@ def labelled(files: Iterable[Path]) -> tuple[list[tuple[str, str]], ...]:
 
 
 def paragraphs(file: Path, known: set[str], evaluated: Evaluated) -> Iterator[str]:
-    """The lines to write for a file. Documentation and data sets give those whose key is not in `known`, which gets their keys."""
-    text = content(file)
-    if file.suffix == ".xml" or file.name.startswith("wiki_"):
-        yield from (novel if file.suffix == ".xml" else articles)(file, text)
-        return
-    for found in (python if file.suffix == ".py" else sayings)(file, text):
-        title, *lines = found.split("\n") if file.suffix == ".py" else ("", found)
+    """The lines to write for a file: those that share no words with tests and whose key is not in `known`, which gets their keys."""
+    wiki = file.name.startswith("wiki_")
+    read = articles if wiki else {".xml": novel, ".py": python}.get(file.suffix, sayings)
+    for found in read(file, content(file)):
+        title, *lines = found.split("\n") if read in (articles, python) else ("", found)
         fresh = []
         for line in lines:
             if (key := plain(line)) and key not in known and not evaluated.shares(key):
                 known.add(key)
                 fresh.append(line)
-        yield from [title, *fresh] if title and fresh else [as_typed(" ".join(line.split())) for line in fresh]
+        if title and fresh:
+            yield title
+        yield from (as_typed(" ".join(line.split())) if read is sayings else line for line in fresh)
 
 
 # --- commands --------------------------------------------------------------------------------------
 
 
-def read(options: argparse.Namespace) -> int:
+def text_command(options: argparse.Namespace) -> int:
     """get_text.py OUT.txt [FOLDER ...]: one file of text, and perhaps labels."""
     files = find(options.folders)
     for place in (options.out.parent, options.labelled):
@@ -113,7 +113,8 @@ def read(options: argparse.Namespace) -> int:
 
 def sources_command(options: argparse.Namespace) -> int:
     """get_text.py sources: the table of the sources, or the commands that get them."""
-    print("\n".join(dict.fromkeys(source.clone for source in sources.SOURCES)) if options.clone else sources.table())
+    commands = dict.fromkeys(source.clone for source in sources.SOURCES if source.clone)
+    print("\n".join(commands) if options.clone else sources.table())
     return 0
 
 
@@ -131,7 +132,9 @@ def check_command(options: argparse.Namespace) -> int:
     for path in options.texts:
         count, found = 0, []
         for line in lines_of(path):
-            count += not TITLE.fullmatch(line)
+            if TITLE.fullmatch(line):
+                continue  # nothing is trained on titles
+            count += 1
             if shared := evaluated.shares(plain(line)):
                 found.append((shared, line))
         total += len(found)
@@ -144,7 +147,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def arguments_of(arguments: list[str]) -> argparse.Namespace:
-    """The command line, with the command as `run`. Without the name of a command, it is `read`."""
+    """The command line, with the command as `run`. Without the name of a command, it is text_command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if arguments[:1] in (["sources"], ["make"], ["check"]):
         commands = parser.add_subparsers()
@@ -169,7 +172,7 @@ def arguments_of(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--labelled", metavar="FOLDER", type=Path, help="folder to write train.csv and dev.csv of Python files to, too")
     add_files(parser, "--leave-out", "none of their texts is written", required=False)
-    parser.set_defaults(run=read)
+    parser.set_defaults(run=text_command)
     return parser.parse_args(arguments)
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastinfer.errors import InputError
 from fastinfer.files import replacing
 
@@ -74,7 +72,7 @@ def modules() -> list[Path]:
 
 def files_of(source: Source, clones: Path) -> list[Path]:
     """The files of a source. Raises InputError, which says how to get it, where there are none."""
-    if not source.commit and source.paths.endswith(".py"):
+    if not source.clone:
         return modules()
     folder = clones / source.folder if source.commit else clones
     found = sorted(path for glob in source.paths.split() for path in folder.glob(glob) if path.is_file())
@@ -88,7 +86,10 @@ def other_commit(source: Source, clones: Path) -> str | None:
     if not source.commit:
         return None
     command = ["git", "-C", str(clones / source.folder), "rev-parse", "HEAD"]
-    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return None  # git is not installed here
     return head[:12] if head and not head.startswith(source.commit) else None
 
 
@@ -99,11 +100,11 @@ def tidy(text: str) -> str:
 
 def is_prose(line: str) -> bool:
     """Whether a line is text in English letters, of WORDS words or more, and not code, numbers or data."""
-    letters = sum(c.isalpha() or c == " " for c in line)
-    english = sum(c < "\x80" for c in line)
     if line.count(" ") < WORDS - 1 or NO_TEXT.search(line):
         return False
-    return letters >= LETTERS * len(line) and english >= ENGLISH * len(line)
+    letters = sum(map(str.isalpha, line)) + line.count(" ")
+    foreign = 0 if line.isascii() else sum(c > "\x7f" for c in line)
+    return letters >= LETTERS * len(line) and foreign <= (1 - ENGLISH) * len(line)
 
 
 def taken(text: str, share: float) -> bool:
@@ -127,7 +128,7 @@ def lines(source: Source, files: Iterable[Path], seen: Seen, counts: Counts) -> 
                     counts.characters += len(line)
                     yield as_typed(line) if source.kind in TYPED else line
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
-            raise InputError(f"{file} is not what {source.repository} holds at {source.commit or source.get}: {error}") from None
+            raise InputError(f"{file} is not what {source.repository} holds at {source.commit}: {error}") from None
 
 
 def make(sources: Sequence[Source], clones: Path, folder: Path, evaluated: Evaluated) -> Counts:
@@ -135,6 +136,8 @@ def make(sources: Sequence[Source], clones: Path, folder: Path, evaluated: Evalu
 
     Raises InputError where none is there, and as lines does; then the files of the kinds before stay.
     """
+    from tqdm import tqdm  # the other commands do without what tools/requirements.txt brings
+
     found: dict[str, list[tuple[Source, list[Path]]]] = {}
     for source in sources:
         try:

@@ -60,7 +60,7 @@ def content(path: Path) -> str:
                 return "\n".join(packed.read(name).decode("utf-8-sig", "ignore") for name in packed.namelist() if "README" not in name)
         data = path.read_bytes()
         data = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)(data)
-    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise OSError(f"the archive is broken: {error}") from None
     return data.decode("utf-8-sig", "ignore")
 

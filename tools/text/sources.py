@@ -22,7 +22,7 @@ class Source:
 
     paths  glob patterns of its files, separated by spaces, in the clone
     share  the part of its texts that is taken, chosen by a checksum, so that no source outweighs the rest
-    get    for text that is not in a repository: the command that puts it into the folder of the clones
+    get    for text that is not in a repository and not installed: the command that puts it into the folder of the clones
     """
 
     kind: str
@@ -41,8 +41,10 @@ class Source:
 
     @property
     def clone(self) -> str:
-        """The command that puts it into the current folder."""
-        return self.get or f"git clone https://github.com/{self.repository} && git -C {self.folder} checkout {self.commit}"
+        """The command that puts it into the current folder; "" for what is installed."""
+        if not self.commit:
+            return self.get
+        return f"git clone https://github.com/{self.repository} && git -C {self.folder} checkout {self.commit}"
 
 
 TOPICS = ("castorini/anserini-tools", "5b819c1a45c8")
@@ -55,13 +57,14 @@ ARXIV = (
         f"processed_data/20200101/per_category/{some}.tsv.xz" for some in ("cs.[C-I]*", "econ.*", "q-*", "physics.[eghms]*", "stat.AP")
     ),
 )
+ENGLISH_BOOKS = "books/*-langs.md books/*-subjects.md books/*-en.md courses/*-en.md"
 OWN = "each package's own, free"
 STACK_EXCHANGE = "Stack Exchange: CC BY-SA"
 
 SOURCES: Sequence[Source] = (
-    Source("encyclopedias", "ag-gipp/wikiextractor", "6b6a412dda77", "Wikipedia: CC BY-SA 3.0", "text-excellent/AA/wiki_*", articles, 0.1),
-    Source("encyclopedias", "Vibhas-hs-edu/WikiTasks", "52b1f163137b", "Wikipedia: CC BY-SA 3.0", "text/AA/wiki_*", articles, 0.14),
-    Source("novels", "COST-ELTeC/ELTeC-eng", "3db3b6738a83", "public domain; markup CC BY 4.0", "level1/*.xml", novel, 0.08),
+    Source("encyclopedias", "ag-gipp/wikiextractor", "6b6a412dda77", "Wikipedia: CC BY-SA 3.0", "text-excellent/AA/wiki_*", articles, 0.14),
+    Source("encyclopedias", "Vibhas-hs-edu/WikiTasks", "52b1f163137b", "Wikipedia: CC BY-SA 3.0", "text/AA/wiki_*", articles, 0.2),
+    Source("novels", "COST-ELTeC/ELTeC-eng", "3db3b6738a83", "public domain; markup CC BY 4.0", "level1/*.xml", novel, 0.1),
     Source(
         "dialogues",
         "google-research-datasets/dstc8-schema-guided-dialogue",
@@ -73,7 +76,7 @@ SOURCES: Sequence[Source] = (
     ),
     Source("dialogues", "google-research-datasets/Taskmaster", "d92cb6af3005", "CC BY 4.0", "TM-4-2024/data/*.json", sayings),
     Source("dialogues", "PolyAI-LDN/task-specific-datasets", "57ec275d8078", "CC BY 4.0", "span_extraction/restaurant8k/*.json", sayings),
-    Source("dialogues", "alexa/Topical-Chat", "7c939229cbcf", "CDLA-Sharing 1.0", "conversations/*.json", field("message"), 0.6),
+    Source("dialogues", "alexa/Topical-Chat", "7c939229cbcf", "CDLA-Sharing 1.0", "conversations/*.json", field("message")),
     Source("dialogues", "Yale-LILY/QMSum", "83d7768c1f2b", "MIT", "data/ALL/jsonl/*.jsonl", field("content", "query", "answer"), 0.5),
     Source("queries", "google-research-datasets/query-wellformedness", "fb69c2141619", "CC BY-SA 4.0", "*.tsv", sayings),
     Source("queries", "google-research-datasets/natural-questions", "fb26a3073b1f", "CC BY-SA 3.0", "nq_open/*.jsonl", sayings),
@@ -92,6 +95,7 @@ SOURCES: Sequence[Source] = (
         "CC BY 3.0",
         "annotated_wd_data_*.txt SimpleQuestions_v2/annotated*.txt",
         column(3),
+        0.6,
     ),
     Source("queries", "ppasupat/WikiTableQuestions", "7d455a5a707b", "CC BY-SA 4.0", "data/*.examples", pattern(r'\(utterance "(.*?)"\)')),
     Source("queries", "wenhuchen/HybridQA", "db22fda8c595", "MIT", "released_data/*.json", field("question")),
@@ -107,8 +111,9 @@ SOURCES: Sequence[Source] = (
         "samples/csharp/**/en-us/*.lu samples/csharp/**/en-us/*.qna",
         sayings,
     ),
+    Source("queries", "wayfair/WANDS", "3b74dcf4ba29", "MIT", "dataset/query.csv", pattern(r"^\d+\t([^\t\n]+)")),
     Source("sentences", "13luoyu/Transformer-machine-translation", "aa43963320cc", "Tatoeba: CC BY 2.0 FR", "cmn.txt", sayings),
-    Source("sentences", "google-research-datasets/wiki-split", "80f5bddf42d1", "CC BY-SA 4.0", "*.tsv", sayings, 0.6),
+    Source("sentences", "google-research-datasets/wiki-split", "80f5bddf42d1", "CC BY-SA 4.0", "*.tsv", sayings),
     Source(
         "sentences", *TOPICS, "FEVER: CC BY-SA 3.0", "topics/topics.fever.dev.txt topics/topics.beir-v1.0.0-fever.test.tsv.gz", column(1)
     ),
@@ -120,7 +125,6 @@ SOURCES: Sequence[Source] = (
         "MIT; after Wikipedia: CC BY-SA",
         "pairwise_data/*.json",
         pattern(r'\.csv",\s*"([^"]*)",\s*"([^"]*)"'),
-        0.7,
     ),
     Source(
         "definitions",
@@ -174,13 +178,18 @@ SOURCES: Sequence[Source] = (
     Source("captions", "cdjkim/audiocaps", "d004db3ea1b0", "MIT", "dataset/*.csv", column("caption")),
     Source("captions", *TOPICS, "CIRR: MIT", "topics/topics.mbeir-cirr_task7.test.jsonl", field("query_txt")),
     Source("captions", *TOPICS, "Wikipedia's images: CC BY-SA", "topics/topics.atomic.validation.image-caption.jsonl", field("title")),
-    Source("code", "installed Python packages", "", OWN, "**/*.py", python, 0.6, get="pip install -r tools/requirements.txt"),
+    Source("code", "installed Python packages", "", OWN, "**/*.py", python, 0.6),
     Source(
         "code", "tldr-pages/tldr", "08e345f42639", "CC BY 4.0", "pages/**/*.md", pattern(r"^[->] (?!More information|See also)([^\n]+?):?$")
     ),
     Source("code", "MicrosoftDocs/PowerShell-Docs", "27138b21b41d", "CC BY 4.0", "reference/**/*.md", markdown, 0.3),
-    Source("science", *ARXIV, column("title"), 0.15),
-    Source("science", *ARXIV, column("abstract"), 0.03),
+    Source("code", "OWASP/CheatSheetSeries", "6b8819da79e0", "CC BY-SA 4.0", "cheatsheets/*.md", markdown),
+    Source("titles", *ARXIV, column("title"), 0.15),
+    Source("titles", "zygmuntz/goodbooks-10k", "6dd165b555a7", "CC BY-SA 4.0", "books.csv", column("title")),
+    Source(
+        "titles", "EbookFoundation/free-programming-books", "5b277d20f623", "CC BY 4.0", ENGLISH_BOOKS, pattern(r"^ *\* \[([^\]\n]+)\]")
+    ),
+    Source("science", *ARXIV, column("abstract"), 0.035),
     Source("science", "allenai/scitldr", "5ccad9c00a60", "Apache-2.0", "SciTLDR-Data/SciTLDR-A/*.jsonl", passage("source", "target"), 0.5),
     Source("medicine", "pubmedqa/pubmedqa", "1cbae8e92f72", "MIT", "data/ori_pqal.json", field("QUESTION", "CONTEXTS", "LONG_ANSWER")),
     Source(
@@ -197,6 +206,7 @@ SOURCES: Sequence[Source] = (
     Source("law and business", "Automattic/legalmattic", "2f412dc4995b", "CC BY-SA 4.0", "**/*.md", markdown),
     Source("law and business", "basecamp/policies", "d39f6f17bbd9", "CC BY 4.0", "**/*.md", markdown),
     Source("law and business", "accordproject/cicero-template-library", "f1b93535c677", "Apache-2.0", "src/*/text/sample.md", markdown),
+    Source("law and business", "18F/handbook", "1e4955634d03", "public domain", "pages/**/*.md", markdown),
     Source("law and business", "GSA/plainlanguage.gov", "43230773bd7c", "public domain", "**/*.md", markdown),
 )
 
@@ -204,5 +214,9 @@ SOURCES: Sequence[Source] = (
 def table() -> str:
     """The sources as a table in Markdown."""
     head = ["| kind | source | commit | terms | files |", "|---|---|---|---|---|"]
-    rows = (f"| {s.kind} | {s.repository} | {s.commit or f'`{s.get}`'} | {s.terms} | `{s.paths}` |" for s in SOURCES)
+    rows = []
+    for source in SOURCES:
+        version = source.commit or (f"`{source.get}`" if source.get else "")
+        files = " ".join(f"`{source.folder}/{path}`" if source.commit else f"`{path}`" for path in source.paths.split())
+        rows.append(f"| {source.kind} | {source.repository} | {version} | {source.terms} | {files} |")
     return "\n".join([*head, *rows])

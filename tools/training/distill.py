@@ -39,6 +39,10 @@ class Distill(runs.Training):
     layers: str | None = option(None, 'the teacher\'s layers that the student has, from 0, as "0,2,4" (default: all)')
     hidden_weight: float = option(1.0, "weight of the hidden states' error")
     fade: float = option(0.0, "last part of the run, from 0 to 1, over which the weight of the hidden states' error falls to zero")
+    soft: float = option(
+        0.0,
+        "temperature of the decisions at the start of the run: tokens take both ways by their shares, until it is zero, at half of the run",
+    )
     embed_weight: float = option(10.0, "weight of 1 - cosine of the embeddings, where the teacher is an embedder")
     similarity_weight: float = option(100.0, "weight of the squared error of the similarities in a batch, where the teacher is an embedder")
     copy: bool = option(False, "start the always-on neurons as copies of the teacher's strongest neurons")
@@ -79,7 +83,9 @@ class Pieces:
         kind = rng.choice(len(often), p=often)
         length = self.lengths[kind]
         count = max(self.workers.world, self.settings.batch_tokens // length)
-        chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)]).to(source.device)
+        chosen = torch.from_numpy(rng.choice(numbers[kind], count)[self.workers.rows(count)])
+        if source.device.type == "cuda":  # a copy from pinned memory does not wait for the steps before
+            chosen = chosen.pin_memory().to(source.device, non_blocking=True)
         begin, end = pieces[:, chosen, None]
         at = torch.arange(length, device=source.device)[None]
         size = end - begin  # a row: [CLS], `size` ids, [SEP], padding
@@ -95,6 +101,8 @@ def distill(settings: Distill, resume: bool) -> None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
     runs.check_part(settings, "fade")
     runs.check_positive(settings, "grow")
+    if settings.soft < 0:
+        raise InputError(f"soft is {settings.soft}, expected a temperature of 0 or more")
     run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
@@ -249,13 +257,15 @@ def earlier_student(config: Config, settings: Distill) -> Encoder:
 
 @torch.no_grad()
 def copy_strongest(mine: Feedforward, theirs: Feedforward) -> None:
-    """Copy into `mine` the always-on neurons of `theirs` with the largest product of the lengths of in-row and out-row."""
+    """Copy into `mine` the output bias of `theirs` and its strongest always-on neurons: by the lengths of in-row times out-row."""
     strength = theirs.dense_in.weight.norm(dim=1) * theirs.dense_out.weight.norm(dim=0)
     best = strength.topk(len(mine.dense_in.weight)).indices
     mine.dense_in.weight.copy_(theirs.dense_in.weight[best])
     if theirs.dense_in.bias is not None:  # else mine is the fresh one, of zeros
         mine.dense_in.bias.copy_(theirs.dense_in.bias[best])
     mine.dense_out.weight.copy_(theirs.dense_out.weight[:, best])
+    if mine.b_out is not None and theirs.b_out is not None:
+        mine.b_out.copy_(theirs.b_out)
 
 
 def sts_scorer(settings: Distill, tokenizer: Any, config: Config) -> Callable[[Encoder], dict[str, float]] | None:

@@ -132,25 +132,44 @@ def masked_blocks(
     activation: Callable[[Tensor], Tensor],
     place: Tensor,
     below: Tensor,
+    temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trees whose leaves are blocks, over T tokens: (y (T, D), logits (T, P, M), leaf (T, P) int32), logits and leaf as MaskedTrees gives
     them: M = 2**(depth + 1), row n + 1 has the logit of node n, and the rows of leaves have zeros.
 
     x (T, D); rows (P, N, 2, D) and b_in (P, N): nodes that decide, then block after block; b_leaf (P, B, D). A neuron adds for the
-    tokens whose path has its place (N,) int32, a row of MaskedTrees, which has `below` (N,) levels under it; row 0 is on no path.
+    tokens whose path has its place (N,) int32, a row of MaskedTrees, which has `below` (N,) levels under it; row 0 is on no path. With a
+    temperature, a token takes both ways at each node, each by its share, which is sigmoid(z / temperature) for the right one.
     """
     z = F.linear(x, rows[:, :, 0].flatten(0, 1), None if b_in is None else b_in.flatten()).unflatten(1, rows.shape[:2])
     nodes = z[..., : ffn.node_count]
     leaf = torch.ones(z.shape[:2], dtype=torch.int32, device=x.device)
     for _ in range(ffn.depth):
         leaf = 2 * leaf + (nodes.gather(2, leaf[..., None].long() - 1)[..., 0] > 0).int()
-    on = leaf[..., None] >> below == place  # compared and not gathered, so that one kernel computes it with the activation
-    y = torch.where(on, activation(z), 0).flatten(1) @ rows[:, :, 1].flatten(0, 1)
-    if b_leaf is not None:
+    if temperature is None:
+        on = leaf[..., None] >> below == place  # compared and not gathered, so that one kernel computes it with the activation
+        middle = torch.where(on, activation(z), 0)
         reached = F.one_hot(leaf.long() - ffn.blocks, ffn.blocks).to(z.dtype)
+    else:
+        visits, reached = shares(nodes, ffn.depth, temperature)
+        inner = torch.zeros_like(visits) if ffn.silent else visits
+        middle = activation(z) * torch.cat([inner, reached.repeat_interleave(ffn.leaf, 2)], 2)
+    y = middle.flatten(1) @ rows[:, :, 1].flatten(0, 1)
+    if b_leaf is not None:
         y = y + reached.flatten(1) @ b_leaf.flatten(0, 1)
     logits = F.pad(nodes, (1, ffn.blocks))
     return y, logits, leaf
+
+
+def shares(nodes: Tensor, depth: int, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of each token that reaches each node (T, P, I) and each leaf (T, P, 2**depth), from the logits of the nodes (T, P, I)."""
+    right = torch.sigmoid(nodes / temperature)
+    share, levels = nodes.new_ones(*nodes.shape[:2], 1), [nodes[..., :0]]
+    for level in range(depth):
+        levels.append(share)
+        there = right[..., 2**level - 1 : 2 ** (level + 1) - 1]
+        share = torch.stack([share * (1 - there), share * there], -1).flatten(2)
+    return torch.cat(levels, 2), share
 
 
 def _rows_of(nodes: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +211,15 @@ class Feedforward(nn.Module):
             place = [0 if ffn.silent else row for row in range(1, leaves)] + [
                 row for row in range(leaves, 2 * leaves) for _ in range(ffn.leaf)
             ]
+            self.soft = False
+            self.register_buffer("temperature", torch.zeros(()), persistent=False)
             self.register_buffer("place", torch.tensor(place, dtype=torch.int32), persistent=False)
+
+    def soften(self, temperature: float) -> None:
+        """In training mode, let tokens take both ways at each node by shares of this temperature; 0: one way."""
+        if self.nodes is not None:
+            self.soft = temperature > 0
+            self.temperature.fill_(temperature)
 
     def forward(self, x: Tensor, seen: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """(T, D) -> (T, D). Where there are trees and a list `seen`, (logits (T, P, M), leaf (T, P)) is appended to it.
@@ -202,13 +229,16 @@ class Feedforward(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = 0
         without_logits = seen is None or isinstance(seen, Leaves)
-        if self.nodes is not None and (self.ffn.has_blocks or self.ffn.activation not in (None, "gelu")):
-            form = self.ffn
+        soft = self.nodes is not None and self.soft and self.training
+        if self.nodes is not None and (soft or self.ffn.has_blocks or self.ffn.activation not in (None, "gelu")):
+            form, temperature = self.ffn, self.temperature.to(dtype) if soft else None
             if not form.has_blocks:  # a leaf that adds as other nodes do is a block of one neuron
                 form = dataclasses.replace(form, bias_leaf=True)
             biases = [None if b is None else b.to(dtype) for b in (self.b_in, self.b_leaf)]
             place, below = self.place, self.below[self.place]
-            y, logits, leaf = masked_blocks(x.to(dtype), self.nodes.to(dtype), *biases, form, self.tree_activation, place, below)
+            y, logits, leaf = masked_blocks(
+                x.to(dtype), self.nodes.to(dtype), *biases, form, self.tree_activation, place, below, temperature
+            )
             if seen is not None:
                 seen.append((logits, leaf))
         elif self.nodes is not None and without_logits and x.device.type == "cpu" and self.depth * GATHERED < self.nodes.shape[1]:

@@ -17,6 +17,7 @@ from training.encoder import Encoder
 from training.workers import every_row, mean_of_processes
 
 SHARPNESS = 20.0  # factor of the cosines before the softmax over a batch's partners
+HARD = 0.5  # part of a run after which soft decisions are hard
 IGNORED = -100  # target of a token that carries no tag; cross_entropy leaves it out
 
 Seen = list[tuple[Tensor, Tensor]]  # of each layer with trees (logits, leaf), which Encoder.forward appends
@@ -56,6 +57,7 @@ class Weights(Protocol):
 
     hidden_weight: float
     fade: float
+    soft: float
     embed_weight: float
     similarity_weight: float
     balance: float
@@ -85,6 +87,9 @@ class Distillation(Objective):
     def forward(self, ids: Tensor, mask: Tensor, seen: Seen | None = None) -> dict[str, Tensor]:
         """ids (B, L), mask (B, L)."""
         weights = self.weights
+        if weights.soft:
+            for layer in self.encoder.layers:
+                layer.ffn.soften(weights.soft * max(0.0, 1 - self.done / HARD))
         seen = [] if seen is None and self.balance else seen
         with torch.no_grad():
             wanted = self.teacher(ids, mask)
