@@ -351,7 +351,7 @@ def test_a_broken_file_is_named(tmp_path, name, file, text, said):
 
 def column(name, scores, **changes):
     """A column with scores, {task: (score, resampled scores)}."""
-    return table.Column(name, f"models/{name}", None, 12.5, **changes, scores=scores)
+    return table.Column(name, f"models/{name}", None, f"digest of {name}", 12.5, **changes, scores=scores)
 
 
 @pytest.fixture
@@ -362,7 +362,7 @@ def two():
     second = {"STS12": (78.0, list(78 + draws)), "AG News": (42.0, list(42 + draws)), "CLINC150": (10.0, list(10 + draws))}
     speed = {"measured": "2026-01-02, cpu, 2 threads"}
     columns = [column("big", first, microseconds=50.0, **speed), column("small", second, microseconds=5.0, **speed)]
-    return table.Table(columns, {"STS12": 7, "AG News": 8, "CLINC150": 9})
+    return table.Table(columns, {"STS12": (7, 70), "AG News": (8, 80), "CLINC150": (9, 90)})
 
 
 def test_the_average_of_a_column(two):
@@ -400,35 +400,44 @@ def test_a_table_is_kept_in_a_file(two, tmp_path):
     assert two.as_csv().splitlines()[-1].split(",")[7:] == ["60.0", "58.1", "61.9", "-1.9", "1.9"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"columns": [{}], "rows": {}}', '{"columns": [], "rows": {"STS12": "many"}}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"columns": [{}], "rows": {}}', '{"columns": [], "rows": {"STS12": 7}}'])
 def test_another_file_is_no_table(text, tmp_path):
     (tmp_path / "table.json").write_text(text)
     with pytest.raises(InputError, match=r"is not a table that `evaluate\.py suite --out` wrote"):
         table.Table.read(tmp_path / "table.json")
 
 
-def test_columns_of_other_models_and_scores_of_other_rows_are_dropped(two):
-    rows = kinds.Similarity(["a", "b"], ["c", "d"], [1.0, 2.0])
-    small = two.column(models.Entry("small", "models/small", None), 1)
-    two.add(small, "STS12", rows, 50.0, np.full(101, 50.0))
-    assert two.rows["STS12"] == 2
-    assert "STS12" not in two.columns["big"].scores
-    assert small.scores["AG News"]
-    assert two.column(models.Entry("small", "models/small", "int8"), 1).scores == {}
+def test_scores_of_other_rows_and_of_other_models_are_not_mixed(two):
+    """Neither as many other rows, nor another model in the same folder, nor another dtype."""
+    small = two.column(models.Entry("small", "moved/small", None), "digest of small", 12.5)
+    assert small.scores["STS12"][0] == 78
+    with pytest.raises(InputError, match="the table has scores of STS12 on 7 rows"):
+        two.add(small, "STS12", kinds.Similarity(list("abcdefg"), list("abcdefg"), [1.0] * 7), 50.0, np.full(101, 50.0))
+    two.add(small, "STS13", LIKE, 50.0, np.full(101, 50.0))
+    two.add(small, "STS13", LIKE, 60.0, np.full(101, 60.0))
+    assert small.scores["STS13"][0] == 60
+    for entry, digest in (
+        (models.Entry("small", "models/small", None), "another"),
+        (models.Entry("small", "models/small", "int8"), "digest of small"),
+    ):
+        with pytest.raises(InputError, match="two models are named 'small': models/small"):
+            two.column(entry, digest, 12.5)
 
 
-def test_tables_are_joined(two, tmp_path):
+def test_tables_are_joined(two):
     """Columns of a second table come after those of the first; a column of both has the scores of both, and the later speed."""
-    more = table.Table([column("big", {"STS13": (1.0, [1.0] * 101)}, microseconds=40.0, measured="later"), column("new", {})], {"STS13": 3})
+    more = table.Table(
+        [column("big", {"STS13": (1.0, [1.0] * 101)}, microseconds=40.0, measured="later"), column("new", {})], {"STS13": (3, 30)}
+    )
     two.join(more)
     assert list(two.columns) == ["big", "small", "new"]
     big = two.columns["big"]
     assert (set(big.scores), big.microseconds, big.measured) == ({"STS12", "STS13", "AG News", "CLINC150"}, 40.0, "later")
     assert two.columns["small"].microseconds == 5.0
-    with pytest.raises(InputError, match="STS13 was scored on 3 rows and on 4: score the models on the same texts"):
-        two.join(table.Table([], {"STS13": 4}))
-    with pytest.raises(InputError, match="two columns are named 'new': models/new  and elsewhere int8"):
-        two.join(table.Table([table.Column("new", "elsewhere", "int8", 1.0)]))
+    with pytest.raises(InputError, match="scores of STS13 on 3 rows"):
+        two.join(table.Table([], {"STS13": (3, 31)}))
+    with pytest.raises(InputError, match="two models are named 'new': models/new"):
+        two.join(table.Table([table.Column("new", "elsewhere", "int8", "digest of new", 1.0)]))
 
 
 @pytest.mark.parametrize(
@@ -522,10 +531,15 @@ def test_a_task_without_its_clone_is_named_with_the_command_that_gets_it(command
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("suite", "readable", "--data", "nowhere"), "nowhere holds none of the tasks: --help says how to get their texts"),
+        (
+            ("suite", "readable", "--data", "nowhere"),
+            "nowhere does not exist: name the folder of the texts with --data; --help says how to get them",
+        ),
         (("suite", "readable", "--data", "readable/config.json"), "readable/config.json is not a suite that --pack wrote"),
         (("suite", "readable", "--data", "suite.json.xz", "--tasks", "stss"), "unknown: stss: did you mean"),
         (("suite", "missing", "--data", "suite.json.xz"), "missing"),
+        (("suite", "a=readable", "a=readable:int8", "--data", "suite.json.xz"), "two models are named 'a': readable"),
+        (("suite", "readable", "--data", "suite.json.xz", "--tasks", "mrpc"), "suite.json.xz holds none of the tasks"),
         (("suite", "readable", "--data", "suite.json.xz", "--out", "table.txt"), "--out is table.txt, expected a .json file"),
         (("suite", "readable", "--data", "suite.json.xz", "--out", "readable/config.json"), "is not a table"),
         (("pareto", "readable/config.json", "tiny=trees"), "is not a table"),

@@ -46,15 +46,12 @@ def suite(options: argparse.Namespace) -> None:
         with replacing(options.texts) as out:
             out.write("".join(f"{text}\n" for text in distinct(rows)).encode())
     table = start(options.out)
-    loaded = {}
-    for entry in entries:
-        column = table.column(entry, models.megabytes(entry))
-        loaded[entry.name] = model = models.load(entry, options.device, options.threads)
+    loaded = opened(entries, table, options)
+    for label, model in loaded.items():
         for name, task in rows.items():
             began = time.monotonic()
-            score, draws = task.result(model.embed)
-            table.add(column, name, task, score, draws)
-            say(f"{entry.name} on {name}: {score:.2f} ({time.monotonic() - began:.1f} s)")
+            table.add(table.named(label), name, task, *task.result(model.embed))
+            say(f"{label} on {name}: {table.named(label).scores[name][0]:.2f} ({time.monotonic() - began:.1f} s)")
             if options.out:
                 table.write(options.out)
     if entries and options.speed:
@@ -67,12 +64,15 @@ def speed(options: argparse.Namespace) -> None:
     entries = [models.entry(given) for given in options.models]
     rows = tasks.read_all(options.data, tasks.TASKS, say)
     table = start(options.out)
-    loaded = {}
-    for entry in entries:
-        table.column(entry, models.megabytes(entry))
-        loaded[entry.name] = models.load(entry, options.device, options.threads)
-    measure(loaded, rows, table, options)
+    measure(opened(entries, table, options), rows, table, options)
     finish(table, options.out)
+
+
+def opened(entries: Sequence[models.Entry], table: Table, options: argparse.Namespace) -> dict[str, models.Embedder]:
+    """{name: the loaded model} of the entries, each with a column in the table."""
+    for entry in entries:
+        table.column(entry, *models.about(entry))
+    return {entry.name: models.load(entry, options.device, options.threads) for entry in entries}
 
 
 def measure(loaded: Mapping[str, models.Embedder], rows: Mapping[str, Rows], table: Table, options: argparse.Namespace) -> None:
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("evaluate: interrupted; --out holds what was scored", file=sys.stderr)
+        print("evaluate: interrupted; a table given with --out holds what was scored", file=sys.stderr)
         return 130
     return 0
 

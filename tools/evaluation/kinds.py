@@ -7,6 +7,8 @@ Scores are in percent. Metrics and learners come from scikit-learn and scipy.
 from __future__ import annotations
 
 import dataclasses
+import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -38,6 +40,10 @@ class Rows:
     def texts(self) -> list[str]:
         """All texts that a model embeds."""
         raise NotImplementedError
+
+    def checksum(self) -> int:
+        """A checksum of the rows, which tells whether two scores are of the same ones."""
+        return zlib.crc32(json.dumps(as_json(self)).encode())
 
     def predict(self, embed: Embed) -> np.ndarray:
         """What the vectors predict, a row per example."""

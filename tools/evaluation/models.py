@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 import fastinfer
+from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
 from fastinfer.errors import InputError, TaskError
 
@@ -86,11 +87,11 @@ def load(entry: Entry, device: str, threads: int | None) -> Embedder:
     return Static(folder)
 
 
-def megabytes(entry: Entry) -> float:
-    """Size of the files of the weights."""
-    folder = Path(folder_of(entry.model))
+def about(entry: Entry) -> tuple[str, float]:
+    """(SHA-256 of the files that are read, megabytes of those of the weights). Raises CheckpointError where there is no such model."""
+    folder = folder_of(entry.model)
     weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-    return sum(file.stat().st_size for file in weights) / 1e6
+    return checkpoint.digest(folder), sum(file.stat().st_size for file in weights) / 1e6
 
 
 def count_tokens(texts: Sequence[str]) -> int:

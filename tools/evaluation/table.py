@@ -26,6 +26,8 @@ from .tasks import TASKS
 class Column:
     """A model and its scores.
 
+    model   the folder or the name that the user gave
+    digest  what the model is told by, wherever its folder is: the SHA-256 of its files
     scores  task -> (score, scores of the resampled sets)
     microseconds  per token, from text; None: not measured
     measured  time, device and number of threads of the run that measured the speed
@@ -34,6 +36,7 @@ class Column:
     name: str
     model: str
     dtype: str | None
+    digest: str
     megabytes: float
     microseconds: float | None = None
     measured: str = ""
@@ -55,9 +58,9 @@ class Summary(NamedTuple):
 
 
 class Table:
-    """Columns by name; the first one is what the others are compared with. rows: task -> number of its rows."""
+    """Columns by name; the first one is what the others are compared with. rows: task -> (number, checksum) of its rows."""
 
-    def __init__(self, columns: Sequence[Column] = (), rows: Mapping[str, int] | None = None) -> None:
+    def __init__(self, columns: Sequence[Column] = (), rows: Mapping[str, tuple[int, int]] | None = None) -> None:
         self.columns = {column.name: column for column in columns}
         self.rows = dict(rows or {})
 
@@ -69,7 +72,7 @@ class Table:
             columns = [Column(**column) for column in found["columns"]]
             for column in columns:
                 column.scores = {task: (float(score), list(map(float, draws))) for task, (score, draws) in column.scores.items()}
-            return cls(columns, {str(task): int(count) for task, count in found["rows"].items()})
+            return cls(columns, {task: (int(count), int(checksum)) for task, (count, checksum) in found["rows"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a table that `evaluate.py suite --out` wrote: {error}") from None
 
@@ -82,37 +85,38 @@ class Table:
         with replacing(path) as file:
             file.write(text.encode())
 
-    def column(self, entry: Entry, megabytes: float) -> Column:
-        """The column of an entry, made if the table has none. A column of the same name but of another model is emptied."""
-        found = self.columns.get(entry.name)
-        if found is None or (found.model, found.dtype) != (entry.model, entry.dtype):
-            found = self.columns[entry.name] = Column(*entry, megabytes)
-        found.megabytes = megabytes
+    def column(self, entry: Entry, digest: str, megabytes: float) -> Column:
+        """The column of an entry, made if the table has none. Raises InputError where the column of this name is of another model."""
+        made = Column(*entry, digest, megabytes)
+        found = self.columns.setdefault(entry.name, made)
+        _same_model(found, made)
         return found
 
     def add(self, column: Column, task: str, rows: Rows, score: float, draws: np.ndarray) -> None:
-        """Add a score. Scores of other columns on another number of rows are dropped, because they are of other examples."""
-        if self.rows.get(task, len(rows)) != len(rows):
-            for other in self.columns.values():
-                other.scores.pop(task, None)
-        self.rows[task] = len(rows)
+        """Add a score. Raises InputError where the table has scores of other rows."""
+        self._same_rows(task, (len(rows), rows.checksum()))
         column.scores[task] = (round(score, 3), [round(float(draw), 3) for draw in draws])
 
     def join(self, other: Table) -> None:
         """Add the columns of another table. Of two columns of the same name, the other's scores and speed count.
 
-        Raises InputError where a task has another number of rows, and where columns of the same name are of different models.
+        Raises InputError where columns of the same name are of different models, or scores of the same task are of different rows.
         """
-        for task, count in other.rows.items():
-            if self.rows.setdefault(task, count) != count:
-                raise InputError(f"{task} was scored on {self.rows[task]:,} rows and on {count:,}: score the models on the same texts")
+        for task, rows in other.rows.items():
+            self._same_rows(task, rows)
         for name, column in other.columns.items():
             mine = self.columns.setdefault(name, column)
-            if (mine.model, mine.dtype) != (column.model, column.dtype):
-                raise InputError(f"two columns are named {name!r}: {mine.model} {mine.dtype or ''} and {column.model} {column.dtype or ''}")
+            _same_model(mine, column)
             if mine is not column:
                 mine.scores |= column.scores
                 mine.microseconds, mine.measured = column.microseconds or mine.microseconds, column.measured or mine.measured
+
+    def _same_rows(self, task: str, rows: tuple[int, int]) -> None:
+        """Raise InputError where the scores of a task in the table are of other rows."""
+        mine = self.rows.setdefault(task, rows)
+        if mine != rows:
+            what = f"on {mine[0]:,} rows (checksum {mine[1]}), but these are {rows[0]:,} rows (checksum {rows[1]})"
+            raise InputError(f"the table has scores of {task} {what}: score all models on the same texts")
 
     def named(self, name: str) -> Column:
         """The column of this name. Raises InputError for another."""
@@ -162,7 +166,7 @@ class Table:
                     score, draws = column.scores[task]
                     less = interval(np.subtract(draws, first.scores[task][1])) if task in first.scores else ["", ""]
                     kind = TASKS[task].kind
-                    row = [task, kind.kind, kind.metric, self.rows[task], TASKS[task].seen, column.name, column.dtype, score]
+                    row = [task, kind.kind, kind.metric, self.rows[task][0], TASKS[task].seen, column.name, column.dtype, score]
                     writer.writerow([*row, *map(_rounded, [*interval(np.array(draws)), *less])])
         for column in self.columns.values():
             if found := self.summary(column.name):
@@ -176,7 +180,7 @@ class Table:
         rows = [["", "rows", *(column.name for column in columns)]]
         for task in self.tasks():
             seen = f" ({TASKS[task].seen})" if TASKS[task].seen else ""
-            rows.append([task + seen, f"{self.rows[task]:,}", *(_cell(column.scores.get(task)) for column in columns)])
+            rows.append([task + seen, f"{self.rows[task][0]:,}", *(_cell(column.scores.get(task)) for column in columns)])
         found = [self.summary(column.name) for column in columns]
         others = [None, *found[1:]]  # the first column needs no comparison with itself
         common = f"{len(self.common())} tasks"
@@ -193,6 +197,13 @@ class Table:
         lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join(lines)
+
+
+def _same_model(one: Column, other: Column) -> None:
+    """Raise InputError where two columns of the same name are of different models."""
+    if (one.digest, one.dtype) != (other.digest, other.dtype):
+        both = " and ".join(f"{c.model}{f':{c.dtype}' if c.dtype else ''} (SHA-256 {c.digest[:8]})" for c in (one, other))
+        raise InputError(f"two models are named {one.name!r}: {both}; give one another name, NAME=MODEL, or write another table")
 
 
 def _cell(found: tuple[float, list[float]] | None) -> str:

@@ -198,6 +198,8 @@ def read_all(data: Path, names: Iterable[str], say: Callable[[str], None]) -> di
 
     Raises InputError where no task can be read.
     """
+    if not data.exists():
+        raise InputError(f"{data} does not exist: name the folder of the texts with --data; --help says how to get them")
     packed = unpacked(data) if data.is_file() else None
     found: dict[str, Rows] = {}
     for name in names:
