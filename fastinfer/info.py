@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
-    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen, why); threads; teams; models inside."""
+    """A dict: version; devices {name: None or why it cannot run}; gpus; isas (compiled, usable, chosen, why); threads; teams; models."""
     found: dict[str, Any] = {
         "version": __version__,
         "devices": backends.available(),

@@ -3,9 +3,9 @@
     python tools/feed.py --texts sentences.txt                  # 1, 2, 4, 8 and 16 processes on cuda:0; tools/scale.py simulates the same
     python tools/feed.py --texts sentences.txt --device cpu --workers 1,2
 
-The first line is one process that has every core for its tokenizer. Processes load the model, make a portion to warm up, and begin together.
-Each takes the lines of the file from a place of its own, a portion at a time. What is counted is what all of them made until the first has
-worked for --seconds; its own portion that is unfinished then is counted by its share.
+The first line is one process that has every core for its tokenizer. Processes load the model, make a portion to warm up, and begin
+together. Each takes the lines of the file from a place of its own, a portion at a time. What all of them made in --seconds is counted, and
+portions that are unfinished then by their share.
 """
 
 from __future__ import annotations

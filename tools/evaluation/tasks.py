@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import clones
+
 from fastinfer.errors import InputError, short
 from fastinfer.files import replacing
 
@@ -28,12 +30,12 @@ class Source:
     @property
     def folder(self) -> str:
         """The name of its clone in the data folder."""
-        return self.repository.partition("/")[2]
+        return clones.folder_of(self.repository)
 
     @property
     def clone(self) -> str:
         """The command that puts it into the current folder."""
-        return f"git clone https://github.com/{self.repository} && git -C {self.folder} checkout {self.commit}"
+        return clones.command(self.repository, self.commit)
 
 
 @dataclass(frozen=True, eq=False)

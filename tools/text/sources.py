@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import clones
+
 from .readers import Reader, articles, column, entries, field, markdown, novel, passage, pattern, posts, python, sayings
 
 TYPED = ("dialogues", "queries")  # kinds of which half of the texts lose their punctuation, because people often type without
@@ -37,14 +39,12 @@ class Source:
     @property
     def folder(self) -> str:
         """The name of its clone."""
-        return self.repository.rpartition("/")[2]
+        return clones.folder_of(self.repository)
 
     @property
     def clone(self) -> str:
         """The command that puts it into the current folder; "" for what is installed."""
-        if not self.commit:
-            return self.get
-        return f"git clone https://github.com/{self.repository} && git -C {self.folder} checkout {self.commit}"
+        return clones.command(self.repository, self.commit) if self.commit else self.get
 
 
 TOPICS = ("castorini/anserini-tools", "5b819c1a45c8")
