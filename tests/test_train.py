@@ -325,32 +325,6 @@ def test_soft_decisions_become_hard(tmp_path, corpus, teacher, shape):
         assert (student.layers[1].ffn.temperature, student.layers[1].ffn.soft) == (wanted, wanted > 0)
 
 
-def test_the_weights_of_the_last_steps_are_averaged(tmp_path, corpus, teacher, monkeypatch):
-    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "2x2", "--steps", "8", *SMALL]
-    after, seen = runs.Run.after_step, []
-
-    def watched(self, losses):
-        seen.append({name: weight.clone() for name, weight in self.descent.objective.encoder.state_dict().items()})
-        after(self, losses)
-        if stops and self.descent.step == 7:
-            self.stopped = True
-
-    monkeypatch.setattr(runs.Run, "after_step", watched)
-    stops = False
-    run(*flags, "--out", tmp_path / "whole", "--average", "0.375")
-    whole = weights_of(tmp_path / "whole")
-    for name, weight in whole.items():
-        torch.testing.assert_close(weight, sum(step[name] for step in seen[-3:]) / 3)
-    assert not torch.equal(whole["layers.0.ffn.nodes"], seen[-1]["layers.0.ffn.nodes"])
-
-    stops = True  # and where the run is stopped among these steps
-    assert train.main([str(a) for a in (*flags, "--out", tmp_path / "parts", "--average", "0.375")]) == 130
-    stops = False
-    run("distill", "--out", tmp_path / "parts", "--resume")
-    for name, weight in weights_of(tmp_path / "parts").items():
-        assert torch.equal(weight, whole[name]), name
-
-
 # --- memory ----------------------------------------------------------------------------------------
 
 
@@ -722,7 +696,6 @@ def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason
         ({"--text": None}, "there is no text to train on"),
         ({"--text": "missing.txt"}, "missing.txt"),
         ({"--max-tokens": "4"}, "max_tokens is 4, expected 8 to 32"),
-        ({"--average": "-0.1"}, "average is -0.1, expected a part of the run, from 0 to 1"),
         ({"--soft": "-1"}, "soft is -1.0, expected a temperature of 0 or more"),
         ({"--fade": "1.5"}, "fade is 1.5, expected a part of the run, from 0 to 1"),
     ],

@@ -30,11 +30,9 @@ STUDIES = {
         "copied": f"{TREE} --copy",
         "grown": f"{TREE} --grow 131072",
         "grown, faded": f"{TREE} --grow 131072 --fade 0.4",
-        "grown, averaged": f"{TREE} --grow 131072 --average 0.15",
         "grown, soft": f"{TREE} --grow 131072 --soft 0.3",
         "grown, lower rate": f"{TREE} --grow 131072 --lr 5e-4",
         "grown, higher rates": f"{TREE} --grow 131072 --lr 2e-3 --lr-rest 4e-4",
-        "grown, faded, averaged": f"{TREE} --grow 131072 --fade 0.4 --average 0.15",
     },
     "shapes": {  # with the same recipe
         "1x6 leaf 64 + 128": f"{TREE} --grow 131072",

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from fastinfer import checkpoint
 from fastinfer.catalog import folder_of
@@ -67,7 +66,6 @@ class Training:
     )
     memory: float | None = option(None, "GB of memory that a run on a CPU may take (default: those that are available)")
     balance: float = option(0.0, "weight of the loss that balances decisions")
-    average: float = option(0.0, "last part of the run, from 0 to 1, whose weights are averaged into those of the result")
     report_every: int = option(100, "steps between lines of metrics")
     validate_every: int = option(1000, "steps between validations; one more comes at the end")
     save_every: float = option(300.0, "seconds between saved states; one more is saved at the end")
@@ -109,7 +107,6 @@ def open_run(recipe: Training, resume: bool, *models: str | None) -> tuple[Path,
     if recipe.stored not in STORED:
         raise InputError(f"stored is {recipe.stored!r}, expected one of {', '.join(STORED)}{near(recipe.stored, STORED)}")
     parse_shape(recipe.shape)
-    check_part(recipe, "average")
     if recipe.steps is None and recipe.seconds is None:
         raise InputError("a run has neither steps nor seconds: set one of them")
     check_positive(recipe, "steps", "seconds", "batch_tokens", "accumulate", "memory", "report_every", "validate_every")
@@ -235,7 +232,6 @@ class Run:
         self.descent, self.data, self.recipe, self.evaluate = descent, data, recipe, evaluate
         self.folder = Path(recipe.out)
         self.tokens, self.before = 0.0, 0.0  # tokens read so far; seconds of the processes before this one
-        self.average = AveragedModel(descent.objective.encoder) if recipe.average else None
         if resume:
             self._restore()
         self.report = Report(self.folder, descent.step, show=descent.workers.rank == 0)
@@ -259,8 +255,6 @@ class Run:
     def after_step(self, losses: dict[str, Tensor]) -> None:
         """Add up the losses; report, save and validate when it is time to."""
         step, recipe, workers = self.descent.step, self.recipe, self.descent.workers
-        if self.average is not None and self.descent.objective.done >= 1 - recipe.average:
-            self.average.update_parameters(self.descent.objective.encoder)
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         if self.first and recipe.seconds and compiles(recipe, workers):  # a step that compiles does not count
@@ -276,12 +270,6 @@ class Run:
         if step % recipe.validate_every == 0 and step != recipe.steps:
             self.validate()
 
-    def finish(self) -> None:
-        """Give the encoder the mean of its weights over the last part of the run, where the recipe asks for it, and validate."""
-        if self.average is not None and self.average.n_averaged:
-            self.descent.objective.encoder.load_state_dict(self.average.module.state_dict())
-        self.validate()
-
     def validate(self) -> None:
         """Report the losses until now and the figures of a validation."""
         self._line()
@@ -294,7 +282,6 @@ class Run:
             encoder = descent.objective.encoder
             rng_gpu = torch.cuda.get_rng_state() if descent.workers.device.type == "cuda" else None
             state = {"config": encoder.config.to_json(), "recipe": dataclasses.asdict(self.recipe), "encoder": encoder.state_dict()}
-            state["average"] = None if self.average is None else self.average.state_dict()
             state |= {"optimizer": descent.optimizer.state_dict(), "step": descent.step, "tokens": self.tokens, "seconds": self.seconds()}
             save_state(self.folder, state | {"rng": torch.get_rng_state(), "rng_gpu": rng_gpu})
         self.saved_step = descent.step
@@ -348,8 +335,6 @@ class Run:
             )
         descent.objective.encoder.load_state_dict(state["encoder"])
         descent.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None and state.get("average"):
-            self.average.load_state_dict(state["average"])
         descent.step, self.tokens, self.before = state["step"], state["tokens"], state["seconds"]
         torch.set_rng_state(state["rng"])
         if descent.workers.device.type == "cuda" and state["rng_gpu"] is not None:
@@ -389,7 +374,7 @@ def train(
             fit(descent, data, run)
         if workers.agreed(run.stopped):
             raise run.stop()
-        run.finish()
+        run.validate()
     except KeyboardInterrupt:
         raise run.broken() from None
     finally:
