@@ -123,6 +123,33 @@ def test_threads_that_have_no_cpu_are_not_started(team):
     assert said == "1 1 0\n"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are placed on Linux")
+@pytest.mark.skipif(len(cpu._cpus()) < 2, reason="this process has one CPU")
+@pytest.mark.parametrize("team", ["own"], indirect=True)
+def test_a_thread_wakes_where_its_caller_may_run_and_is_not(team):
+    """Else Linux may wake it on the caller's own CPU, where one of them waits for the scheduler's tick."""
+    said = run("""
+    import time
+    had = set(os.listdir("/proc/self/task"))
+    call(2)
+    (thread,) = set(os.listdir("/proc/self/task")) - had
+    every = os.sched_getaffinity(0)
+    def placed(here):
+        time.sleep(0.01)  # until it sleeps
+        os.sched_setaffinity(0, {here})
+        os.sched_setaffinity(0, every)  # the caller mostly stays there, then
+        call(2)
+        return os.sched_getaffinity(int(thread))
+
+    for here in sorted(every)[:2]:
+        found = {frozenset(placed(here)) for _ in range(20)}
+        assert every - {here} in found, (here, found)
+        assert all(len(every - some) == 1 for some in found), found
+    print("placed")
+    """)
+    assert said == "placed\n"
+
+
 def test_a_team_is_at_most_as_large_as_the_cpus(monkeypatch):
     monkeypatch.setattr(cpu, "most_threads", lambda: 3)
     ops = fastinfer.backends.get("cpu", threads=64)

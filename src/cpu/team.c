@@ -41,6 +41,7 @@ enum { ASLEEP, AWAKE, MEMBER };
 typedef struct {
     _Alignas(64) atomic_int state;
     int rank;          /* of a MEMBER */
+    atomic_int number; /* for fi_keep_off; 0: it has not begun, or the system has no such numbers */
     atomic_llong from; /* number of the first call in which it takes part */
     atomic_int wanted; /* whether the run has work for it, now or at its next step: then it does not sleep */
     fi_mutex mutex;
@@ -98,6 +99,7 @@ FI_THREAD(work, argument) {
     long long call, seen = -1;
     double free = fi_seconds(); /* since when it has no work */
     int idle = IDLE_US;
+    atomic_store(&w->number, fi_thread_number());
     atomic_store(&w->state, AWAKE);
     for (;;) {
         for (int i = 0; (call = atomic_load_explicit(&pool.call, memory_order_acquire)) == seen; i = next_round(i)) {
@@ -144,6 +146,7 @@ static int grow(int size) {
         atomic_store(&w->state, ASLEEP);
         atomic_store(&w->from, NEVER);
         atomic_store(&w->wanted, 0);
+        atomic_store(&w->number, 0);
         fi_mutex_init(&w->mutex);
         fi_condition_init(&w->wake);
         if (!fi_start(work, w)) return pool.started + 1;
@@ -162,6 +165,8 @@ static int gather(int size, int most) {
             atomic_store(&w->from, (atomic_load(&pool.call) >> SIZE_BITS) + 1);
         }
         if (state == MEMBER || atomic_exchange(&w->wanted, 1) || state == AWAKE) continue;
+        const int number = atomic_load(&w->number);
+        if (number) fi_keep_off(number);
         fi_lock(&w->mutex);
         fi_signal(&w->wake);
         fi_unlock(&w->mutex);
