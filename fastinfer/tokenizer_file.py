@@ -258,7 +258,7 @@ def check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
     if set(map(type, ids.values())) - {int} or not 0 <= min(ids.values(), default=0) <= max(ids.values(), default=0) < vocabulary:
         word, id_ = next((w, i) for w, i in ids.items() if type(i) is not int or not 0 <= i < vocabulary)
         raise CheckpointError(f"{what} gives {short(word)} the id {short(id_)}, expected 0 to {vocabulary - 1}, as the model has")
-    longest = max((len(word) for word in ids if isinstance(word, str)), default=0)
+    longest = max(map(len, [word for word in ids if isinstance(word, str)]), default=0)
     if longest > MOST_CHARACTERS:
         raise CheckpointError(f"{what} has a token of {longest} characters, expected at most {MOST_CHARACTERS}")
 
