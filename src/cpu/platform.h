@@ -51,9 +51,6 @@ static inline int fi_start(LPTHREAD_START_ROUTINE run, void *argument) {
 }
 /* Run in_child in the child of each later fork(). Returns whether that is arranged; Windows has no fork(). */
 static inline int fi_at_fork(void (*in_child)(void)) { return in_child != NULL; }
-/* The number of the calling thread for fi_keep_off, which Windows does without. */
-static inline int fi_thread_number(void) { return 0; }
-static inline void fi_keep_off(int thread) { (void)thread; }
 
 #else
 
@@ -100,28 +97,38 @@ static inline int fi_start(void *(*run)(void *), void *argument) {
 }
 static inline int fi_at_fork(void (*in_child)(void)) { return pthread_atfork(NULL, NULL, in_child) == 0; }
 
+#endif /* POSIX */
+
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* The CPUs that a thread may run on, a bit for each. */
+typedef struct {
+    unsigned long bits[1024 / (8 * sizeof(unsigned long))];
+    long bytes; /* those of the system's own mask */
+} fi_cpus;
+
 static inline int fi_thread_number(void) { return (int)syscall(SYS_gettid); }
 
-/* Let a thread run where the caller may run, but not on the CPU that the caller is on: Linux may wake it there though others are idle, and
-   then one of the two waits for the scheduler's tick. Nothing changes where the caller has one CPU, or the system refuses. */
-static inline void fi_keep_off(int thread) {
-    enum { WORD = 8 * sizeof(unsigned long), WORDS = 1024 / WORD };
-    unsigned long cpus[WORDS] = {0}, others = 0;
+/* The CPUs that the caller may run on, but for the one that it is on. Returns whether there are any, and the system says so. */
+static inline int fi_other_cpus(fi_cpus *others) {
+    enum { WORD = 8 * sizeof(unsigned long), WORDS = sizeof others->bits / sizeof(unsigned long) };
+    unsigned long any = 0;
     unsigned cpu = 0;
-    const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof cpus, cpus);
-    if (bytes <= 0 || syscall(SYS_getcpu, &cpu, NULL, NULL) || cpu >= WORD * WORDS) return;
-    cpus[cpu / WORD] &= ~(1UL << cpu % WORD);
-    for (int i = 0; i < WORDS; i++) others |= cpus[i];
-    if (others) syscall(SYS_sched_setaffinity, thread, (size_t)bytes, cpus);
+    *others = (fi_cpus){{0}, 0};
+    others->bytes = syscall(SYS_sched_getaffinity, 0, sizeof others->bits, others->bits);
+    if (others->bytes <= 0 || syscall(SYS_getcpu, &cpu, NULL, NULL) || cpu >= WORD * WORDS) return 0;
+    others->bits[cpu / WORD] &= ~(1UL << cpu % WORD);
+    for (int i = 0; i < WORDS; i++) any |= others->bits[i];
+    return any != 0;
 }
-#else
-static inline int fi_thread_number(void) { return 0; }
-static inline void fi_keep_off(int thread) { (void)thread; }
-#endif
 
+static inline void fi_set_cpus(int thread, const fi_cpus *cpus) { syscall(SYS_sched_setaffinity, thread, (size_t)cpus->bytes, cpus->bits); }
+#else
+typedef char fi_cpus; /* elsewhere nothing is known of CPUs */
+static inline int fi_thread_number(void) { return 0; }
+static inline int fi_other_cpus(fi_cpus *others) { return *others = 0; }
+static inline void fi_set_cpus(int thread, const fi_cpus *cpus) { (void)thread, (void)cpus; }
 #endif
 #endif

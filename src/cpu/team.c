@@ -10,6 +10,7 @@
  * awake, 5 to 60 us later.
  */
 #include <stdatomic.h>
+#include <string.h>
 
 #include "kernels.h"
 #include "platform.h"
@@ -41,7 +42,8 @@ enum { ASLEEP, AWAKE, MEMBER };
 typedef struct {
     _Alignas(64) atomic_int state;
     int rank;          /* of a MEMBER */
-    atomic_int number; /* for fi_keep_off; 0: it has not begun, or the system has no such numbers */
+    atomic_int number; /* of the thread; 0: it has not begun, or the system has no such numbers */
+    fi_cpus cpus;      /* that a caller has given it */
     atomic_llong from; /* number of the first call in which it takes part */
     atomic_int wanted; /* whether the run has work for it, now or at its next step: then it does not sleep */
     fi_mutex mutex;
@@ -147,6 +149,7 @@ static int grow(int size) {
         atomic_store(&w->from, NEVER);
         atomic_store(&w->wanted, 0);
         atomic_store(&w->number, 0);
+        memset(&w->cpus, 0, sizeof w->cpus);
         fi_mutex_init(&w->mutex);
         fi_condition_init(&w->wake);
         if (!fi_start(work, w)) return pool.started + 1;
@@ -155,8 +158,13 @@ static int grow(int size) {
     return size;
 }
 
-/* Take those of the workers 1 to most - 1 that are awake into a team of `size`, and wake the others. Returns the team's new size. */
+/* Take those of the workers 1 to most - 1 that are awake into a team of `size`, and wake the others. Returns the team's new size.
+ *
+ * A worker is woken where the caller may run, but not on the caller's own CPU: Linux may wake it there though others are idle, and then one
+ * of the two waits for the scheduler's tick. */
 static int gather(int size, int most) {
+    fi_cpus others;
+    int elsewhere = -1; /* whether there are other CPUs; -1: not looked up */
     for (int i = 1; i < most && size < most; i++) {
         worker *w = &pool.workers[i];
         int state = AWAKE;
@@ -166,7 +174,11 @@ static int gather(int size, int most) {
         }
         if (state == MEMBER || atomic_exchange(&w->wanted, 1) || state == AWAKE) continue;
         const int number = atomic_load(&w->number);
-        if (number) fi_keep_off(number);
+        if (elsewhere < 0) elsewhere = fi_other_cpus(&others);
+        if (number && elsewhere && memcmp(&w->cpus, &others, sizeof others)) {
+            fi_set_cpus(number, &others);
+            w->cpus = others;
+        }
         fi_lock(&w->mutex);
         fi_signal(&w->wake);
         fi_unlock(&w->mutex);
