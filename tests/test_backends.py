@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import fastinfer
-from fastinfer.conversion import convert
 
 cpu = pytest.importorskip("fastinfer.backends.cpu", reason="the compiled module is not built")
 
@@ -133,17 +132,6 @@ def test_quota_of_control_groups(tmp_path):
     (root / "cpu" / "c" / "cpu.cfs_quota_us").write_text("-1\n")
     assert cpu.cgroup_quota(str(root), str(own)) is None
     assert cpu.cgroup_quota(str(root), str(tmp_path / "absent")) is None
-
-
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
-def test_without_a_dtype_a_model_computes_in_the_stored_one(stored, random_model, tmp_path):
-    """Attention, too: it has no weights, so the weights of q, k and v decide."""
-    convert(random_model, tmp_path / "model", dtype=stored)
-    for isa in cpu.isas():
-        own, asked = (fastinfer.load(tmp_path / "model", device=f"cpu:{isa}", dtype=dtype) for dtype in (None, stored))
-        text = "ada lived in " * 8
-        np.testing.assert_array_equal(own.hidden_states(text)[0], asked.hidden_states(text)[0])
-        assert own.hidden_states(text)[0].std() > 0.01
 
 
 def test_info():

@@ -58,19 +58,12 @@ class CPU(Reference):
     threads: int
 
     def __init__(
-        self,
-        isa: str | None = None,
-        threads: int | None = None,
-        dtype: str | None = None,
-        kernels: Any = None,
-        most: int | None = None,
-        attends_in: str | None = None,
+        self, isa: str | None = None, threads: int | None = None, dtype: str | None = None, kernels: Any = None, most: int | None = None
     ) -> None:
         self.isa = isa or default_isa()
         self.most = most or most_threads()  # counted only here, since counting takes 0.1 ms
         self.threads = min(check_threads(threads) or default_threads(), self.most)
         self.dtype = dtype
-        self.attends_in = attends_in or ("float32" if dtype in (None, "float32") else "bfloat16")  # the dtype in which attention multiplies
         self.kernels = kernels or _cpu.Kernels(self.isa)
         self._pages = Pages()
         self._others: dict[int, CPU] = {}  # the key is the number of threads
@@ -86,13 +79,8 @@ class CPU(Reference):
             threads = min(check_threads(threads) or self.threads, self.most)
             if threads == self.threads:
                 return self
-            self._others[threads] = CPU(self.isa, threads, self.dtype, self.kernels, self.most, self.attends_in)
+            self._others[threads] = CPU(self.isa, threads, self.dtype, self.kernels, self.most)
         return self._others[threads]
-
-    def fitted(self, hidden: int, heads: int, stored: str) -> CPU:
-        """This backend. Where the caller asked for no dtype and products round q, k and v, attention multiplies them in bfloat16."""
-        rounds = self.dtype is None and stored in ("int8", "bfloat16")
-        return CPU(self.isa, self.threads, None, self.kernels, self.most, "bfloat16") if rounds else self
 
     def _computes_in(self, stored: Tensor) -> str:
         """The dtype in which a weight is used: the one asked for, else the stored one. Stored float16 becomes float32."""
@@ -105,8 +93,7 @@ class CPU(Reference):
         if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
         program = _cpu.Program(self.kernels)
-        ops = CPU(self.isa, self.threads, self.dtype, program, self.most, self.attends_in)
-        x = super(CPU, ops).encode(weights, batch, work, routes=routes)
+        x = super(CPU, CPU(self.isa, self.threads, self.dtype, program, self.most)).encode(weights, batch, work, routes=routes)
         program.run()
         return x
 
@@ -158,9 +145,14 @@ class CPU(Reference):
     def norm(self, x: np.ndarray, norm: Norm, eps: float, *, out: np.ndarray) -> None:
         self.kernels.norm(x, norm.weight, norm.bias, eps, out, self.threads)
 
+    @property
+    def _attends_in(self) -> str:
+        """The dtype in which attention multiplies."""
+        return "float32" if self.dtype in (None, "float32") else "bfloat16"
+
     def qkv_dtype(self, head_size: int) -> Any:
         """bfloat16 (as uint16) where attention would round to bfloat16 anyway: this gives the same answers in half the memory."""
-        return np.uint16 if self.attends_in == "bfloat16" and self.kernels.half and head_size % 8 == 0 else np.float32
+        return np.uint16 if self._attends_in == "bfloat16" and self.kernels.half and head_size % 8 == 0 else np.float32
 
     def norm_heads(self, qkv: np.ndarray, heads: int, query: np.ndarray, key: np.ndarray, eps: float) -> None:
         self.kernels.norm_heads(qkv, heads, query, key, eps, self.threads)
@@ -176,7 +168,7 @@ class CPU(Reference):
         for table in (keys, queries):
             by_head = np.zeros((heads, width, table.data.shape[1] // heads), np.float32)
             by_head[:, : len(table.data)] = table.float32().reshape(len(table.data), heads, -1).transpose(1, 0, 2)
-            flat = Tensor(by_head.reshape(heads * width, -1), "float32").to(self.attends_in if self.kernels.half else "float32")
+            flat = Tensor(by_head.reshape(heads * width, -1), "float32").to(self._attends_in if self.kernels.half else "float32")
             packed.append(self.kernels.pack(flat.data, flat.dtype, None, flat.dtype, self._pages.take, self.threads))
         return _cpu.Relative(packed[0], packed[1], rows, width)
 
@@ -187,7 +179,7 @@ class CPU(Reference):
             super().attention(qkv, cu_seqlens, heads, scores=scores, keys=keys, out=out)
         else:
             added = scores.window or 0, scores.causal, scores.distances, scores.relative
-            self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self.attends_in, self.threads)
+            self.kernels.attention(qkv, cu_seqlens, heads, *added, keys, out, self._attends_in, self.threads)
 
     def own(self, rows: Tensor) -> Tensor:
         """A copy in huge pages, if it is large and the system gives them."""
