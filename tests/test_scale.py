@@ -14,6 +14,22 @@ sys.path.insert(0, str(ROOT / "tools"))
 scale = pytest.importorskip("scale") if (ROOT / "tools").is_dir() else None
 
 
+feed = pytest.importorskip("feed") if (ROOT / "tools").is_dir() else None
+
+
+def test_portions_are_counted_by_their_share():
+    assert feed.portions_by([0.0, 1.0, 2.5, 4.5], 2.0) == pytest.approx(1 + 1.0 / 1.5)
+    assert feed.portions_by([0.0, 8.0], 2.0) == pytest.approx(0.25)
+    assert feed.portions_by([0.0, 1.0, 2.0], 2.0) == 2
+
+
+def test_a_process_that_fails_is_told_of(tmp_path):
+    """Not waited for. Each runs in a new process, which cannot load this model."""
+    (tmp_path / "texts.txt").write_text("a text\n")
+    with pytest.raises(SystemExit, match=r"feed: a process failed: .*missing"):
+        feed.main(["--texts", str(tmp_path / "texts.txt"), "-m", str(tmp_path / "missing"), "--device", "cpu", "--workers", "2"])
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng()

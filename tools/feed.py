@@ -20,19 +20,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastinfer.arguments import at_least
+from fastinfer.bulk.command import ROWS
+
 READY = 120.0  # seconds within which every process has loaded its model
-PORTION = {"cuda": 32_768, "cpu": 1024}  # texts, as `fastinfer bulk` has them
 
 
-def worker(number: int, options: argparse.Namespace, texts: Sequence[str], begin: Any, made: Any, tokenizer_threads: int | None) -> None:
-    """Embed portions from the moment when all are ready; send when each was done, or what went wrong."""
+def portion(device: str) -> int:
+    """Texts of a portion, as `fastinfer bulk` has them."""
+    return ROWS["cuda" if device.startswith("cuda") else "cpu"]
+
+
+def worker(options: argparse.Namespace, texts: Sequence[str], at: int, begin: Any, made: Any, tokenizer_threads: int | None) -> None:
+    """Embed portions, the first from text `at` on, from the moment when all are ready; send when each was done, or what went wrong."""
     try:
         if tokenizer_threads:
             os.environ["RAYON_NUM_THREADS"] = str(tokenizer_threads)
         from fastinfer import load
 
         model = load(options.model, device=options.device, threads=None if options.device.startswith("cuda") else 1)
-        size, at = PORTION[options.device.partition(":")[0]], number * len(texts) // 16
+        size = portion(options.device)
         portions = ([texts[(at + n * size + i) % len(texts)] for i in range(size)] for n in itertools.count())
         model.embed(next(portions))
         begin.wait(READY)
@@ -43,7 +50,13 @@ def worker(number: int, options: argparse.Namespace, texts: Sequence[str], begin
         made.put(times)
     except BaseException as error:
         begin.abort()  # nobody waits for this process
-        made.put(f"process {number}: {error!r}")
+        made.put(repr(error))
+
+
+def portions_by(times: Sequence[float], end: float) -> float:
+    """Portions that a process made until `end`, which finished one at each of these times but the first, when it began."""
+    done = sum(moment <= end for moment in times) - 1
+    return done + (end - times[done]) / (times[done + 1] - times[done]) if done + 1 < len(times) else float(done)
 
 
 def rate(options: argparse.Namespace, texts: Sequence[str], workers: int, tokenizer_threads: int | None) -> float:
@@ -51,31 +64,34 @@ def rate(options: argparse.Namespace, texts: Sequence[str], workers: int, tokeni
     spawn = multiprocessing.get_context("spawn")
     begin, made = spawn.Barrier(workers), spawn.Queue()
     for number in range(workers):
-        spawn.Process(target=worker, args=(number, options, texts, begin, made, tokenizer_threads), daemon=True).start()
+        given = options, texts, number * len(texts) // workers, begin, made, tokenizer_threads
+        spawn.Process(target=worker, args=given, daemon=True).start()
     found = [made.get(timeout=READY + 10 * options.seconds) for _ in range(workers)]
-    for wrong in found:
-        if isinstance(wrong, str) and "BrokenBarrierError" not in wrong:
-            raise SystemExit(f"feed: {wrong}")
-    end = options.seconds  # all of them work until then
-    portions = 0.0
-    for times in found:
-        done = sum(moment <= end for moment in times) - 1
-        portions += done + (end - times[done]) / (times[done + 1] - times[done])
-    return portions * PORTION[options.device.partition(":")[0]] / end
+    wrong = [times for times in found if isinstance(times, str)]
+    if wrong:  # of those that waited for another one, it says nothing
+        raise SystemExit(f"feed: a process failed: {min(wrong, key=lambda error: error.startswith('BrokenBarrierError'))}")
+    return sum(portions_by(times, options.seconds) for times in found) * portion(options.device) / options.seconds
 
 
-def main() -> int:
+def counts(given: str) -> list[int]:
+    """The numbers in a list with commas."""
+    return [at_least(1)(count) for count in given.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, metavar="FILE", help="texts, one a line")
     parser.add_argument("-m", "--model", default="fastminilm-1x11", help="(default: the model inside)")
     parser.add_argument("--device", default="cuda:0", help="(default: cuda:0)")
-    parser.add_argument("--workers", default="1,2,4,8,16", metavar="N,N", help="processes (default: 1,2,4,8,16)")
+    parser.add_argument("--workers", type=counts, default="1,2,4,8,16", metavar="N,N", help="processes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (default: 4)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     texts = [line for line in options.texts.read_text("utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise SystemExit(f"feed: {options.texts} has no texts, expected one a line")
     print(f"{len(texts):,} texts, {os.cpu_count()} CPUs, {options.model} on {options.device}", flush=True)
     print(f"1 process, every core: {rate(options, texts, 1, None):,.0f} texts/s", flush=True)
-    for workers in map(int, options.workers.split(",")):
+    for workers in options.workers:
         print(f"{workers} processes, a core each: {rate(options, texts, workers, 1):,.0f} texts/s", flush=True)
     return 0
 

@@ -99,7 +99,8 @@ def distill(settings: Distill, resume: bool) -> None:
     """Train a student of the teacher as `settings` say and export it."""
     if settings.teacher is None:
         raise InputError("distillation has no teacher: set teacher to a dense model, such as tools/get_model.py makes")
-    runs.check_part(settings, "fade")
+    if not 0 <= settings.fade <= 1:
+        raise InputError(f"fade is {settings.fade}, expected a part of the run, from 0 to 1")
     runs.check_positive(settings, "grow")
     if settings.soft < 0:
         raise InputError(f"soft is {settings.soft}, expected a temperature of 0 or more")

@@ -137,13 +137,6 @@ def check_positive(recipe: Any, *names: str) -> None:
             raise InputError(f"{name} is {value}, expected a positive number")
 
 
-def check_part(recipe: Any, name: str) -> None:
-    """Raise InputError for a setting with this name that is no part of a run, from 0 to 1."""
-    value = getattr(recipe, name)
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} is {value}, expected a part of the run, from 0 to 1")
-
-
 def writable(folder: Path) -> None:
     """Make the folder where it does not exist. Raises OSError where it cannot be made or written to."""
     folder.mkdir(parents=True, exist_ok=True)
