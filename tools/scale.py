@@ -42,7 +42,7 @@ class Rates:
     read: float = 505_000  # texts/s of a core, from .parquet to Python
     write: float = 215_000  # texts/s of a core, vectors to .parquet
     cpu: float = 800  # texts/s of a core, from text to vectors
-    gpu: float = 152_000  # texts/s of a GPU, from ids
+    gpu: float = 385_000  # texts/s of a GPU, from ids
 
 
 @dataclass(frozen=True)
