@@ -1,4 +1,4 @@
-"""Engines of others on the CPU: PyTorch, onnxruntime and, for whole models, OpenVINO, CTranslate2 and sentence-transformers."""
+"""Engines of others on the CPU: PyTorch, onnxruntime and, for whole models, OpenVINO, CTranslate2, sentence-transformers and fastembed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -196,6 +197,25 @@ def load_sentence_transformers(path: str, limit: int, threads: int) -> Encode:
     return encode
 
 
+def load_fastembed(path: str, hidden: int, threads: int) -> Encode:
+    """fastembed with a folder: its own `embed` is at `whole`."""
+    import numpy as np
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    if path not in [known["model"] for known in TextEmbedding.list_supported_models()]:
+        source = ModelSource(hf=path)  # which it does not look for, since the folder is there
+        TextEmbedding.add_custom_model(path, PoolingType.MEAN, False, source, hidden, model_file="model.onnx")
+    whole = TextEmbedding(path, threads=threads, specific_model_path=path)
+    session = whole.model.model
+
+    def encode(ids, mask=None):  # type: ignore[no-untyped-def]
+        return session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask})[0]
+
+    encode.whole = whole
+    return encode
+
+
 FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")  # model types whose attention onnxruntime fuses into one operator
 
 
@@ -267,6 +287,16 @@ def convert_ctranslate2(folder: Path, out: Path) -> None:
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(out / "ct2"), force=True)
 
 
+def folder_for_fastembed(folder: Path, file: Path, out: Path, limit: int) -> None:
+    """`out`, as fastembed reads it: an ONNX file, the tokenizer, and what a published model says of it."""
+    out.mkdir()
+    for found, name in ((file, "model.onnx"), (folder / "tokenizer.json", "tokenizer.json"), (folder / "config.json", "config.json")):
+        shutil.copy(found, out / name)
+    tokens = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    (out / "special_tokens_map.json").write_text(json.dumps(tokens))
+    (out / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit, "max_length": limit, **tokens}))
+
+
 def try_compiling(folder: Path, dtype: str, threads: int) -> None:
     """Compile once in another process, for the time it takes and for inductor's cache."""
     code = (
@@ -285,6 +315,11 @@ def try_compiling(folder: Path, dtype: str, threads: int) -> None:
 def embed_sentences(encode: Encode, tokenizer: object) -> EmbedTexts:
     """sentence-transformers' own encode: it sorts the texts by length, and pads batches of 32."""
     return lambda texts: encode.whole.encode(texts, batch_size=32)
+
+
+def embed_fastembed(encode: Encode, tokenizer: object) -> EmbedTexts:
+    """fastembed's own embed, in padded batches of 32 as the texts come, its best size here."""
+    return lambda texts: np.stack(list(encode.whole.embed(texts, batch_size=32)))
 
 
 class Finder:
@@ -356,5 +391,12 @@ def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool
         yield from engine("torch compiled", dtype, "torch", load_torch, (str(folder), dtype, True, threads), tried, also=("transformers",))
     if (folder / "tokenizer.json").exists():
         name = "sentence-transformers"
-        arguments = (str(folder), checkpoint.load(folder, validate=False)[0].max_tokens, threads)
+        config = checkpoint.load(folder, validate=False)[0]
+        limit = config.max_tokens
+        arguments = (str(folder), limit, threads)
         yield from engine(name, "float32", name, load_sentence_transformers, arguments, embed=embed_sentences)
+        for dtype, file, made in (("float32", "model_opt.onnx", (onnx,)), ("int8", "model_int8.onnx", (onnx, onnx_int8))):
+            out = cache / f"fastembed-{dtype}"
+            folder_made = (out.name, lambda out=out, file=file: folder_for_fastembed(folder, cache / file, out, limit))
+            given = (str(out), config.hidden, threads)
+            yield from engine("fastembed", dtype, "fastembed", load_fastembed, given, *made, folder_made, embed=embed_fastembed)
