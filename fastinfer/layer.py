@@ -13,7 +13,7 @@ from .backends.reference import check_layer_arrays
 from .checkpoint.tensor import Tensor
 from .config import FFF as Shape
 from .config import MAX_DEPTH, MAX_WIDTH
-from .errors import BackendError, DtypeError, InputError, ShapeError, check_array, check_flag, check_int, near, short
+from .errors import DtypeError, InputError, ShapeError, check_array, check_flag, check_int, near, short
 from .weights import FeedForward, Form, Linear
 
 if TYPE_CHECKING:
@@ -167,8 +167,6 @@ class FFF:
         self.dtype = dtype if dtype in ops.dtypes else "float32"  # float16 needs a GPU
         self._ops = ops = ops.fitted(width, 0, self.dtype)
         self.device = ops.device
-        if self.hidden != self.outputs and ops.asynchronous:
-            raise BackendError(f"w_in has {self.hidden} columns and w_out {self.outputs}, which a GPU does not compute: use device 'cpu'")
         arrays = arrays._replace(nodes=ops.own(arrays.nodes))
         made = ops.trees(arrays.nodes, arrays.b_in, None, depth, form)
         bias = None if arrays.b_out is None else ops.vector(Tensor(arrays.b_out, "float32"))

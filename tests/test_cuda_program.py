@@ -67,6 +67,7 @@ def test_an_error_of_the_compiler_names_file_and_line(nvrtc, monkeypatch):
 
 STRUCTS = {
     "FFF": (fff.FFF_STRUCT, TREES),
+    "Leaves": (fff.LEAVES_STRUCT, ("-DACT_HALF", "-DHIDDEN=64", "-DLEAVES")),
     "Scores": (attention.SCORES_STRUCT, ("-DACT_HALF", "-DHIDDEN=64", "-DHEADS=2", "-DSCORES", "-DRELATIVE")),
 }
 
@@ -230,7 +231,7 @@ def cupy_of_numpy():
         cuda=cuda, RawModule=Module, empty=lambda shape, dtype: np.zeros(shape, dtype).view(Array), asnumpy=np.asarray,
         ndarray=lambda count, dtype, values: np.frombuffer(values, dtype, count),
         ascontiguousarray=lambda a, dtype=None: np.ascontiguousarray(a, dtype).view(Array), isnan=np.isnan, where=np.where,
-        from_dlpack=lambda a: a.array, get_default_memory_pool=lambda: pool, get_default_pinned_memory_pool=lambda: pool,
+        arange=np.arange, from_dlpack=lambda a: a.array, get_default_memory_pool=lambda: pool, get_default_pinned_memory_pool=lambda: pool,
     )  # fmt: skip
 
 
@@ -316,6 +317,33 @@ def test_what_the_gpu_does_not_compute_is_refused_by_name(launched, tmp_path, se
     checkpoint.save(tmp_path, config, builders.weights(config))
     with pytest.raises(fastinfer.BackendError, match=f"{setting}, which the GPU backend does not compute: use device 'cpu'"):
         fastinfer.load(tmp_path, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("shape", [(1, 3), (3, 2), (9, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("silent", [False, True])
+def test_every_launch_of_blocks_fits_its_kernel(launched, silent, shape, dtype):
+    trees, depth = shape
+    rng, neurons = np.random.default_rng(5), 2**depth - 1 + 12 * 2**depth
+    w_in, w_out = (rng.standard_normal((trees, neurons, 60), np.float32) for _ in range(2))
+    b_leaf = rng.standard_normal((trees, 2**depth, 60), np.float32)
+    options = {"depth": depth, "leaf": 12, "silent": silent, "activation": "relu", "b_leaf": b_leaf, "b_out": w_in[0, 0].copy()}
+    layer = fastinfer.FFF(w_in, None, w_out, **options, device="cuda", dtype=dtype)
+    inner = layer._layer.trees.nodes
+    for strategy in ("fff_trees", "products"):
+        if strategy == "products" and (inner is None or inner.products is None):
+            continue
+        layer._ops.plan = lambda tokens, trees, strategy=strategy: strategy
+        for tokens in (0, 3, 40, 700):
+            x = rng.standard_normal((tokens, 60), np.float32)
+            assert layer(x).shape == x.shape
+            if tokens:
+                nodes, z = layer.routes(x)
+                assert nodes.shape == z.shape == (tokens, trees, depth + 1)
+    wanted = {"fff_few_in", "fff_few_out", "fff_group", "fff_block_in_64", "fff_block_out_64"}
+    wanted |= {"fff_trees", "fff_block_in_16", "fff_block_out_16"} if depth else set()
+    wanted |= {"fff_reach"} if silent and depth else {"fff_mask"} if trees == 9 else set()
+    assert wanted <= set(launched)
 
 
 STRATEGIES = ["fff_tree", "fff_tree_few", "fff_subtrees", "fff_trees", "fff_trees_few", "fff_mask"]

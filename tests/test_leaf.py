@@ -19,12 +19,11 @@ from test_gemm import bfloat16, int8
 
 import fastinfer
 from fastinfer import conversion, routes
-from fastinfer.backends.cuda.device import check_form
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF
-from fastinfer.weights import NODES, Form
+from fastinfer.weights import Form
 
-DEVICES = [name for name in backends.ALL if name != "cuda"]  # a GPU refuses blocks: test_cuda.py
+DEVICES = [name for name in backends.ALL if name != "cuda"]  # test_cuda_leaf.py has the GPU
 ACTIVATIONS = {
     "gelu": oracle.gelu,
     "relu": lambda z: max(z, 0.0),
@@ -327,21 +326,6 @@ def test_leaf_1_without_silent_nodes_is_the_tree_of_before():
     as_blocks = fastinfer.FFF(*weights, depth=4, b_leaf=np.zeros((2, 16, 40), np.float32), device="numpy")
     assert_array_equal(as_nodes.routes(x)[0], as_blocks.routes(x)[0])
     assert_allclose(as_blocks(x), as_nodes(x), **backends.TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("form", "said"),
-    [
-        (Form(leaf=4, blocks=2), "leaf is 4"),
-        (Form(silent=True, blocks=2), "silent is true"),
-        (Form(blocks=2, b_leaf=np.zeros((1, 2, 3), np.float32)), "bias_leaf is true"),
-        (Form("relu"), "the activation of the trees is 'relu'"),
-    ],
-)
-def test_a_gpu_refuses_by_name(form, said):
-    with pytest.raises(fastinfer.BackendError, match=f"{said}, which the GPU backend does not compute: use device 'cpu'"):
-        check_form(form)
-    check_form(NODES)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,5 +1,6 @@
 // The fast feedforward (CMM): the walk down trees, and the kernels for many tokens and for many trees.
-// At node n: z = x . in[n] + b_in[n]; y += gelu(z) * out[n]; go to 2n + 1 + (z > 0). z == 0 goes left; leaves add too.
+// At node n: z = x . in[n] + b_in[n]; y += act(z) * out[n]; go to 2n + 1 + (z > 0). z == 0 goes left; leaves add too.
+// Where leaves are blocks, these kernels walk the nodes that decide and say which block each token reaches: fff_blocks.cu computes the blocks.
 // Between two norms of a layer it is memory that costs, so the norm before, the residual and the norm after are part of these kernels.
 
 // FFF_STRUCT of backends/cuda/fff.py has the same fields.
@@ -15,10 +16,12 @@ struct FFF {
     const act* bias;             // (D) or null
     const act* out_norm_weight;  // out = LayerNorm(y), or y where null
     const act* out_norm_bias;
-    act* out;   // (tokens, D), may be x: a row is read before it is written
-    int* path;  // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
-    float* z;   // the same shape: their logits, 0 after a stop; or null
+    act* out;      // (tokens, D), may be x: a row is read before it is written
+    int* path;     // (tokens, trees, depth + 1) visited nodes, -1 after a stop; or null
+    float* z;      // the same shape: their logits, 0 after a stop; or null
+    int* reached;  // with BLOCKS: (trees, tokens) the block to which each path leads; `blocks` where it stops before
     int tokens, trees, count, add_input;
+    int decisions, blocks;  // with BLOCKS: decisions of a walk that may reach a block, and the blocks of a tree
     float eps;
 };
 
@@ -60,13 +63,28 @@ __device__ __forceinline__ float out_scale(const FFF& f, int n) {
 #endif
 }
 
+#ifndef TREE_KIND
+#define TREE_KIND KIND_GELU
+#endif
+__device__ __forceinline__ float neuron(float z) { return activated(z, TREE_KIND); }
+
 // What the out-row is multiplied by.
-__device__ __forceinline__ float weight_of(const FFF& f, int n, float z) { return gelu(z) * out_scale(f, n); }
+__device__ __forceinline__ float weight_of(const FFF& f, int n, float z) { return neuron(z) * out_scale(f, n); }
 
 #ifdef STOPS
 constexpr bool stops = true;
 #else
 constexpr bool stops = false;
+#endif
+#ifdef BLOCKS
+constexpr bool to_blocks = true;
+#else
+constexpr bool to_blocks = false;
+#endif
+#ifdef SILENT
+constexpr bool silent = true;  // nodes add nothing, and `out` is not written
+#else
+constexpr bool silent = false;
 #endif
 
 __device__ __forceinline__ int next_node(const FFF& f, int tree, int node, float z) {
@@ -113,6 +131,7 @@ template <int G> __device__ __forceinline__ void descend(Path (&paths)[G], const
             float z = logit(nodes[g], x);
             if (lane_id() == level) paths[g] = {at[g], z};
             at[g] = next_node(f, tree_of(f, tree, stride, g), at[g], z);
+            if (stops && to_blocks && at[g] >= f.count) at[g] = -1;
         }
     }
 }
@@ -145,8 +164,19 @@ __device__ __forceinline__ void gather(float (&y)[VALUES], const Path (&paths)[G
     }
 }
 
+// The block to which the last node of a path leads, which is at `level`.
+__device__ __forceinline__ void record_block(const FFF& f, int token, int tree, int level, int node, float z) {
+    const int next = next_node(f, tree, node, z);
+    f.reached[(size_t)tree * f.tokens + token] = next >= f.count && level < f.decisions ? next - f.count : f.blocks;
+}
+
 __device__ __forceinline__ void record(const Path& path, const FFF& f, int token, int tree) {
-    if (!f.path || tree >= f.trees || lane_id() > DEPTH) return;
+    if (tree >= f.trees) return;
+    if (to_blocks) {
+        const int last = stops ? 31 - __clz(__ballot_sync(FULL, path.node >= 0 && lane_id() <= DEPTH)) : DEPTH;
+        if (lane_id() == last) record_block(f, token, tree, last, path.node, path.z);
+    }
+    if (!f.path || lane_id() > DEPTH) return;
     const size_t at = ((size_t)token * f.trees + tree) * (DEPTH + 1) + lane_id();
     f.path[at] = path.node;
     f.z[at] = path.z;
@@ -167,6 +197,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HELD <= 48 ? 4 : HELD <
     Path path[1];
     descend(path, x, f, 0, 1);
     record(path[0], f, token, 0);
+    if (silent) return;
     if (!f.add_input)
 #pragma unroll
         for (int i = 0; i < VALUES; i++) x[i] = 0.f;
@@ -188,9 +219,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) fff_trees(FFF f) {
         descend(paths, x, f, tree, 1);
 #pragma unroll
         for (int g = 0; g < TOGETHER; g++) record(paths[g], f, token, tree + g);
-        gather<TOGETHER, TOGETHER>(y, paths, f, tree, 1);
+        if (!silent) gather<TOGETHER, TOGETHER>(y, paths, f, tree, 1);
     }
-    finish(y, f, token);
+    if (!silent) finish(y, f, token);
 }
 
 // Many trees, few tokens: a block a token, whose warps share the trees out and then add up in one order.
@@ -209,8 +240,9 @@ extern "C" __global__ void __launch_bounds__(TREE_WARPS * 32) fff_trees_few(FFF 
         descend(paths, x, f, tree, TREE_WARPS);
 #pragma unroll
         for (int g = 0; g < TOGETHER; g++) record(paths[g], f, token, tree + g * TREE_WARPS);
-        gather<TOGETHER, TOGETHER>(y, paths, f, tree, TREE_WARPS);
+        if (!silent) gather<TOGETHER, TOGETHER>(y, paths, f, tree, TREE_WARPS);
     }
+    if (silent) return;
     for (int half = TREE_WARPS / 2; half; half >>= 1) {
         if (warp >= half && warp < 2 * half)
 #pragma unroll

@@ -92,18 +92,19 @@ extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 4) fff_tree_few(FFF
         load_nodes(top + L, root);
 #pragma unroll
         for (int l = 0; l < L; l++)
-            if (top) add_scaled(rows[l], by[l], y);
+            if (top && !silent) add_scaled(rows[l], by[l], y);
 #pragma unroll
         for (int l = 0; l < L; l++)
-            if (top + l <= DEPTH) load_row(rows[l], out_row(f, way.nodes[l]));
+            if (top + l <= DEPTH && !silent) load_row(rows[l], out_row(f, way.nodes[l]));
 #pragma unroll
         for (int l = 0; l < L; l++)
-            if (top + l <= DEPTH) by[l] = weight_of(f, way.nodes[l], way.z[l]);
+            if (top + l <= DEPTH && !silent) by[l] = weight_of(f, way.nodes[l], way.z[l]);
     }
 #pragma unroll
-    for (int l = 0; l <= DEPTH % L; l++) add_scaled(rows[l], by[l], y);
+    for (int l = 0; l <= DEPTH % L; l++)
+        if (!silent) add_scaled(rows[l], by[l], y);
     record(path, f, token, 0);
-    finish(y, f, token);
+    if (!silent) finish(y, f, token);
 }
 
 template <int N, typename Word> __device__ __forceinline__ void add_words(float (&y)[N][VECTOR], const Word (&words)[N], float by) {
@@ -155,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
     float x[VALUES];
     load_input(x, f, token);
     uint4 bias[COLUMNS], residual[COLUMNS], weight[COLUMNS], offset[COLUMNS];
-    const bool owner = column_0 < HIDDEN;  // a branch of its own, behind the loads that the next step waits for
+    const bool owner = column_0 < HIDDEN && !silent;  // a branch of its own, behind the loads that the next step waits for
     if (owner) {
         load_act(bias, f.bias);
         load_act(residual, f.residual ? f.residual + (size_t)token * HIDDEN : nullptr);
@@ -204,20 +205,22 @@ extern "C" __global__ void __launch_bounds__(7 * 32, HELD <= 48 ? 2 : 1) fff_sub
 #pragma unroll
             for (int l = 0; l < L; l++) {
                 if (top + l > DEPTH) continue;
-                by[l] = gelu(way.z[l]);
+                by[l] = neuron(way.z[l]);
                 if (!last) load_own(rows[l], way.nodes[l]);
                 else add_words(y, candidates[0].words, by[l] * candidates[0].scale), go_down(candidates, way.z[l] > 0.f);
             }
         }
-        if (f.path && threadIdx.x == 0)
+        if ((f.path || to_blocks) && threadIdx.x == 0)
 #pragma unroll
             for (int l = 0; l < L; l++) {
-                if (top + l > DEPTH) continue;
+                if (to_blocks && top + l == DEPTH) record_block(f, token, 0, DEPTH, way.nodes[l], way.z[l]);
+                if (!f.path || top + l > DEPTH) continue;
                 f.path[(size_t)token * (DEPTH + 1) + top + l] = way.nodes[l];
                 f.z[(size_t)token * (DEPTH + 1) + top + l] = way.z[l];
             }
     }
 
+    if (silent) return;
     // finish(), a thread to its columns
     float sum[1] = {0.f}, sums[2] = {0.f, 0.f};
     if (owner) {

@@ -8,6 +8,9 @@
 //   -D HIDDEN=D  -D DEPTH=depth              the kernels of trees walked so deep: loops over levels are unrolled
 //   -D ROW_INT8                              rows of trees are int8 with a float32 scale each; else they are act
 //   -D STOPS                                 trees are pruned: a table says where a node leads, or that the walk stops
+//   -D TREE_KIND=KIND_...                    the activation of trees that is not the GELU
+//   -D BLOCKS, -D SILENT                     nodes of trees lead to blocks; they add nothing themselves
+//   -D HIDDEN=D  -D LEAVES                   the kernels of blocks
 // and with the sizes and numbers that the host's code shares: compiler.SHARED.
 // No header of CUDA is included: a machine that only has CuPy has none. Sums are float32 whatever is stored.
 
@@ -20,6 +23,8 @@
 #include "fff_few.cu"
 #endif
 #include "fff_mask.cu"
+#elif defined(LEAVES)
+#include "fff_blocks.cu"
 #else
 #ifndef SCORES
 #include "pointwise.cu"

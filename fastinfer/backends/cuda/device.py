@@ -10,7 +10,6 @@ import numpy as np
 from ...checkpoint.spec import tensors
 from ...config import Config
 from ...errors import BackendError
-from ...weights import Form
 from .shared import MAX_HIDDEN
 
 
@@ -110,18 +109,6 @@ def check_config(config: Config) -> None:
             raise BackendError(
                 f"{name} has {width} columns, but the GPU backend needs a multiple of 8, at most {MAX_HIDDEN}: use device 'cpu'"
             )
-
-
-def check_form(form: Form) -> None:
-    """Raise BackendError for trees whose neurons do what the kernels do not compute."""
-    lacking = {
-        f"leaf is {form.leaf}": form.leaf > 1,
-        "silent is true": form.silent,
-        "bias_leaf is true": form.b_leaf is not None,
-        f"the activation of the trees is {form.activation!r}": form.activation != "gelu",
-    }
-    for setting in (name for name, there in lacking.items() if there):
-        raise BackendError(f"{setting}, which the GPU backend does not compute: use device 'cpu'")
 
 
 def check_places(ids: np.ndarray, skip: int | None) -> None:

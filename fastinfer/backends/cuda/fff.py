@@ -1,20 +1,41 @@
-"""The argument of the FFF kernels, struct FFF of fff.cu. A test compares the struct with the table here."""
+"""The arguments of the FFF kernels: struct FFF of fff.cu, struct Leaves of fff_blocks.cu. A test compares them with the tables here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ...weights import Norm
 from .launch import address
-from .weights import Trees
+from .shared import ACTIVATIONS
+from .weights import Leaves, Trees, up
 
 # The fields are addresses (0: null), then sizes, then eps.
 ADDRESSES = ["x", "norm_weight", "norm_bias", "residual", "nodes", "scales", "b_in", "children", "bias", "out_norm_weight", "out_norm_bias"]
-ADDRESSES += ["out", "path", "z"]
-SIZES = ("tokens", "trees", "count", "add_input")
+ADDRESSES += ["out", "path", "z", "reached"]
+SIZES = ("tokens", "trees", "count", "add_input", "decisions", "blocks")
 FFF_STRUCT = np.dtype([(a, np.uint64) for a in ADDRESSES] + [(s, np.int32) for s in SIZES] + [("eps", np.float32)], align=True)
+
+LEAVES_ADDRESSES = [
+    "x",
+    "reached",
+    "rows_in",
+    "rows_out",
+    "b_in",
+    "b_leaf",
+    "bias",
+    "residual",
+    "order",
+    "tiles",
+    "neurons",
+    "few",
+    "sums",
+    "out",
+]
+LEAVES_SIZES = ("tokens", "trees", "blocks", "leaf", "stride", "most", "kind")
+LEAVES_STRUCT = np.dtype([(a, np.uint64) for a in LEAVES_ADDRESSES] + [(s, np.int32) for s in LEAVES_SIZES], align=True)
 
 
 def fff_argument(
@@ -36,4 +57,30 @@ def fff_argument(
     argument["tokens"] = len(x)
     argument["trees"], argument["count"] = trees.nodes.shape[:2]
     argument["add_input"], argument["eps"] = add_input, eps
+    return argument
+
+
+def to_leaves(argument: np.ndarray, leaves: Leaves, reached: Any) -> None:
+    """Have the walk of a struct FFF say which block each token reaches: reached (P, T) int32."""
+    argument["reached"], argument["decisions"], argument["blocks"] = address(reached), leaves.depth, leaves.blocks
+
+
+def leaves_argument(
+    x: Any, leaves: Leaves, reached: Any, bias: Any, residual: Any, out: Any, most: int, buffers: Mapping[str, Any]
+) -> np.ndarray:
+    """A struct Leaves, an array () of LEAVES_STRUCT.
+
+    reached  (P, T) int32, or None where the only block is reached
+    most     tiles of a tree, at most
+    buffers  the fields by name that the kernels write themselves
+    """
+    argument = np.zeros((), LEAVES_STRUCT)
+    given = {"x": x, "reached": reached, "bias": bias, "residual": residual, "out": out}
+    weights = {name: getattr(leaves, name) for name in ("rows_in", "rows_out", "b_in", "b_leaf")}
+    for name, array in (given | weights | dict(buffers)).items():
+        argument[name] = address(array)
+    argument["tokens"], argument["most"], argument["kind"] = len(x), most, ACTIVATIONS.index(leaves.activation)
+    argument["stride"] = up(leaves.leaf)
+    for name in ("trees", "blocks", "leaf"):
+        argument[name] = getattr(leaves, name)
     return argument

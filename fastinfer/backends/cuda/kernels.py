@@ -12,10 +12,24 @@ from .launch import by_value, launch
 
 
 class Walk(NamedTuple):
-    """Compile-time values of the kernels of trees: the decisions of a walk, and whether it may stop earlier (pruned trees)."""
+    """Compile-time values of the kernels of trees.
+
+    depth       the decisions of a walk
+    stops       whether it may stop earlier (pruned trees)
+    activation  of the nodes
+    blocks      whether it leads to blocks
+    silent      whether its nodes add nothing
+    """
 
     depth: int
     stops: bool
+    activation: str = "gelu"
+    blocks: bool = False
+    silent: bool = False
+
+
+class Blocks(NamedTuple):
+    """The kernels of blocks at the leaves of trees. They have no compile-time values."""
 
 
 class Changed(NamedTuple):
@@ -33,11 +47,11 @@ class Narrow(NamedTuple):
     columns: int
 
 
-Variant: TypeAlias = Walk | Changed | Narrow | None
+Variant: TypeAlias = Walk | Blocks | Changed | Narrow | None
 
 
 class Kernels:
-    """A program per walk of trees, per other attention and per other width, and one (variant None) with all other kernels.
+    """A program per walk of trees, for blocks, per other attention and per other width, and one (variant None) with all other kernels.
 
     act        the macro that selects the dtype of activations
     hidden     columns of the activations
@@ -55,9 +69,13 @@ class Kernels:
         """The compiler options of a program."""
         if isinstance(variant, Narrow):
             return f"-D{self._act}", f"-DHIDDEN={variant.columns}", "-DNARROW"
+        if isinstance(variant, Blocks):
+            return f"-D{self._act}", f"-DHIDDEN={self._hidden}", "-DLEAVES"
         options = (f"-D{self._act}", f"-DHIDDEN={self._hidden}", *(f"-DHEADS={self._heads}",) * bool(self._heads))
         if isinstance(variant, Walk):
             options += (f"-DDEPTH={variant.depth}", *("-DSTOPS",) * variant.stops, *("-DROW_INT8",) * self._int8_rows)
+            options += ("-DBLOCKS",) * variant.blocks + ("-DSILENT",) * variant.silent
+            options += (f"-DTREE_KIND=KIND_{variant.activation.upper()}",) * (variant.activation != "gelu")
         elif isinstance(variant, Changed):
             options += ("-DSCORES", *(f"-D{name.upper()}" for name, there in variant._asdict().items() if there))
         return options
@@ -69,6 +87,10 @@ class Kernels:
                 path = cached_kernels(self._limits.architecture, self._options(variant))
                 self._modules[variant] = self._cupy.RawModule(path=str(path))
         return self._modules[variant]
+
+    def load(self, variant: Variant) -> None:
+        """Compile and load a program now, so that the first launch does not."""
+        self._module(variant)
 
     def constants(self, variant: Variant, name: str, count: int) -> list[int]:
         """`count` int32 values of the program's global variable `name`, which say how to launch its kernels."""

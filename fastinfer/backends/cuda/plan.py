@@ -14,6 +14,8 @@ STRATEGIES = {
     "fff_trees_few": (1, 0),
     "fff_subtrees": (1, 7 * 32),
 }
+FEW_TOKENS = 32  # tokens: up to so many read their blocks one by one; not measured
+TILE_ROWS = (16, 64)  # tokens of a tile of fff_blocks.cu
 MIDDLE_BYTES = 32 << 20  # bytes: hidden activations per chunk, so that the second product still finds them in L2
 
 
@@ -44,6 +46,12 @@ def few_rows(rows: int, outputs: int, inputs: int, processors: int, shared: int)
         if r == min(2, -(-rows // 16)) and blocks[0] * blocks[1] <= processors and needed <= shared:
             return f"product_{r}_{n}", blocks, needed
     return None
+
+
+def tiles_of_blocks(tokens: int, blocks: int) -> tuple[int, int]:
+    """(tokens of a tile, the most tiles of a tree) for tokens that are sorted by block; those of a path that stopped are one more block."""
+    rows = TILE_ROWS[tokens >= 32 * blocks]
+    return rows, min(tokens, tokens // rows + blocks + 1)
 
 
 def one_tree_strategy(tokens: int, act: str, processors: int) -> str:
