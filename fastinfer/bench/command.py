@@ -209,11 +209,13 @@ def run_gpu(options: argparse.Namespace, ops: Any, rivals: Rivals) -> None:
             for count in options.tokens or [128, 16384]:
                 gpu_layers.bench_ladder(ops.device, tokens=count, seconds=seconds, others=rivals.ladder, report=shown)
         else:
-            shown = output.table(report.GPU_CMM_HEADER, report.gpu_cmm_line)
             given = _given(options, "tokens", "dtypes", "shapes", "hidden")
-            if any(len(shape) > 2 for shape in options.shapes or ()):
-                raise InputError("shapes name neurons of a leaf, which the GPU backend does not compute: use device 'cpu'")
-            rows = gpu_layers.bench_cmm(ops.device, **given, paths=options.paths, seconds=seconds, dense=rivals.dense, report=shown)
+            leaves = [(*shape, 1)[2] > 1 for shape in options.shapes or ()]
+            if any(leaves) and not all(leaves):
+                raise InputError("some shapes have several neurons at a leaf and others one: their tables differ, so measure them apart")
+            header = (report.GPU_LEAVES_HEADER, report.gpu_leaves_line) if any(leaves) else (report.GPU_CMM_HEADER, report.gpu_cmm_line)
+            given |= {"paths": options.paths, "seconds": seconds, "dense": rivals.dense, "grouped": rivals.grouped}
+            rows = gpu_layers.bench_cmm(ops.device, **given, report=output.table(*header))
             if options.plot:
                 against = "the best dense layer (3072 wide) of the same dtype"
                 plot_cmm(rows, options.plot, lambda r: r["speedup"][r["best_dense"]], against)

@@ -15,6 +15,7 @@ import numpy as np
 from .. import backends
 from ..checkpoint import Tensor
 from ..errors import BackendError, InputError
+from ..weights import NODES, Form
 from .cases import DENSE_WIDTH, Arrays, DenseArrays, FFFCase, Paths, dense_weights
 from .gpu_timing import SETS, Call, Replay, Work, copy_rate, elapsed, flusher, interleaved, own_work, replay
 from .oracle import dense64, walk64
@@ -47,16 +48,21 @@ class Rival(NamedTuple):
 # --- arithmetic ------------------------------------------------------------------------------------
 
 
-def rows_once(trees: int, depth: int, tokens: int) -> int:
-    """The most distinct nodes that so many tokens can visit: per tree and level, one per token or all nodes."""
-    return trees * sum(min(1 << level, tokens) for level in range(depth + 1))
+def rows_once(trees: int, depth: int, tokens: int, leaf: int = 1) -> int:
+    """The most distinct neurons that so many tokens can use: per tree and level, one node or leaf per token or all of them."""
+    return trees * sum(min(1 << level, tokens) * (leaf if level == depth else 1) for level in range(depth + 1))
+
+
+def case_of(shape: tuple[int, ...], hidden: int, tokens: int, paths: Paths) -> FFFCase:
+    """The case of a shape: trees, depth and perhaps the neurons of a leaf."""
+    return FFFCase(shape[0], shape[1], hidden, tokens, paths, leaf=(*shape, 1)[2])
 
 
 def floor_bytes(case: FFFCase, dtype: str) -> int:
     """The least bytes of memory traffic: x, y, and both rows of each node that may be visited (int8 rows with their scales)."""
     act = 4 if dtype == "float32" else 2
     row = case.hidden + 4 if dtype == "int8" else act * case.hidden
-    return 2 * case.tokens * case.hidden * act + 2 * row * rows_once(case.trees, case.depth, case.tokens)
+    return 2 * case.tokens * case.hidden * act + 2 * row * rows_once(case.trees, case.depth, case.tokens, case.leaf)
 
 
 def cmm_row(
@@ -76,7 +82,7 @@ def cmm_row(
     chilled = cold[key].median if cold else None
     return {
         "op": "fff",
-        "shape": f"{case.trees}x{case.depth}",
+        "shape": case.shape,
         "tokens": case.tokens,
         "hidden": case.hidden,
         "dtype": dtype,
@@ -93,7 +99,7 @@ def cmm_row(
         "floor_us": floor,
         "share_of_floor": floor / mine,
         "copy_tb_per_s": rate / 1e6,
-        "limit": DENSE_WIDTH / (case.trees * (case.depth + 1)),
+        "limit": DENSE_WIDTH / case.used,
     }
 
 
@@ -110,7 +116,7 @@ def check_dense(works: Mapping[str, Work], x: np.ndarray, weights: DenseArrays) 
             raise BackendError(f"the dense layer {name!r} is wrong: it differs from float64 by {error:g}; nothing is timed")
 
 
-def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype: str) -> tuple[float, float]:
+def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype: str, leaf: int = 1) -> tuple[float, float]:
     """(largest error relative to the largest value, share of tokens rerouted) of a layer's output y for the tokens x on the device.
 
     Both are compared with float64 on the stored weights and the rounded x. A tree's route, and so the token's output, may differ
@@ -121,7 +127,7 @@ def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype
     depth = trees.depth
     weights = np.stack([w_in, w_out], 2)
     host = ops.bring(x)()
-    want, visited, margin = walk64(host, Tensor(weights, "float32").to(dtype).float32(), b_in, depth)
+    want, visited, margin = walk64(host, Tensor(weights, "float32").to(dtype).float32(), b_in, depth, leaf=leaf)
     near = margin < MARGIN[ops.act]
     nodes = ops.empty(len(host), len(w_in), depth + 1, dtype=np.int32)
     ops.fff(x, trees, out=ops.empty(*x.shape), nodes=nodes, z=ops.empty(*nodes.shape, dtype=np.float32))
@@ -133,10 +139,10 @@ def check_fff(ops: Any, x: Any, trees: Any, arrays: Arrays, y: np.ndarray, dtype
             f"the layer is wrong: {wrong.sum()} of {wrong.size} routes differ where no |z| is near 0, the output by {error.max():g}; "
             "nothing is timed"
         )
-    return float(error.max()), float((visited != walk64(host, weights, b_in, depth)[1]).any((1, 2)).mean())
+    return float(error.max()), float((visited != walk64(host, weights, b_in, depth, leaf=leaf)[1]).any((1, 2)).mean())
 
 
-def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Arrays, dtype: str) -> tuple[float, float]:
+def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Arrays, dtype: str, leaf: int = 1) -> tuple[float, float]:
     """check_fff for some tokens of the output `out` of the first call. Raises BackendError also if a token is not written."""
     out.view(np.uint8).fill(0xFF)  # NaN in every dtype
     work.calls[0]()
@@ -145,7 +151,17 @@ def check_work(ops: Any, work: Work, x: Any, out: Any, trees: Any, arrays: Array
         raise BackendError(f"{(~np.isfinite(y)).any(1).sum()} of {len(y)} tokens are unwritten or not finite; nothing is timed")
     checked = min(CHECKED, max(8, CHECKED_NODES // (len(arrays[0]) * (trees.depth + 1))))
     some = np.random.default_rng().permutation(len(y))[:checked]
-    return check_fff(ops, ops.rows(x, some), trees, arrays, y[some], dtype)
+    return check_fff(ops, ops.rows(x, some), trees, arrays, y[some], dtype, leaf)
+
+
+def check_grouped(work: Work, x: np.ndarray, shape: tuple[int, ...], arrays: Arrays, act: str) -> None:
+    """Compare another project's trees with float64 on the tokens x. Raises BackendError if they are wrong."""
+    w_in, b_in, w_out = arrays
+    want, _, margin = walk64(x, np.stack([w_in, w_out], 2), b_in, shape[1], leaf=(*shape, 1)[2])
+    work.calls[0]()
+    error = np.abs(work.result()[: len(x)] - want)[(margin > 2 * MARGIN[act]).all(1)].max(initial=0) / np.abs(want).max()
+    if not error < DENSE_TOLERANCE:
+        raise BackendError(f"grouped products are wrong: they differ from float64 by {error:g}; nothing is timed")
 
 
 # --- conditional matrix multiplication -------------------------------------------------------------
@@ -158,10 +174,12 @@ def copied(weights: Any) -> Any:
     return weights.copy() if hasattr(weights, "data") else weights
 
 
-def prepared(ops: Any, arrays: Arrays, depth: int, sets: int) -> list[Any]:
+def prepared(ops: Any, arrays: Arrays, depth: int, sets: int, leaf: int = 1) -> list[Any]:
     """`sets` copies of a layer's prepared trees."""
     w_in, b_in, w_out = arrays
-    first = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth)
+    first = ops.trees(
+        Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, None, depth, Form(leaf=leaf, blocks=1 << depth) if leaf > 1 else NODES
+    )
     return [first, *(copied(first) for _ in range(sets - 1))]
 
 
@@ -209,13 +227,13 @@ class Inputs(NamedTuple):
 class Layers:
     """The layers of one dtype, one per shape, each with a copy of its weights per set of inputs."""
 
-    def __init__(self, ops: Any, session: Any, dtype: str, arrays: Mapping[tuple[int, int], Arrays], floats: Sequence[Any]) -> None:
+    def __init__(self, ops: Any, session: Any, dtype: str, arrays: Mapping[tuple[int, ...], Arrays], floats: Sequence[Any]) -> None:
         self.ops, self.session, self.dtype, self.arrays = ops, session, dtype, arrays
         self.inputs = [ops.arrays.as_act(x) for x in floats]
         self.outs = [ops.empty(*x.shape) for x in self.inputs]
-        self.trees = {shape: prepared(ops, arrays[shape], shape[1], len(floats)) for shape in arrays}
+        self.trees = {shape: prepared(ops, arrays[shape], shape[1], len(floats), (*shape, 1)[2]) for shape in arrays}
 
-    def work(self, shape: tuple[int, int], count: int) -> Work:
+    def work(self, shape: tuple[int, ...], count: int) -> Work:
         """The layer of a shape on the first tokens of each set."""
         calls = [
             functools.partial(self.ops.fff, x[:count], t, out=y[:count])
@@ -223,10 +241,10 @@ class Layers:
         ]
         return own_work(self.ops, self.session, calls, self.outs[0][:count])
 
-    def check(self, shape: tuple[int, int], work: Work, count: int) -> tuple[float, float]:
+    def check(self, shape: tuple[int, ...], work: Work, count: int) -> tuple[float, float]:
         """The result of check_work for the layer of a shape."""
         x, trees = self.inputs[0][:count], self.trees[shape][0]
-        return check_work(self.ops, work, x, self.outs[0], trees, self.arrays[shape], self.dtype)
+        return check_work(self.ops, work, x, self.outs[0], trees, self.arrays[shape], self.dtype, (*shape, 1)[2])
 
     def first(self, count: int) -> np.ndarray:
         """The first tokens of the first set, on the host."""
@@ -236,22 +254,27 @@ class Layers:
 def bench_cmm(
     device: str,
     *,
-    shapes: Sequence[tuple[int, int]] = ((1, 11), (16, 7), (64, 5), (128, 4), (512, 2)),
+    shapes: Sequence[tuple[int, ...]] = ((1, 11), (16, 7), (64, 5), (128, 4), (512, 2)),
     tokens: Sequence[int] = (1, 32, 128, 1024, 4096, 16384, 65536),
     dtypes: Sequence[str] = DTYPES,
     hidden: int = 768,
     paths: Paths = "balanced",
     seconds: float = 0.05,
     dense: Mapping[str, Rival] | None = None,
+    grouped: Mapping[str, Rival] | None = None,
     report: Report = silent,
 ) -> list[Row]:
     """A row per (dtype, tokens, shape). dense: other projects' dense layers by name.
+
+    A shape is trees, depth and perhaps the neurons of a leaf. A leaf of several is also compared with this project's dense layer of as many
+    neurons as a token uses, and one tree with `grouped`: other projects' layers by name, make(stream, inputs, depth, leaf, *arrays).
 
     Raises BackendError if a result is wrong, before it is timed.
     """
     if any(d not in DTYPES for d in dtypes):
         raise InputError(f"dtypes is {dtypes!r}, expected some of {', '.join(DTYPES)}")
-    arrays = {shape: FFFCase(*shape, hidden, 1, paths).build(0)[1:] for shape in shapes}
+    arrays = {shape: case_of(shape, hidden, 1, paths).build(0)[1:] for shape in shapes}
+    leaves = [shape for shape in shapes if (*shape, 1)[2] > 1]
     weights = dense_weights(hidden)
     given: Inputs | None = None
     rows = []
@@ -264,6 +287,14 @@ def bench_cmm(
             fitting = {name: rival for name, rival in (dense or {}).items() if rival.dtype in comparable}
             makes = {"own": own_dense(ops, session, layers.inputs, *weights)}
             makes |= {name: rival.make(session.stream, given.floats, *weights) for name, rival in fitting.items()}
+            used = {shape: -(-case_of(shape, hidden, 1, paths).used // 8) * 8 for shape in leaves}
+            equal = {shape: own_dense(ops, session, layers.inputs, *dense_weights(hidden, used[shape])) for shape in leaves}
+            others = {
+                (name, shape): rival.make(session.stream, given.floats, *shape[1:], *arrays[shape])
+                for name, rival in (grouped or {}).items()
+                for shape in leaves
+                if rival.dtype == ops.act and shape[0] == 1
+            }
             for count in tokens:
                 works = {name: make(count) for name, make in makes.items()}
                 check_dense(works, layers.first(count), weights)
@@ -271,13 +302,22 @@ def bench_cmm(
                 for shape in shapes:
                     works[str(shape)] = layers.work(shape, count)
                     checks[shape] = layers.check(shape, works[str(shape)], count)
+                for shape in leaves:
+                    works[f"equal {shape}"] = equal[shape](count)
+                for (name, shape), make in others.items():
+                    works[f"{name} {shape}"] = make(count)
+                    check_grouped(works[f"{name} {shape}"], layers.first(count), shape, arrays[shape], ops.act)
                 spreads, cold = warm_and_cold(works, given.flush if count <= COLD_TOKENS else None, seconds)
                 for shape in shapes:
-                    case = FFFCase(*shape, hidden, count, paths)
-                    plan = ops.plan(count, layers.trees[shape][0])
+                    case, made = case_of(shape, hidden, count, paths), layers.trees[shape][0]
+                    walked = made.nodes if shape in leaves else made
+                    plan = "none" if walked is None else ops.plan(count, walked)
                     row = cmm_row(case, dtype, str(shape), spreads, cold, {"own": None, **fitting}, given.rate)
                     row |= {"device": ops.device, "paths": paths, "sets": len(given.floats), "strategy": plan}
                     row |= {"max_error": checks[shape][0], "rerouted": checks[shape][1]}
+                    if shape in leaves:
+                        row["equal_us"] = spreads[f"equal {shape}"].median
+                        row["grouped_us"] = {name: spreads[f"{name} {at}"].median for name, at in others if at == shape}
                     rows.append(row)
                     report(row)
     return rows

@@ -111,6 +111,23 @@ GPU_CMM_HEADER = (
 )
 
 
+# equal: this project's dense layer of as many neurons as a token uses; dense: of 3,072; grouped: other projects' grouped products
+GPU_LEAVES_HEADER = (
+    f"{'shape':>8} {'D':>5} {'tokens':>6} {'dtype':>8} {'us':>8} {'p10..p90':>17} {'equal us':>8} {'dense us':>8} {'x dense':>7} "
+    f"{'floor us':>8} {'max_err':>7} {'walk':>13}  grouped us"
+)
+
+
+def gpu_leaves_line(r: Row) -> str:
+    """A row of gpu_layers.bench_cmm for a shape with leaves of several neurons as a line under GPU_LEAVES_HEADER."""
+    grouped = ", ".join(f"{name} {us:.1f}" for name, us in r["grouped_us"].items())
+    return (
+        f"{r['shape']:>8} {r['hidden']:>5} {r['tokens']:>6} {r['dtype']:>8} {r['us']:>8.2f} {r['p10']:>8.2f}..{r['p90']:<7.2f} "
+        f"{r['equal_us']:>8.2f} {r['dense_us']['own']:>8.2f} {r['speedup']['own']:>6.1f}x {r['floor_us']:>8.2f} {r['max_error']:>7.0e} "
+        f"{r['strategy']:>13}  {grouped or '-'}"
+    )
+
+
 def gpu_cmm_line(r: Row) -> str:
     """A row of gpu_layers.bench_cmm as a line under GPU_CMM_HEADER."""
     spread, best = f"{r['p10']:.2f}..{r['p90']:.2f}", f"{r['best_dense']} {r['dense_us'][r['best_dense']]:.1f}"

@@ -24,6 +24,7 @@ class Rivals:
     """Other projects' engines for one device, by name, and the reasons why others cannot run.
 
     dense      dense layers: a Dense each, or on a GPU a gpu_layers.Rival
+    grouped    on a GPU: layers of one tree with blocks at its leaves, a gpu_layers.Rival each
     products   on the CPU: single matrix products
     ladder     on a GPU: layers of the paper, make(stream, inputs, *arrays) -> work(tokens); names begin with "dense" or "fff"
     models     the function that finds engines of whole models
@@ -31,6 +32,7 @@ class Rivals:
     """
 
     dense: dict[str, Any] = dataclasses.field(default_factory=dict)
+    grouped: dict[str, Any] = dataclasses.field(default_factory=dict)
     products: dict[str, Product] = dataclasses.field(default_factory=dict)
     ladder: dict[str, Any] = dataclasses.field(default_factory=dict)
     models: FindEngines | None = None

@@ -131,6 +131,55 @@ def batched_fff(x: Any, w_in: Any, b_in: Any, w_out: Any) -> Any:
     return torch.bmm(by[:, None], w_out[torch.stack(nodes, 1)])[:, 0]
 
 
+def grouped_blocks(x: Any, order: Any, ends: Any, leaf: Any, rows_in: Any, b_rows: Any, rows_out: Any) -> Any:
+    """The blocks of the tokens in `order`, sorted by leaf: two grouped products with a GELU between. ends: where each leaf's tokens end."""
+    import torch
+
+    grouped_mm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    h = torch.nn.functional.gelu(grouped_mm(x[order], rows_in.transpose(1, 2), offs=ends) + b_rows[leaf[order]])
+    return grouped_mm(h, rows_out, offs=ends)
+
+
+def grouped_fff(x: Any, nodes_in: Any, b_nodes: Any, nodes_out: Any, rows_in: Any, b_rows: Any, rows_out: Any) -> Any:
+    """One tree with blocks at its leaves: the nodes as a dense layer whose neurons off the path are zero, then the blocks."""
+    import torch
+
+    logits = torch.nn.functional.linear(x, nodes_in, b_nodes)
+    node, path, leaves = torch.zeros(len(x), 1, dtype=torch.long, device=x.device), [], len(rows_in)
+    for _ in range(leaves.bit_length() - 1):
+        path.append(node)
+        node = 2 * node + 1 + (logits.gather(1, node) > 0)
+    on_path = torch.zeros_like(logits).scatter_(1, torch.cat(path, 1), 1.0)
+    y = (torch.nn.functional.gelu(logits) * on_path) @ nodes_out
+    leaf = node[:, 0] - (leaves - 1)
+    order = torch.argsort(leaf)
+    ends = (leaf[:, None] == torch.arange(leaves, device=x.device)).sum(0).cumsum(0).int()
+    blocks = grouped_blocks(x, order, ends, leaf, rows_in, b_rows, rows_out)
+    return y + torch.empty_like(y).index_copy_(0, order, blocks)
+
+
+def torch_grouped(dtype: str) -> Rival:
+    """A tree with blocks at its leaves by PyTorch's grouped products. It runs as it is, each operation a kernel of its own."""
+
+    def make(stream: Any, inputs: Sequence[Any], depth: int, leaf: int, *arrays: np.ndarray) -> Callable[[int], Work]:
+        w_in, b_in, w_out = (a[0] for a in arrays)
+        nodes, leaves, hidden = (1 << depth) - 1, 1 << depth, w_in.shape[1]
+        parts = [w_in[:nodes], b_in[:nodes], w_out[:nodes]]
+        parts += [
+            w_in[nodes:].reshape(leaves, leaf, hidden),
+            b_in[nodes:].reshape(leaves, leaf),
+            w_out[nodes:].reshape(leaves, leaf, hidden),
+        ]
+        xs, weights = tensors(stream, dtype, inputs, [np.ascontiguousarray(part) for part in parts])
+
+        def work(tokens: int) -> Work:
+            return torch_work(stream, dtype, [functools.partial(grouped_fff, x[:tokens], *w) for x, w in zip(xs, weights, strict=True)])
+
+        return work
+
+    return Rival(dtype, make)
+
+
 def torch_layer(layer: Callable[..., Any]) -> Make:
     """A layer of float32 tensors; arrays of a single tree lose their first axis."""
 
@@ -384,6 +433,7 @@ def installed() -> Rivals:
     """The rivals that can be imported here."""
     left_out: dict[str, str] = {}
     dense_layers: dict[str, Rival] = {}
+    grouped: dict[str, Rival] = {}
     ladder: dict[str, Any] = {"dense naive": naive(tree=False), "fff naive": naive(tree=True)}
     try:
         import torch
@@ -393,6 +443,8 @@ def installed() -> Rivals:
         for dtype in DTYPES:
             dense_layers[f"torch {dtype}"] = torch_dense(dtype, compiled=False)
             dense_layers[f"torch compiled {dtype}"] = torch_dense(dtype, compiled=True)
+        if hasattr(torch.nn.functional, "grouped_mm") or hasattr(torch, "_grouped_mm"):
+            grouped["torch"] = torch_grouped("bfloat16")  # in other dtypes it loops on the host, which no graph can hold
         ladder |= {"dense batched": torch_layer(dense), "fff batched": torch_layer(batched_fff)}
     except ImportError as error:
         left_out["torch"] = str(error)
@@ -407,4 +459,4 @@ def installed() -> Rivals:
         left_out["onnxruntime"] = f"{onnxruntime.__version__}: {why}"
     except ImportError as error:
         left_out["onnxruntime"] = str(error)
-    return Rivals(dense=dense_layers, ladder=ladder, models=functools.partial(models, left_out), left_out=left_out)
+    return Rivals(dense=dense_layers, grouped=grouped, ladder=ladder, models=functools.partial(models, left_out), left_out=left_out)
