@@ -23,7 +23,7 @@ STORED = ("float32", "float16", "bfloat16", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the description and the options of the command."""
     how = "Convert a checkpoint to fastinfer's format, or store one of this format in another dtype. Recognised are:\n" + layouts.RECOGNISED
-    describe(parser, how, "fastinfer convert fastminilm-1x11 large --dtype float32")
+    describe(parser, how, "fastinfer convert fastminilm large --dtype float32")
     parser.add_argument("source", metavar="SRC", help="what --model takes: a folder, the name of a model inside, or org/name on the hub")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, empty, or holding a fastinfer checkpoint to replace")
     parser.add_argument("--dtype", choices=STORED, help="dtype of the stored embeddings, matrices and trees (default: as in the source)")

@@ -25,6 +25,7 @@ from .tokenizer import TruncationWarning, warn_of
 
 __all__ = ["LayerUse", "Use", "add_arguments", "drawn", "run", "use_of"]
 
+WITH_TREES = "fastminilm-1x11"  # the model inside that has some
 BYTES = 64 << 20  # of the routes that are held at a time
 MARGINS = np.geomspace(1e-6, 1e3, 1025)  # bounds of the bins of |z|; a bin is 2% wide
 LEAVES, WORDS, LONGEST = 8, 10, 140  # leaves in readable output; words shown of each, and their characters
@@ -149,7 +150,7 @@ def use_of(model: api.Model, groups: Iterator[Sequence[Any]], *, layer: int | No
         i: LayerUse(i, ffn, n) for i, (ffn, n) in enumerate(zip(model.config.ffn, depths, strict=True), 1) if n and isinstance(ffn, FFF)
     }
     if not layers:
-        raise TaskError(f"{model!r} has no trees: routes are for models with fast feedforward layers")
+        raise TaskError(f"{model!r} has no trees: routes are for models with fast feedforward layers, such as {WITH_TREES}")
     layer = max(layers) if layer is None else layer
     if layer not in layers:
         raise InputError(f"layer is {layer}, expected one of those with trees: {', '.join(map(str, layers))}")
@@ -323,7 +324,8 @@ that end at the same leaf. Written into FILE.svg, it is a picture of one tree.
     describe(
         parser, how + INPUT_HELP + PAIRS_HELP, "fastinfer routes -i texts.txt", "fastinfer routes -i texts.txt --layer 3 -o routes.svg"
     )
-    add_model(parser)
+    add_model(parser, default=f" (default: {WITH_TREES})")
+    parser.set_defaults(model=WITH_TREES)
     add_output(parser, "svg")
     add_texts(parser, takes="either")
     parser.add_argument("--layer", type=at_least(1), metavar="N", help="show the leaves of layer N (default: the last with trees)")
@@ -338,7 +340,6 @@ def run(args: argparse.Namespace) -> None:
     with output(args) as out:
         given = opened(args)
         model = load(args)
-        name = str(args.model or "the model inside")
         use = use_of(model, windows(args, given), layer=args.layer, tree=args.tree)
         if as_json(args):
             leaves = [{"node": leaf.node, "tokens": leaf.tokens, "words": dict(leaf.words)} for leaf in use.leaves]
@@ -346,6 +347,6 @@ def run(args: argparse.Namespace) -> None:
             shown_ = {"layer": use.shown.number, "tree": use.tree, "leaves": leaves}
             out.line(json_line({"texts": use.texts, "tokens": use.tokens, "layers": layers, "shown": shown_}))
         elif ENDINGS.get(output_ending(args)) == "svg":
-            out.write(drawn(use, name).encode())
+            out.write(drawn(use, args.model).encode())
         else:
-            out.line("\n".join(told(use, name, args.leaves)))
+            out.line("\n".join(told(use, args.model, args.leaves)))

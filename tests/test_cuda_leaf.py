@@ -12,8 +12,8 @@ from test_reference import layer_norm, norm_of
 
 import fastinfer
 from fastinfer import checkpoint
-from fastinfer.backends.cuda import ops as cuda_ops
 from fastinfer.backends.cuda import plan
+from fastinfer.backends.cuda import trees as cuda_trees
 from fastinfer.bench.oracle import Along
 from fastinfer.checkpoint import Tensor
 from fastinfer.config import FFF, Embed, Norm, Positions, Tasks
@@ -111,7 +111,7 @@ def test_every_form_agrees_with_float64(case, dtype):
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_every_strategy(monkeypatch, few, silent, dtype):
     """Each walk, with blocks token by token, and as products of tiles of 16 and of 64 tokens."""
-    monkeypatch.setattr(cuda_ops, "FEW_TOKENS", few)
+    monkeypatch.setattr(cuda_trees, "FEW_TOKENS", few)
     walks = ["fff_tree", "fff_tree_few", "fff_subtrees", "fff_trees", "fff_trees_few"]
     for case, strategies in ((Case(1, 4, 24, hidden=64, silent=silent), walks), (Case(9, 4, 24, hidden=64, silent=silent), walks[3:])):
         layer = case.layer("cuda", dtype)
@@ -125,7 +125,7 @@ def test_every_strategy(monkeypatch, few, silent, dtype):
 
 @each_dtype
 def test_deep_trees_and_places_that_do_not_fit_shared_memory(monkeypatch, dtype):
-    monkeypatch.setattr(cuda_ops, "FEW_TOKENS", 0)
+    monkeypatch.setattr(cuda_trees, "FEW_TOKENS", 0)
     case = Case(1, 12, 2, hidden=64)
     layer = case.layer("cuda", dtype)
     for shared in (layer._ops.limits.shared_memory, 2048):
@@ -247,7 +247,7 @@ def test_pruned_trees(monkeypatch, silent, shape, dtype):
         prepared = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, children, cut, form)
         nodes, z = (ops.empty(tokens, trees, cut + 1, dtype=t) for t in (np.int32, np.float32))
         for few in (0, 1 << 20):
-            monkeypatch.setattr(cuda_ops, "FEW_TOKENS", few)
+            monkeypatch.setattr(cuda_trees, "FEW_TOKENS", few)
             out.fill(0)
             ops.fff(there, prepared, out=out, nodes=nodes, z=z)
             visited = ops.bring(nodes)()

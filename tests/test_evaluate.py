@@ -261,7 +261,7 @@ def test_what_does_not_fit(run, bag_of_words, readable_model, tmp_path):
 def test_a_missing_package_is_named_before_a_model_is_loaded(run, tmp_path, monkeypatch, kind, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     own = write(tmp_path / ("a.conll" if kind == "tags" else "a.csv"), "ada O\n" if kind == "tags" else "text,label\nada,0.5\n")
-    status, out, err = run("fastminilm-1x11", "--file", own, "--kind", kind, "--json")
+    status, out, err = run("fastminilm", "--file", own, "--kind", kind, "--json")
     assert (status, out) == (1, [])
     assert f"needs {package}: pip install {package}, or fastinfer[evaluate]" in err
 

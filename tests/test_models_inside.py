@@ -1,4 +1,4 @@
-"""The model that ships inside the package."""
+"""The models that ship inside the package."""
 
 import zlib
 from pathlib import Path
@@ -20,23 +20,37 @@ TEXTS = [
 ]
 
 
+NAMES = ("fastminilm", "fastminilm-1x11", "fastminilm-small")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model():
-    return fastinfer.load()
+def model(name):
+    return fastinfer.load(name)
 
 
-def test_it_is_one_small_folder(model):
-    """setuptools packs only files directly inside the model's folder, and the folder has no others."""
-    (name,) = fastinfer.info()["models"]
-    files = [path for path in catalog.MODELS.rglob("*") if path.is_file()]
+def test_all_are_known_and_the_default_is_the_first():
+    assert tuple(fastinfer.info()["models"]) == NAMES
+    assert fastinfer.load().fingerprint == fastinfer.load(NAMES[0]).fingerprint
+
+
+def test_each_is_one_small_folder(name, model):
+    """setuptools packs only files directly inside a model's folder, and the folder has no others."""
+    files = [path for path in (catalog.MODELS / name).rglob("*") if path.is_file()]
     assert {path.parent for path in files} == {catalog.MODELS / name}
     assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
-    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 36e6  # compressed as in a wheel
+    most = {"fastminilm": 18.5e6, "fastminilm-1x11": 36e6, "fastminilm-small": 15.5e6}[name]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= most  # compressed as in a wheel
     assert (model.tasks, model.config.max_tokens, model.config.stored.trees) == (("embed",), 256, "int8")
 
 
-def test_it_uses_few_of_its_neurons(model):
-    used, stored = (sum(getattr(ffn, what) for ffn in model.config.ffn) for what in ("used", "total"))
+def test_trees_use_few_of_their_neurons():
+    ffns = fastinfer.load("fastminilm-1x11").config.ffn
+    used, stored = (sum(getattr(ffn, what) for ffn in ffns) for what in ("used", "total"))
     assert used <= 0.05 * stored
 
 
@@ -49,11 +63,11 @@ def test_it_ranks_by_meaning(model):
     assert [model.rank(query, documents)[0][0] for query in ("How do I cook rice?", "pets", "inflation")] == [1, 2, 0]
 
 
-def test_training_and_engine_agree(model):
+def test_training_and_engine_agree(name):
     """PyTorch runs the stored weights text by text along its own routes, and agrees. Almost no token is a near-tie."""
     torch = pytest.importorskip("torch", reason="the trainable encoder needs PyTorch")
     encoders = load_tool("training.encoder")
-    folder = catalog.MODELS / fastinfer.info()["models"][0]
+    folder = catalog.MODELS / name
     encoder = encoders.load(folder).eval()
     engine = fastinfer.load(folder, device="numpy", dtype="float32")
     with torch.inference_mode():
@@ -63,12 +77,14 @@ def test_training_and_engine_agree(model):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize(("task", "metric", "goal"), [("STS-B", "spearman", 86.0), ("CLINC150", "accuracy", 90.17)])
-def test_its_quality(task, metric, goal, dtype):
-    """The goal for CLINC150 is the teacher's 91.67 minus 1.5."""
+@pytest.mark.parametrize(("task", "metric"), [("STS-B", "spearman"), ("CLINC150", "accuracy")])
+def test_their_quality(name, task, metric, dtype):
+    """The teacher has 86.72 and 91.67."""
     for module in ("tqdm", "sklearn"):
         pytest.importorskip(module, reason=f"the metrics need {module}")
     if not DATA.is_dir():
         pytest.skip("the data sets are not beside the repository, at ../shared/data")
-    result = scoring.evaluate(fastinfer.load(dtype=dtype), tasks.TASKS[task], DATA, "inside", dtype)
-    assert result.metrics[metric] >= goal
+    goals = {"fastminilm": (86.4, 91.0), "fastminilm-1x11": (86.0, 90.17), "fastminilm-small": (85.0, 88.0)}[name]
+    goal = goals[task == "CLINC150"]
+    result = scoring.evaluate(fastinfer.load(name, dtype=dtype), tasks.TASKS[task], DATA, "inside", dtype)
+    assert result.metrics[metric] >= goal, result.metrics

@@ -22,7 +22,7 @@ def test_examples_with_other_libraries(package):
         for code in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
         if f"import {package}" in code or f"from {package}" in code
     ]
-    model = fastinfer.load("fastminilm-1x11", device="numpy")
+    model = fastinfer.load("fastminilm-small", device="numpy")
     texts = ["A cat sleeps.", "The cat is asleep.", "Shares fell.", "Stocks dropped."]
     names = {"np": np, "model": model, "vectors": model.embed(texts)}
     exec(code, names)

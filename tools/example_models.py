@@ -3,7 +3,7 @@
     python tools/example_models.py examples
     fastinfer tag -m examples "Ada Lovelace lived in London."
 
-OUT gets the encoder of the model inside fastinfer, and heads that are fitted to the dozen sentences below by least squares,
+OUT gets the encoder of fastminilm-1x11, and heads that are fitted to the dozen sentences below by least squares,
 in seconds and without PyTorch. They show what each call gives, not how good a model can be. The documents use this model.
 """
 
@@ -114,8 +114,8 @@ def masks(model: fastinfer.Model, embeddings: np.ndarray) -> tuple[np.ndarray, n
 
 def make(out: Path) -> None:
     """Write the model into folder `out`. Raises FastinferError, or OSError where it cannot be written."""
-    source = Path(fastinfer.__file__).with_name("models") / fastinfer.info()["models"][0]
-    model = fastinfer.load(dtype="float32", device="cpu")
+    source = Path(fastinfer.__file__).with_name("models") / "fastminilm-1x11"
+    model = fastinfer.load(source, dtype="float32", device="cpu")
     config, stored = checkpoint.load(source)
     layers: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
         "classify.out": lambda: topics(model),

@@ -81,7 +81,7 @@ def counts(given: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, metavar="FILE", help="texts, one a line")
-    parser.add_argument("-m", "--model", default="fastminilm-1x11", help="(default: the model inside)")
+    parser.add_argument("-m", "--model", default="fastminilm", help="(default: the model inside)")
     parser.add_argument("--device", default="cuda:0", help="(default: cuda:0)")
     parser.add_argument("--workers", type=counts, default="1,2,4,8,16", metavar="N,N", help="processes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (default: 4)")

@@ -215,7 +215,7 @@ def measure() -> None:
     """Write tree.json: the path of TOKEN in SENTENCE down the tree of LAYER of the model inside, computed in float32."""
     import fastinfer
 
-    model = fastinfer.load(dtype="float32", device="cpu")
+    model = fastinfer.load("fastminilm-1x11", dtype="float32", device="cpu")
     tokens = model.tokenizer.encode([SENTENCE])[0].ids
     place = tokens.index(model.tokenizer.raw.token_to_id(TOKEN))
     nodes, z = (path[place, 0] for path in model.routes(SENTENCE)[0][LAYER - 1])

@@ -251,6 +251,24 @@ class Layers:
         return np.asarray(self.ops.bring(self.inputs[0][:CHECKED])()[:count])
 
 
+def beside_leaves(
+    ops: Any, session: Any, layers: Layers, shapes: Sequence[tuple[int, ...]], floats: Sequence[Any], grouped: Mapping[str, Rival]
+) -> dict[tuple[str, tuple[int, ...]], Callable[[int], Work]]:
+    """{(name, shape): work(tokens)} of what shapes with leaves of several neurons are compared with.
+
+    "equal" is this project's dense layer of as many neurons as a token uses, in eights; the others are `grouped`, for one tree.
+    """
+    hidden = floats[0].shape[1]
+    made: dict[tuple[str, tuple[int, ...]], Callable[[int], Work]] = {}
+    for shape in shapes:
+        neurons = -(-case_of(shape, hidden, 1, "balanced").used // 8) * 8
+        made["equal", shape] = own_dense(ops, session, layers.inputs, *dense_weights(hidden, neurons))
+        for name, rival in grouped.items():
+            if rival.dtype == ops.act and shape[0] == 1:
+                made[name, shape] = rival.make(session.stream, floats, *shape[1:], *layers.arrays[shape])
+    return made
+
+
 def bench_cmm(
     device: str,
     *,
@@ -287,26 +305,16 @@ def bench_cmm(
             fitting = {name: rival for name, rival in (dense or {}).items() if rival.dtype in comparable}
             makes = {"own": own_dense(ops, session, layers.inputs, *weights)}
             makes |= {name: rival.make(session.stream, given.floats, *weights) for name, rival in fitting.items()}
-            used = {shape: -(-case_of(shape, hidden, 1, paths).used // 8) * 8 for shape in leaves}
-            equal = {shape: own_dense(ops, session, layers.inputs, *dense_weights(hidden, used[shape])) for shape in leaves}
-            others = {
-                (name, shape): rival.make(session.stream, given.floats, *shape[1:], *arrays[shape])
-                for name, rival in (grouped or {}).items()
-                for shape in leaves
-                if rival.dtype == ops.act and shape[0] == 1
-            }
+            beside = beside_leaves(ops, session, layers, leaves, given.floats, grouped or {})
             for count in tokens:
                 works = {name: make(count) for name, make in makes.items()}
                 check_dense(works, layers.first(count), weights)
-                checks = {}
-                for shape in shapes:
-                    works[str(shape)] = layers.work(shape, count)
-                    checks[shape] = layers.check(shape, works[str(shape)], count)
-                for shape in leaves:
-                    works[f"equal {shape}"] = equal[shape](count)
-                for (name, shape), make in others.items():
+                works |= {str(shape): layers.work(shape, count) for shape in shapes}
+                checks = {shape: layers.check(shape, works[str(shape)], count) for shape in shapes}
+                for (name, shape), make in beside.items():
                     works[f"{name} {shape}"] = make(count)
-                    check_grouped(works[f"{name} {shape}"], layers.first(count), shape, arrays[shape], ops.act)
+                    if name != "equal":
+                        check_grouped(works[f"{name} {shape}"], layers.first(count), shape, arrays[shape], ops.act)
                 spreads, cold = warm_and_cold(works, given.flush if count <= COLD_TOKENS else None, seconds)
                 for shape in shapes:
                     case, made = case_of(shape, hidden, count, paths), layers.trees[shape][0]
@@ -316,8 +324,8 @@ def bench_cmm(
                     row |= {"device": ops.device, "paths": paths, "sets": len(given.floats), "strategy": plan}
                     row |= {"max_error": checks[shape][0], "rerouted": checks[shape][1]}
                     if shape in leaves:
-                        row["equal_us"] = spreads[f"equal {shape}"].median
-                        row["grouped_us"] = {name: spreads[f"{name} {at}"].median for name, at in others if at == shape}
+                        others = {name: spreads[f"{name} {at}"].median for name, at in beside if at == shape}
+                        row |= {"equal_us": others.pop("equal"), "grouped_us": others}
                     rows.append(row)
                     report(row)
     return rows

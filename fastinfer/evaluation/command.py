@@ -4,8 +4,8 @@
     fastinfer evaluate .models/minilm .models/fast --data data --dtype float32,int8
     fastinfer evaluate .models/sst2 --data data --tasks SST-2 --json
     fastinfer evaluate .models/mine --file reviews.csv --text review --target stars
-    fastinfer evaluate fastminilm-1x11 --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
-    fastinfer evaluate fastminilm-1x11 --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
+    fastinfer evaluate fastminilm --train reviews.csv --file more.csv    # by the nearest centroid of the classes in --train
+    fastinfer evaluate fastminilm --file corpus.txt --kind pairs         # retrieval of held-out paragraphs of one's own text
 
 A MODEL is a checkpoint folder, or the name of a model inside fastinfer. Its heads decide what is measured:
 

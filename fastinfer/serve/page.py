@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import FFF
 from ..errors import InputError, TaskError, check_int
+from ..routes import WITH_TREES
 from ..svg import COLOURS, FAINT, circle, line, svg, text
 from . import requests as r
 from .endpoint import endpoint
@@ -46,7 +47,7 @@ async def path(served: Served, asked: r.PathRequest) -> dict[str, Any]:
     [found] = await served.alone("routes", packed)
     routes = {number: route for number, route in enumerate(found, 1) if route is not None}
     if not routes:
-        raise TaskError(f"{served.name} has no trees: paths are for models with fast feedforward layers")
+        raise TaskError(f"{served.name} has no trees: paths are for models with fast feedforward layers, such as {WITH_TREES}")
     layer = max(routes) if asked.layer is None else asked.layer
     if layer not in routes:
         raise InputError(f"layer is {layer}, expected one of those with trees: {', '.join(map(str, routes))}")
