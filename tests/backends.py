@@ -3,7 +3,7 @@
 import fastinfer
 
 # ISAs that differ from another in int8 products alone: the tests of those take them, others do not.
-VNNI = ("cpu:avx512_vnni", "cpu:avx2_vnni", "cpu:neon_dot")
+VNNI = ("cpu:avx512_vnni", "cpu:avx2_vnni", "cpu:neon_dot", "cpu:neon_i8mm")
 USABLE = [name for name, why_not in fastinfer.backends.available().items() if why_not is None and name != "cpu"]
 ALL = [name for name in USABLE if name not in VNNI]
 # The compiled backends, by device and by ISA. Their answers are bitwise independent of batch, order and threads.
@@ -11,7 +11,7 @@ COMPILED = [name for name in ALL if name.startswith("cpu:")]
 WITH_VNNI = [name for name in USABLE if name.startswith("cpu:")]
 ISAS = [name.removeprefix("cpu:") for name in COMPILED]
 # Those that multiply in bfloat16 by instructions that sum pairs: they flush denormals, and attention rounds its factors.
-BFLOAT16_DOTS = ("cpu:avx512_amx", "cpu:avx512_bf16")
+BFLOAT16_DOTS = ("cpu:avx512_amx", "cpu:avx512_bf16", "cpu:neon_bf16")
 DTYPES = ("float32", "bfloat16", "int8")
 
 # A logit farther from zero than this must have the same sign in float32 and in float64.

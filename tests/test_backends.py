@@ -22,17 +22,17 @@ def test_auto_takes_a_gpu_first(monkeypatch):
     assert fastinfer.backends.get("auto").device == ("cuda:0" if "cuda" in backends.ALL else f"cpu:{cpu.default_isa()}")
 
 
-def test_dot_instructions_that_are_slow_are_passed_over(monkeypatch):
-    here = ["avx512_bf16", "avx512_vnni", "avx2", "portable"]
+@pytest.mark.parametrize("here", [["avx512_bf16", "avx512_vnni", "avx2", "portable"], ["neon_bf16", "neon_i8mm", "neon", "portable"]])
+def test_dot_instructions_that_are_slow_are_passed_over(monkeypatch, here):
     monkeypatch.setattr(cpu, "isas", lambda: here)
-    for time, chosen in ((0.9, "avx512_bf16"), (2.0, "avx512_vnni")):
+    for time, chosen in ((0.9, here[0]), (2.0, here[1])):
         monkeypatch.setattr(cpu, "dot_time", lambda isa, time=time: time)
         assert cpu.default_isa() == chosen
         assert f"{time:.1f} times an FMA" in cpu.choose_isa()[1]
     here.insert(0, "avx512_amx")
     assert cpu.choose_isa() == ("avx512_amx", "the first that this CPU has")
-    monkeypatch.setenv("FASTINFER_ISA", "avx512_bf16")
-    assert cpu.choose_isa() == ("avx512_bf16", "FASTINFER_ISA names it")
+    monkeypatch.setenv("FASTINFER_ISA", here[1])
+    assert cpu.choose_isa() == (here[1], "FASTINFER_ISA names it")
 
 
 def test_the_time_of_dot_instructions_is_measured():

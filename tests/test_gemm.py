@@ -114,8 +114,8 @@ def test_int8_is_exact_in_integers(device, stored):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sums_are_taken_in_the_written_order(device, dtype):
     """The exact bits are one FMA per input from zero, ascending, then the bias. (In float64 a product is exact; an FMA rounds once.)"""
-    if dtype == "bfloat16" and device == "cpu:avx512_bf16":
-        pytest.skip("VDPBF16PS takes inputs in pairs, in an order of its own")
+    if dtype == "bfloat16" and device in ("cpu:avx512_bf16", "cpu:neon_bf16"):
+        pytest.skip("VDPBF16PS and BFMMLA take inputs in pairs, in an order of their own")
     if dtype == "bfloat16" and device == "cpu:avx512_amx":
         pytest.skip("TDPBF16PS takes inputs in blocks: the next test")
     x, weight, bias, _ = case(50, 65, 17)
@@ -143,6 +143,27 @@ def test_tiles_sum_bfloat16_in_blocks(tokens):
                 halves[half] = (halves[half] + a[:, k, None] * b[:, k]).astype(np.float32)
         want += halves[0] + halves[1]
     ops = fastinfer.backends.get("cpu:avx512_amx", dtype="bfloat16")
+    assert_array_equal(product(ops, x, ops.matrix(Tensor(weight, "float32")), bias), want + bias)
+
+
+def to_odd(exact):
+    """float32 of float64: cut off towards zero, and its last bit set where something was cut off."""
+    near = exact.astype(np.float32)
+    cut = np.where(np.abs(near) > np.abs(exact), np.nextafter(near, np.float32(0)), near)
+    return (cut.view(np.uint32) | (cut != exact)).view(np.float32)
+
+
+@pytest.mark.skipif("cpu:neon_bf16" not in backends.COMPILED, reason="this CPU has no BFMMLA")
+@pytest.mark.parametrize("tokens", [1, 2, 5, 12, 17])
+def test_matrix_instructions_sum_bfloat16_in_pairs(tokens):
+    """The products of inputs k and k + 1 are added, then added to the sum so far; both additions round to odd."""
+    x, weight, bias, _ = case(50, 71, tokens)
+    a, b = (np.pad(bfloat16(m.astype(np.float64)), [(0, 0), (0, 1)]) for m in (x, weight))
+    want = np.zeros((tokens, 50), np.float32)
+    for k in range(0, 72, 2):
+        pair = to_odd(a[:, k, None] * b[:, k] + a[:, k + 1, None] * b[:, k + 1])
+        want = to_odd(want.astype(np.float64) + pair)
+    ops = fastinfer.backends.get("cpu:neon_bf16", dtype="bfloat16")
     assert_array_equal(product(ops, x, ops.matrix(Tensor(weight, "float32")), bias), want + bias)
 
 

@@ -339,8 +339,8 @@ def default_isa() -> str:
 def choose_isa() -> tuple[str, str]:
     """(default_isa(), why it is that one).
 
-    The fastest is the first of isas(), but not avx512_bf16 where its dot instruction takes as long as the FMAs that it replaces, as on
-    Intel. This is measured in 0.2 ms, once a process, and only where the answer depends on it.
+    The fastest is the first of isas(), but not avx512_bf16 or neon_bf16 where its dot instruction takes as long as the FMAs that it
+    replaces, as on Intel. This is measured in 0.2 ms, once a process, and only where the answer depends on it.
     """
     wanted = os.environ.get("FASTINFER_ISA")
     if wanted and wanted not in isas():
@@ -348,10 +348,10 @@ def choose_isa() -> tuple[str, str]:
     if wanted:
         return wanted, "FASTINFER_ISA names it"
     first = isas()[0]
-    if first != "avx512_bf16":
+    if first not in ("avx512_bf16", "neon_bf16"):
         return first, "the first that this CPU has"
     time = dot_time(first) or 0.0
-    measured = f"a dot instruction of avx512_bf16 takes {time:.1f} times an FMA (limit {SLOW_DOT})"
+    measured = f"a dot instruction of {first} takes {time:.1f} times an FMA (limit {SLOW_DOT})"
     return (first, f"the first that this CPU has; {measured}") if time < SLOW_DOT else (isas()[1], measured)
 
 

@@ -23,7 +23,8 @@
  *     + b_leaf (of int8 in one FMA with the token's scale), + bias; trees ascending; each added to the output of the nodes.
  *   - a matrix product: per output, over k ascending, one FMA each, from zero; then + bias, activation, * gate or + residual.
  *     bfloat16: both factors rounded to nearest even bfloat16; with VDPBF16PS, one such instruction per pair (k, k + 1)
- *     instead, which flushes denormals; with AMX, as amx.inc says. int8: exact in integers, then one FMA: sum * (token's scale *
+ *     instead, which flushes denormals; with BFDOT or BFMMLA, the two products of such a pair are added, then added to the sum, each
+ *     rounded to odd, and denormals are flushed; with AMX, as amx.inc says. int8: exact in integers, then one FMA: sum * (token's scale *
  *     output's scale) + bias.
  *   - attention: a score as a matrix product, then the sum of the two relative products, then one FMA for its distance; a weight
  *     exp(scale * (score - largest)) as 2**x, x one FMA of the score, 0 for x below -125.5; the weights' sum by lanes over keys ascending,

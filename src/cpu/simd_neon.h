@@ -63,7 +63,6 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
 /* For matrix products: 32-bit integer lanes, and one dot step per storage type (gemm.inc explains units and steps). */
 typedef int32x4_t vi;
 #define TILE_ROWS 12 /* tokens of a tile: 12 x 2 accumulators, 2 vectors of weights, 1 token use 27 of 32 registers */
-#define BF16_STEPS 2
 #define UNSIGNED_TOKENS 0
 
 static inline vi vi_set1(int32_t s) { return vdupq_n_s32(s); }
@@ -113,6 +112,29 @@ static inline vi vi_dot_i16(vi a, vi b, vi sum) {
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
 }
 #endif
+#ifdef BF16_DOTS /* BFDOT, which adds a pair of products to a sum, and BFCVTN, which rounds to the nearest bf16, ties to even */
+#define BF16_STEPS 1
+static inline bfloat16x8_t vi_as_bf16(vi a) { return vreinterpretq_bf16_s32(a); }
+static inline vf vf_dot_bf16(vi a, vi b, vf sum) { return vbfdotq_f32(sum, vi_as_bf16(a), vi_as_bf16(b)); }
+static inline uint16x4_t vf_to_half(vf a) { return vreinterpret_u16_bf16(vcvt_bf16_f32(a)); }
+static inline vi vi_zip_u16(uint16x4_t a, uint16x4_t b) { return vreinterpretq_s32_u16(vcombine_u16(vzip1_u16(a, b), vzip2_u16(a, b))); }
+static inline vi vi_join_bf16(vf a, vf b) { /* VL bf16 from a, then VL from b */
+    return vreinterpretq_s32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a), b));
+}
+static inline vi vi_zip_bf16(vf a, vf b) { return vi_zip_u16(vf_to_half(a), vf_to_half(b)); } /* a0 b0 a1 b1 ... */
+static inline vi vi_zip_half(const uint16_t *p, const uint16_t *q, int n, int m) { /* p0 q0 p1 q1 ..., zeros past n of p, m of q */
+    uint16_t a[VL] = {0}, b[VL] = {0};
+    memcpy(a, p, n * sizeof *a);
+    memcpy(b, q, m * sizeof *b);
+    return vi_zip_u16(vld1_u16(a), vld1_u16(b));
+}
+static inline void vf_store_half(uint16_t *p, vf a, int n) { /* the first n lanes as bf16 */
+    const uint16x4_t half = vf_to_half(a);
+    memcpy(p, &half, n >= VL ? sizeof half : n * sizeof *p);
+}
+static inline vi vi_pairs_bf16(const float *p) { return vi_join_bf16(vf_load(p), vf_load(p + VL)); } /* 2 VL floats as pairs of bf16 */
+#else
+#define BF16_STEPS 2
 static inline vf vf_low_bf16(const void *p) { return vi_as_vf(vshlq_n_s32(vi_load(p), 16)); } /* the even values of 2 VL bf16 */
 static inline vf vf_high_bf16(const void *p) { return vi_as_vf(vi_and(vi_load(p), vi_set1(-65536))); }
 static inline vf vf_fma_in_turn(vf a, vf b, vf c) { return vf_fma(a, b, c); }
@@ -121,6 +143,15 @@ static inline vf vf_round_bf16(vf x) { /* rounded to the nearest bf16, ties to e
     const vf r = vreinterpretq_f32_u32(vandq_u32(vaddq_u32(b, up), vdupq_n_u32(0xffff0000u)));
     return vbslq_f32(vceqq_f32(x, x), r, vdupq_n_f32(__builtin_nanf("")));
 }
+#endif
+#ifdef MATRIX_INSTRUCTIONS /* two rows times two columns: SMMLA, and BFMMLA with BF16_DOTS (mmla.inc) */
+static inline vi vi_pairs_i8(vi a, vi b, vi sum) { return vmmlaq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
+#ifdef BF16_DOTS
+static inline vf vf_pairs_bf16(vi a, vi b, vf sum) { return vbfmmlaq_f32(sum, vi_as_bf16(a), vi_as_bf16(b)); }
+#endif
+static inline vi vi_first_row(vi a, vi b) { return vreinterpretq_s32_s64(vzip1q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b))); }
+static inline vi vi_second_row(vi a, vi b) { return vreinterpretq_s32_s64(vzip2q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b))); }
+#endif
 static inline void vf_sum_4(const vf *a, float *sum) { /* sum[k] = vf_sum(a[k]) for four vectors */
     for (int k = 0; k < 4; k++) sum[k] = vf_sum(a[k]);
 }
