@@ -253,13 +253,13 @@ def assert_whole(path, table, vectors, name="embedding"):
 def test_a_table_gets_a_column_of_vectors(bulk, small, embedder, table, tmp_path, arguments, options):
     status, out, err = bulk(*arguments)
     assert (status, err) == (0, "")
+    if os.path.isdir("/proc/self/fd"):  # before the test itself reads the table, whose file pyarrow's threads may close later
+        assert str(table) not in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
     texts = parquet.read_table(table)["text"].to_pylist()
     want = fastinfer.load(embedder).embed(texts, **options)
     assert_whole(tmp_path / "out.parquet", table, want)
     assert out.startswith(f"{tmp_path / 'out.parquet'}: 50 texts, vectors of {want.shape[1]} numbers ({want.dtype}), ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
-    if os.path.isdir("/proc/self/fd"):
-        assert str(table) not in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
 
 
 @pytest.mark.parametrize("groups", [1, 3, 8, 1000])
