@@ -46,6 +46,8 @@ def test_what_the_known_model_has_is_left_out(tmp_path, capsys):
     assert run("unpack", file, tmp_path / "again", "--known", known) == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
+    assert run("unpack", file, tmp_path / "other") == 1
+    assert "packed was packed without its tokenizer: name the model that has it with --known" in capsys.readouterr().err
     assert run("unpack", file, tmp_path / "other", "--known", make(tmp_path / "stranger", 3, "int8")) == 1
     assert "has not the tensor that was left out: pack and unpack with the same known model" in capsys.readouterr().err
     parts[-1].unlink()

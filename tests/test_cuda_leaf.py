@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from test_cuda import DTYPES, ERROR, ROUNDS_TO, assert_near, needs_gpu, rounded, sent, sent_norm
 from test_fff import as_stored
-from test_leaf import ACTIVATIONS, Case, pruned
+from test_leaf import ACTIVATIONS, Case, pruned_layer
 from test_reference import layer_norm, norm_of
 
 import fastinfer
@@ -225,23 +225,11 @@ def test_between_norms(order, silent, tokens, dtype):
 def test_pruned_trees(monkeypatch, silent, shape, dtype):
     """Paths that stop early, and walks of fewer decisions."""
     rng = np.random.default_rng(9)
-    (trees, depth, leaf), hidden, tokens = shape, 24, 200
-    made = [pruned(rng, depth, leaf) for _ in range(trees)]
-    count, blocks = max(len(table) for table, _ in made), max(found for _, found in made)
-    children = np.full((trees, count, 2), -1, np.int32)
-    for p, (table, _) in enumerate(made):
-        children[p, : len(table)] = np.where(table >= 1000, table - 1000 + count, table)
-    x = rounded(rng.standard_normal((tokens, hidden), np.float32), dtype)
-    w_in, w_out = (rng.standard_normal((trees, count + blocks * leaf, hidden), np.float32) / np.float32(5) for _ in range(2))
-    b_in = rng.standard_normal((trees, count + blocks * leaf), np.float32)
-    b_leaf = rng.standard_normal((trees, blocks, hidden), np.float32)
+    (trees, depth, _), hidden, tokens = shape, 24, 200
+    case, form, children, (w_in, b_in, w_out) = pruned_layer(rng, shape, hidden, silent)
+    count, x = case.count, rounded(rng.standard_normal((tokens, hidden), np.float32), dtype)
     ops = fastinfer.backends.get("cuda", dtype=dtype).fitted(hidden, 0, dtype)
-    weights, form = (stored(w_in, dtype), b_in, stored(w_out, dtype)), Form("gelu", silent, leaf, blocks, b_leaf)
-
-    class Sizes:
-        activation = "gelu"
-
-    Sizes.leaf, Sizes.count, Sizes.silent = leaf, count, silent
+    weights = stored(w_in, dtype), b_in, stored(w_out, dtype)
     there, out = sent(ops, x), ops.empty(tokens, hidden)
     for cut in (depth, 1):
         prepared = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, children, cut, form)
@@ -254,7 +242,7 @@ def test_pruned_trees(monkeypatch, silent, shape, dtype):
             want_nodes, want_z = oracle.walk(x[::5], *weights[:2], cut, children, count)
             sure = ((want_nodes < 0) | (want_nodes >= count) | (np.abs(want_z) > MARGIN[dtype])).all(-1)
             assert_array_equal(visited[::5][sure], want_nodes[sure])
-            assert_near(ops.bring(out)(), along(Sizes, x, weights, visited, b_leaf), dtype, factor=2)
+            assert_near(ops.bring(out)(), along(case, x, weights, visited, form.b_leaf), dtype, factor=2)
 
 
 @each_dtype

@@ -226,23 +226,38 @@ def pruned(rng, depth, blocks):
     return np.array(table), found
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 6, 20), (2, 3, 1)], ids=str)
-@pytest.mark.parametrize("silent", [False, True])
-@pytest.mark.parametrize(("device", "dtype"), [("numpy", "float32"), *((d, dtype) for d in backends.COMPILED for dtype in backends.DTYPES)])
-def test_pruned_trees(device, dtype, shape, silent):
-    rng = np.random.default_rng(9)
-    (trees, depth, leaf), hidden, tokens = shape, 24, 50
+class Pruned(NamedTuple):
+    """What in_less() asks of a Case, for pruned trees with `count` nodes."""
+
+    leaf: int
+    count: int
+    silent: bool
+    activation: str = "gelu"
+
+
+def pruned_layer(rng, shape, hidden, silent):
+    """(Pruned, Form, children, (w_in, b_in, w_out)) of random pruned trees. shape: trees, depth, neurons of a leaf."""
+    trees, depth, leaf = shape
     made = [pruned(rng, depth, leaf) for _ in range(trees)]
     count, blocks = max(len(table) for table, _ in made), max(found for _, found in made)
     children = np.full((trees, count, 2), -1, np.int32)
     for p, (table, _) in enumerate(made):
         children[p, : len(table)] = np.where(table >= 1000, table - 1000 + count, table)
-    x = rng.standard_normal((tokens, hidden), np.float32)
     w_in, w_out = (rng.standard_normal((trees, count + blocks * leaf, hidden), np.float32) / np.float32(5) for _ in range(2))
     b_in = rng.standard_normal((trees, count + blocks * leaf), np.float32)
-    b_leaf = rng.standard_normal((trees, blocks, hidden), np.float32)
+    form = Form("gelu", silent, leaf, blocks, rng.standard_normal((trees, blocks, hidden), np.float32))
+    return Pruned(leaf, count, silent), form, children, (w_in, b_in, w_out)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 6, 20), (2, 3, 1)], ids=str)
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(("device", "dtype"), [("numpy", "float32"), *((d, dtype) for d in backends.COMPILED for dtype in backends.DTYPES)])
+def test_pruned_trees(device, dtype, shape, silent):
+    rng = np.random.default_rng(9)
+    (trees, depth, _), hidden, tokens = shape, 24, 50
+    case, form, children, (w_in, b_in, w_out) = pruned_layer(rng, shape, hidden, silent)
+    count, x = case.count, rng.standard_normal((tokens, hidden), np.float32)
     ops = fastinfer.backends.get(device, dtype=dtype, threads=2)
-    form = Form("gelu", silent, leaf, blocks, b_leaf)
     prepared = ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, children, depth, form)
     out, nodes = np.empty_like(x), np.empty((tokens, trees, depth + 1), np.int32)
     z = np.empty(nodes.shape, np.float32)
@@ -253,7 +268,7 @@ def test_pruned_trees(device, dtype, shape, silent):
     sure = sure_of(want_z, want_nodes, count)
     assert_array_equal(nodes[sure], want_nodes[sure])
     assert_allclose(z[sure], want_z[sure], **backends.TOLERANCE)
-    want, slack = in_less(_Pruned(leaf, count, silent), dtype, x, (w_in, b_in, w_out), {"b_leaf": b_leaf}, nodes)
+    want, slack = in_less(case, dtype, x, (w_in, b_in, w_out), {"b_leaf": form.b_leaf}, nodes)
     assert (np.abs(out - want) <= slack).all()
     if device != "numpy":
         for part in (rng.permutation(tokens), [7]):
@@ -263,15 +278,8 @@ def test_pruned_trees(device, dtype, shape, silent):
     for cut in range(depth):  # a walk of fewer decisions
         ops.fff(x, ops.trees(Tensor(np.stack([w_in, w_out], 2), "float32"), b_in, children, cut, form), out=out)
         cut_nodes = np.where(np.arange(depth + 1) > cut, -1, nodes)
-        want, slack = in_less(_Pruned(leaf, count, silent), dtype, x, (w_in, b_in, w_out), {"b_leaf": b_leaf}, cut_nodes)
+        want, slack = in_less(case, dtype, x, (w_in, b_in, w_out), {"b_leaf": form.b_leaf}, cut_nodes)
         assert (np.abs(out - want) <= slack).all()
-
-
-class _Pruned(NamedTuple):
-    leaf: int
-    count: int
-    silent: bool
-    activation: str = "gelu"
 
 
 @pytest.mark.parametrize("device", DEVICES)

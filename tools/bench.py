@@ -1,8 +1,8 @@
 """The benchmarks of `fastinfer bench`, with rivals that are not dependencies beside it: PyTorch, onnxruntime and, for whole models,
-OpenVINO, CTranslate2 and sentence-transformers.
+OpenVINO, CTranslate2, sentence-transformers and fastembed.
 
     pip install -r tools/requirements.txt onnx onnxruntime
-    pip install transformers onnxscript openvino nncf ctranslate2 sentence-transformers   # for: model
+    pip install transformers onnxscript openvino nncf ctranslate2 sentence-transformers fastembed   # for: model
     python tools/bench.py cmm --tokens 1,128,4096
 
 Options are those of `fastinfer bench`. Rivals that are not installed are left out, and the header says so.

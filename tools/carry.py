@@ -133,6 +133,8 @@ def unpack(file: Path, folder: Path, known: str | None) -> None:
         entries, config, tokenizer = read["tensors"], Config.from_json(read["config"], str(file)), read["tokenizer"]
     except (lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is not what carry.py pack writes, or parts of it are missing: {error}") from None
+    if tokenizer == "known" and known is None:
+        raise CheckpointError(f"{file} was packed without its tokenizer: name the model that has it with --known")
     there, known_tokenizer = ({}, None) if known is None else opened(known)[1:]
     weights, at = {}, 0
     for entry in entries:

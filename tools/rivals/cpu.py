@@ -318,7 +318,7 @@ def embed_sentences(encode: Encode, tokenizer: object) -> EmbedTexts:
 
 
 def embed_fastembed(encode: Encode, tokenizer: object) -> EmbedTexts:
-    """fastembed's own embed, in padded batches of 32 as the texts come, its best size here."""
+    """fastembed's own embed, in padded batches of 32 as the texts come."""
     return lambda texts: np.stack(list(encode.whole.embed(texts, batch_size=32)))
 
 
@@ -392,11 +392,10 @@ def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool
     if (folder / "tokenizer.json").exists():
         name = "sentence-transformers"
         config = checkpoint.load(folder, validate=False)[0]
-        limit = config.max_tokens
-        arguments = (str(folder), limit, threads)
+        arguments = (str(folder), config.max_tokens, threads)
         yield from engine(name, "float32", name, load_sentence_transformers, arguments, embed=embed_sentences)
         for dtype, file, made in (("float32", "model_opt.onnx", (onnx,)), ("int8", "model_int8.onnx", (onnx, onnx_int8))):
             out = cache / f"fastembed-{dtype}"
-            folder_made = (out.name, lambda out=out, file=file: folder_for_fastembed(folder, cache / file, out, limit))
+            folder_made = (out.name, lambda out=out, file=file: folder_for_fastembed(folder, cache / file, out, config.max_tokens))
             given = (str(out), config.hidden, threads)
             yield from engine("fastembed", dtype, "fastembed", load_fastembed, given, *made, folder_made, embed=embed_fastembed)
