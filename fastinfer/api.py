@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,12 +85,13 @@ def _opened(kind: str, name: str, folder: Path, how: How) -> Model:
         config, stored, found = checkpoint.load_all(folder, validate=how.validate, copy=how.copy)
         tokenizer = Tokenizer(found.file, config) if found.file else None
         nbytes = sum(t.nbytes for t in stored.values())
-        mark = checkpoint.fingerprint(config, stored, how.max_depth)  # before prepare() lets go of what it packs
+        sampled = checkpoint.samples(stored)  # before prepare() lets go of what it packs
         with about(str(folder)):
             sizes = config.hidden, config.heads, stored["layers.0.attention.qkv.weight"].dtype
             fitted = [ops.fitted(*sizes) for ops in devices]
             replicas = [Replica(ops, ops.prepare(config, stored, how.max_depth)) for ops in fitted]
     origin = Origin(kind, name, Path(name) if kind == "folder" else folder, stamps, how)
+    mark = functools.partial(checkpoint.fingerprint, config, sampled, how.max_depth)
     return Model(config, replicas, tokenizer, str(folder), nbytes, found.about, origin, mark)
 
 

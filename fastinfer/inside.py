@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -30,16 +31,19 @@ class Inside:
         nbytes: int,
         lacks: str = "",
         origin: Origin | None = None,
-        fingerprint: str = "",
+        mark: Callable[[], str] = str,
     ) -> None:
         self.config = config
         self.tasks = config.tasks.names
         self.tokenizer = tokenizer
         self.nbytes = nbytes
-        self.fingerprint = fingerprint
         self.device = ", ".join(ops.device for ops, _ in replicas)
-        self._name, self._origin = name, origin
+        self._name, self._origin, self._mark = name, origin, mark
         self._runner = Runner(config, replicas, tokenizer, name, lacks)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return self._mark()
 
     def __repr__(self) -> str:
         c = self.config

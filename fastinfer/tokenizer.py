@@ -169,7 +169,10 @@ class Tokenizer:
     def __init__(self, source: Path | TokenizerFile, config: Config) -> None:
         file = read_tokenizer(source, config.vocabulary) if isinstance(source, Path) else source
         self.raw, self._path = open_tokenizer(file, config.vocabulary), file.path
-        size = self.raw.get_vocab_size(with_added_tokens=True)
+        model = self.raw.model
+        added = [token.content for token in self.raw.get_added_tokens_decoder().values()]
+        # What get_vocab_size(with_added_tokens=True) counts in a copy of the vocabulary.
+        size = self.raw.get_vocab_size(with_added_tokens=False) + sum(model.token_to_id(word) is None for word in added)
         if size > config.vocabulary:
             raise CheckpointError(
                 f"{file.path} has {size} tokens, but the model's vocabulary is {config.vocabulary}: it belongs to another model"

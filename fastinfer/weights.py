@@ -1,4 +1,4 @@
-"""Prepared weights, which the ops of a backend take: a frozen dataclass per part of the model.
+"""Prepared weights, which the ops of a backend take: a named tuple per part of the model.
 
 An Array is of the backend's own kind: NumPy's on the CPU, CuPy's on a GPU. The backend's matrix(), table() and
 trees() make a Matrix, a Table and Trees from stored tensors.
@@ -7,7 +7,6 @@ trees() make a Matrix, a Table and Trees from stored tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,24 +25,21 @@ Table: TypeAlias = Any
 Trees: TypeAlias = Any
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
+class Norm(NamedTuple):
     """Weight and bias (D,) of a LayerNorm. bias None: an RMSNorm."""
 
     weight: Array
     bias: Array | None
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(NamedTuple):
     """A dense weight (out, in) and its bias (out,) or None."""
 
     weight: Matrix
     bias: Array | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Embedding:
+class Embedding(NamedTuple):
     """word (V, E), position (positions, E) or None, token_type (types, E) or None, and the norm of their sum or None.
 
     project  the linear map from E columns to the model's D; None where E is D
@@ -72,8 +68,7 @@ class Embedding:
         return self.places, np.where(skipped, np.int32(0), counted - np.repeat(before, batch.lengths))
 
 
-@dataclass(frozen=True, slots=True)
-class Relative:
+class Relative(NamedTuple):
     """Disentangled attention: score (i, j) gains q_i . keys[r] + k_j . queries[r] before it is scaled, r = rows[positions - 1 + i - j].
 
     keys, queries  (2 * buckets, D), heads side by side
@@ -87,8 +82,7 @@ class Relative:
     rows: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(NamedTuple):
     """What attention does to the scores of one layer, beside q k^T / sqrt(S).
 
     window     a query sees keys that are at most so far away; None: all keys of its text
@@ -106,8 +100,7 @@ class Scores:
 PLAIN = Scores()
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(NamedTuple):
     """qkv (3 H S, D): all of q, then k, then v, heads side by side in each; out (D, H S); the norm before or after, as in the model.
 
     norm    None where the first layer has none
@@ -143,8 +136,7 @@ class Form(NamedTuple):
 NODES = Form()
 
 
-@dataclass(frozen=True, slots=True)
-class FeedForward:
+class FeedForward(NamedTuple):
     """Trees, neurons that are always on (dense_in and dense_out), or both; the output bias b_out (D,); the norm before or after.
 
     kind        a key of feedforward.KINDS
@@ -163,16 +155,14 @@ class FeedForward:
     others: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer of the encoder."""
 
     attention: Attention
     ffn: FeedForward
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(NamedTuple):
     """A prepared model. tasks maps names such as "tag.out.weight" to the tensors of its heads."""
 
     hidden: int

@@ -6,7 +6,7 @@ aligned, so that kernels read trees directly from the mapped file.
 """
 
 from .check import check, check_children, check_finite
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, samples
 from .open import load, load_all
 from .read import INDEX, SINGLE, digest, map_file, map_folder, stamps, unchanged
 from .spec import Spec, parameters, tensors
@@ -14,4 +14,4 @@ from .tensor import DTYPES, Tensor
 from .write import save
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "Spec", "Tensor", "check", "check_children", "check_finite", "digest", "fingerprint", "load"]
-__all__ += ["load_all", "map_file", "map_folder", "parameters", "save", "stamps", "tensors", "unchanged"]
+__all__ += ["load_all", "map_file", "map_folder", "parameters", "samples", "save", "stamps", "tensors", "unchanged"]

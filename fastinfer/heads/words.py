@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,9 +13,10 @@ from ..tokens import Tokens
 
 __all__ = ["Piece", "Word", "apart", "join_windows", "pieces", "trim", "words"]
 
-# Letters of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
-SPACELESS = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+# The first and the last letter of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+SPACELESS = (
+    *(("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"), ("\u3005", "\u30ff")),
+    *(("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003ffff")),
 )
 
 
@@ -73,7 +73,7 @@ def _continues(before: Piece, piece: Piece, text: str, marked: bool) -> bool:
 @functools.lru_cache(4096)
 def apart(char: str) -> bool:
     """Whether a character separates words: white space, punctuation, a symbol, or a letter of a script without spaces."""
-    return char.isspace() or unicodedata.category(char)[0] in "PS" or SPACELESS.match(char) is not None
+    return char.isspace() or unicodedata.category(char)[0] in "PS" or any(first <= char <= last for first, last in SPACELESS)
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
