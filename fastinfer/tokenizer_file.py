@@ -221,7 +221,7 @@ def check(data: dict[str, Any], vocabulary: int) -> list[str]:
         check_ids("the vocabulary", words, vocabulary)
     added = data.get("added_tokens")
     if isinstance(added, list):
-        check_ids("added_tokens", {str(i): token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
+        check_ids("added_tokens", {i: token.get("id") for i, token in enumerate(added) if isinstance(token, dict)}, vocabulary)
     for key, value in model.items():
         if key not in ("vocab", "merges"):
             most = MOST_WORD if key == "max_input_chars_per_word" else MOST_NUMBER
@@ -251,14 +251,14 @@ def _patterns(data: dict[str, Any], vocabulary: int) -> list[str]:
     return patterns
 
 
-def check_ids(what: str, ids: dict[str, Any], vocabulary: int) -> None:
+def check_ids(what: str, ids: dict[Any, Any], vocabulary: int) -> None:
     """Raise CheckpointError unless {token: id} has ids from 0 to vocabulary - 1, and tokens of bounded length."""
     if len(ids) > vocabulary:
         raise CheckpointError(f"it has {len(ids)} tokens, but the model's vocabulary is {vocabulary}: it belongs to another model")
     if set(map(type, ids.values())) - {int} or not 0 <= min(ids.values(), default=0) <= max(ids.values(), default=0) < vocabulary:
         word, id_ = next((w, i) for w, i in ids.items() if type(i) is not int or not 0 <= i < vocabulary)
         raise CheckpointError(f"{what} gives {short(word)} the id {short(id_)}, expected 0 to {vocabulary - 1}, as the model has")
-    longest = max(map(len, ids), default=0)
+    longest = max(map(len, map(str, ids)), default=0)
     if longest > MOST_CHARACTERS:
         raise CheckpointError(f"{what} has a token of {longest} characters, expected at most {MOST_CHARACTERS}")
 
