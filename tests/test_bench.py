@@ -8,7 +8,7 @@ import pytest
 
 import fastinfer
 from fastinfer import backends, cli
-from fastinfer.bench import command, layers, machine, timing
+from fastinfer.bench import command, engines, layers, machine, start, timing
 from fastinfer.bench.cases import FFFCase, dense_weights
 from fastinfer.bench.oracle import dense64
 from fastinfer.bench.rivals import installed_dense
@@ -111,6 +111,25 @@ def test_start_of_a_model(bench):
     (row,) = rows(bench("model", "-m", inside, "--dtypes", "float32", "--start", "--json"))
     assert row["op"] == "start"
     assert all(row[key] > 0 for key in ("load_s", "first_answer_s", "pss_mb", "peak_mb", "stored_mb", "installed_mb"))
+
+
+def load_table(rows):
+    """An Encode in a fresh process: random vectors of ids, of padding, too."""
+    table = np.random.default_rng(0).standard_normal((rows, 8), np.float32)
+    return lambda ids, mask=None: table[ids]
+
+
+def test_texts_in_fresh_processes(bench, tmp_path):
+    """A way that batches texts itself and one that needs padded batches give the speed and the memory of processes of their own."""
+    (tmp_path / "texts.txt").write_text("The cat sleeps.\n\nBoil the grains for twelve minutes, then drain them.\n")
+    inside = Path(fastinfer.__file__).parent / "models" / "fastminilm-small"
+    (row,) = rows(bench("model", "-m", inside, "--dtypes", "int8", "--start", "--texts", tmp_path / "texts.txt", "--json"))
+    assert row["op"] == "apart"
+    padded = engines.Engine("padded", "dense", "float32", load_table, (40_000,), ("numpy",))
+    for found in (row, *start.bench_texts_apart([padded], tmp_path / "texts.txt", inside / "tokenizer.json", 256, 2)):
+        assert 0 < found["least"] <= found["texts_per_s"] <= found["most"]
+        assert found["first_answer_s"] > 0
+        assert 20 < found["peak_mb"] < 1000
 
 
 @pytest.mark.parametrize(

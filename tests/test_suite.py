@@ -12,6 +12,7 @@ import pytest
 from conftest import WORDS, make_tokenizer
 from models import TOOLS, load_tool
 
+import fastinfer
 from fastinfer.config import Embed, FillMask, Tasks
 from fastinfer.errors import InputError
 
@@ -587,6 +588,30 @@ def test_static_embeddings(command, tmp_path, monkeypatch):
         "static embeddings, which have no dtype to compute in: leave :int8 out"
         in command("suite", "static:int8", "--data", "suite.json.xz")[2]
     )
+
+
+@pytest.mark.filterwarnings("ignore")  # other packages may warn of anything
+def test_an_int8_model_of_openvino(command, tmp_path):
+    """It gives nearly the vectors of the float32 model, in any order and of any length of texts."""
+    for module in ("torch", "transformers", "onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(module, reason=f"the int8 model of OpenVINO is made with {module}")
+    import torch
+    import transformers
+
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    teacher = transformers.BertModel(transformers.BertConfig(**sizes, max_position_embeddings=128)).eval()
+    torch.manual_seed(0)
+    for weight in teacher.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_tokenizer().save(str(tmp_path / "teacher" / "tokenizer.json"))
+    assert command("openvino", "teacher", "ov")[0] == 0
+    texts = ["ada lovelace", "un", "", *(" ".join(WORDS[5 : 5 + n]) for n in (9, 3, 14))]
+    found = models.load(models.Entry("ov", "ov", None), "cpu", 1).embed(texts)
+    want = fastinfer.load(tmp_path / "teacher", device="numpy").embed(texts, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-4)
+    assert (found * want).sum(1).min() > 0.98
+    assert "ov on STS12: " in command("suite", "ov", "--data", "suite.json.xz", "--no-speed")[2]
 
 
 def test_sources_and_terms_are_in_the_help_and_in_the_documents(command):

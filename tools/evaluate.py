@@ -5,6 +5,7 @@
     python tools/evaluate.py speed fastminilm-1x11 --data suite --out table.json --threads 2
     python tools/evaluate.py join table.json elsewhere.json          # columns of another machine; join table.csv table.json converts
     python tools/evaluate.py static .models/minilm .models/static    # model2vec's method, for a further column
+    python tools/evaluate.py openvino FOLDER .models/openvino        # its int8 in OpenVINO, for one more
     python tools/evaluate.py pareto table.json ".models/minilm float32=teacher" "fastminilm-1x11=trees"
 
 `suite --help` lists the tasks, and the commands that get their texts.
@@ -99,6 +100,11 @@ def static(options: argparse.Namespace) -> None:
     say(f"{options.out}: {models.distil_static(options.teacher, options.out):,} tokens of {models.STATIC} dimensions")
 
 
+def openvino(options: argparse.Namespace) -> None:
+    """Write a teacher as an int8 model of OpenVINO, quantised by NNCF with paragraphs of this project's documents."""
+    models.quantise(options.teacher, options.out)
+
+
 def distinct(rows: Mapping[str, Rows]) -> list[str]:
     """All texts of the tasks, each once and on one line."""
     return list(dict.fromkeys(" ".join(text.split()) for task in rows.values() for text in task.texts()))
@@ -183,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
             "models",
             metavar="MODEL",
             nargs="*" if added is scores else "+",
-            help="[NAME=]MODEL[:DTYPE]: a checkpoint folder, a model inside fastinfer, or static embeddings; NAME heads its column",
+            help="[NAME=]MODEL[:DTYPE]: a checkpoint folder, a model inside, or what static or openvino wrote; NAME heads its column",
         )
         added.add_argument(
             "--data",
@@ -209,6 +215,9 @@ def parser() -> argparse.ArgumentParser:
     made_static = command("static", static)
     made_static.add_argument("teacher", metavar="MODEL", help="sentence-transformers folder")
     made_static.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    made_openvino = command("openvino", openvino)
+    made_openvino.add_argument("teacher", metavar="MODEL", help="folder in the Hugging Face layout")
+    made_openvino.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     drawn = command("pareto", draw)
     drawn.add_argument("table", type=Path, metavar="TABLE.json", help="what suite --out wrote")
     drawn.add_argument("points", metavar="COLUMN=KIND", nargs="+", help="a column of the table, and the kind that gives it its colour")

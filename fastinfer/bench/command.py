@@ -24,7 +24,7 @@ from .oracle import Oracle
 from .plot import check_plot, plot_cmm, plot_models
 from .report import Output, Row
 from .rivals import Rivals, installed_dense
-from .start import bench_start
+from .start import bench_start, bench_texts_apart
 from .timing import reexecute
 
 # --- options ---------------------------------------------------------------------------------------
@@ -124,7 +124,9 @@ def _add_model_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--sizes", type=_listed(_shape), metavar="BxS,...", help=sizes)
     sub.add_argument("--engines", metavar="WORD,...", help="only engines whose name, model or dtype contains one of these words")
     sub.add_argument("--cache", metavar="FOLDER", help="the folder that keeps prepared models (default: a temporary folder)")
-    sub.add_argument("--start", action="store_true", help="measure load time, first answer and memory of fresh processes")
+    sub.add_argument(
+        "--start", action="store_true", help="measure fresh processes: load time, first answer, memory; with --texts, their speed"
+    )
     sub.add_argument(
         "--texts", metavar="FILE", help="real texts, one per line, instead of random tokens: all of them, and queries after a pause"
     )
@@ -279,7 +281,7 @@ def chosen(
 def run_models(
     options: argparse.Namespace, ops: Any, output: Output, threads: int | None, find: FindEngines | None, seconds: float
 ) -> None:
-    """Measure whole models: their speed; with --start, fresh processes; with --texts, real texts."""
+    """Measure whole models: their speed; with --texts, real texts; with --start, fresh processes."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Source.of(options, Path(options.cache or scratch))
         engines, left_out = chosen(options, ops, source, threads, find)
@@ -288,14 +290,15 @@ def run_models(
         output.say(f"model: {what}; {config.layers} layers, hidden {config.hidden}, {config.heads} heads, vocabulary {config.vocabulary}")
         for name, why in left_out.items():
             output.say(f"left out: {name} ({why})")
-        if options.start:
-            output.say(report.header("start"))
-            for engine in engines:
-                output.row(bench_start(engine), report.line)
-            return
         tokenizer = source.folder / "tokenizer.json"
         if options.texts and not tokenizer.exists():
             raise InputError(f"--texts needs {tokenizer}" + ("" if options.model else ": give one with --tokenizer"))
+        if options.start:
+            output.say(report.header("apart" if options.texts else "start"))
+            texts = options.texts and (Path(options.texts), tokenizer, config.max_tokens)
+            for row in bench_texts_apart(engines, *texts) if texts else map(bench_start, engines):
+                output.row(row, report.line)
+            return
         loaded = {str(engine): (engine, engine.load(*engine.arguments)) for engine in engines}
         if options.texts:
             texts = [t for t in Path(options.texts).read_text(encoding="utf-8").splitlines() if t.strip()]

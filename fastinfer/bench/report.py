@@ -198,6 +198,12 @@ COLUMNS = {
         ("tokens", "tokens", 6, ".1f"),
         *((f"{pause} {p}", f"{pause}_{p}", 8, ".2f") for pause in ("busy", "5ms", "1s") for p in ("p50", "p99")),
     ),
+    "apart": (  # each engine in processes of its own
+        *WHO,
+        *((title, key, 8, ".1f") for title, key in (("texts/s", "texts_per_s"), ("least", "least"), ("most", "most"))),
+        ("first answer s", "first_answer_s", 14, ".2f"),
+        ("peak MB", "peak_mb", 8, ".0f"),
+    ),
     "start": (  # peak is that of a batch of 32x128; PSS is taken after the first answer
         *WHO,
         ("load s", "load_s", 7, ".2f"),
@@ -211,7 +217,7 @@ COLUMNS = {
 
 
 def header(op: str) -> str:
-    """The titles of a table of models: "model", "gpu", "texts", "queries" or "start"."""
+    """The titles of a table of models: "model", "gpu", "texts", "queries", "apart" or "start"."""
     return " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS[op])
 
 

@@ -1,4 +1,4 @@
-"""Load time, first answer and memory of fresh processes, and the size of the packages that they need."""
+"""Load time, first answer, speed from text and memory of fresh processes, and the size of the packages that they need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,19 @@ import numpy as np
 
 from ..errors import BackendError
 from .engines import Engine
+from .models import RIVAL_BATCH, embed_padded, read_tokenizer
 
 PACKAGE = Path(__file__).parents[1]  # fastinfer
 
-PROBE = """
-import json, re, time
+# What all fresh processes begin with. Annotations are not evaluated, since they name types that these processes do not import.
+PRELUDE = """
+from __future__ import annotations
+import functools, json, re, time
 import numpy as np
-{source}
+{sources}
 def kilobytes(file, key): return int(re.search(key + r":\\s+(\\d+)", open(file).read())[1])
+"""
+PROBE = """
 start = time.perf_counter()
 encode = {name}(*json.loads({arguments!r}))
 loaded = time.perf_counter()
@@ -35,6 +40,17 @@ print("answered", flush=True)
 shared = kilobytes("/proc/self/smaps_rollup", "Pss")
 if {large}: encode(np.arange(4096).reshape(32, 128) % 1000)
 print(json.dumps(dict(load_s=loaded - start, pss_mb=shared / 1e3, peak_mb=kilobytes("/proc/self/status", "VmHWM") / 1e3)))
+"""
+TEXTS_PROBE = """
+encode = {name}(*json.loads({arguments!r}))
+run = {embed}
+texts = [text for text in open({texts!r}, encoding="utf-8").read().splitlines() if text.strip()]
+run(texts[:1])
+print("answered", flush=True)
+start = time.perf_counter()
+run(texts)
+seconds = time.perf_counter() - start
+print(json.dumps(dict(texts_per_s=len(texts) / seconds, peak_mb=kilobytes("/proc/self/status", "VmHWM") / 1e3)))
 """
 
 
@@ -52,9 +68,49 @@ def bench_start(engine: Engine, repeats: int = 3) -> dict[str, Any]:
 
 def fresh_process(engine: Engine, *, large: bool) -> dict[str, float]:
     """{load_s, first_answer_s, pss_mb, peak_mb} of one process. large: also run a batch of 32x128. Raises BackendError if it fails."""
-    source = inspect.getsource(engine.load).replace("-> Encode", "")
+    return _probed(engine, [engine.load], PROBE.format(name=engine.load.__name__, arguments=json.dumps(engine.arguments), large=large))
+
+
+def bench_texts_apart(engines: Sequence[Engine], texts: Path, tokenizer: Path, limit: int, rounds: int = 3) -> list[dict[str, Any]]:
+    """A row per engine for the way from the lines of `texts` to vectors, in fresh processes that take turns.
+
+    Rivals that do not batch texts themselves get padded batches sorted by length, their better order. The row has the median, the
+    least and the most texts a second, and the medians of the seconds to the first answer and of the peak of memory in MB.
+
+    limit  most tokens of a text
+    """
+    found: dict[str, list[dict[str, float]]] = {str(engine): [] for engine in engines}
+    for _ in range(rounds):
+        for engine in engines:
+            found[str(engine)].append(process_of_texts(engine, texts, tokenizer, limit))
+    return [
+        {
+            "op": "apart", "engine": engine.name, "model": engine.model, "dtype": engine.dtype,
+            **{key: float(np.median([run[key] for run in runs])) for key in runs[0]},
+            "least": min(run["texts_per_s"] for run in runs), "most": max(run["texts_per_s"] for run in runs),
+        }
+        for engine in engines if (runs := found[str(engine)])
+    ]  # fmt: skip
+
+
+def process_of_texts(engine: Engine, texts: Path, tokenizer: Path, limit: int) -> dict[str, float]:
+    """{texts_per_s, first_answer_s, peak_mb} of one process. Raises BackendError if it fails."""
+    functions: list[Callable[..., Any]]
+    if engine.embed is not None:
+        functions, embed = [engine.embed], f"{engine.embed.__name__}(encode, None)"
+    else:
+        functions, embed = (
+            [embed_padded, read_tokenizer],
+            f"embed_padded(encode, read_tokenizer({str(tokenizer)!r}, {limit}), ordered=True)",
+        )
+    values = {"name": engine.load.__name__, "arguments": json.dumps(engine.arguments), "embed": embed, "texts": str(texts)}
+    return _probed(engine, [engine.load, *functions], f"RIVAL_BATCH = {RIVAL_BATCH}\n" + TEXTS_PROBE.format(**values))
+
+
+def _probed(engine: Engine, functions: Sequence[Callable[..., Any]], probe: str) -> dict[str, float]:
+    """What a fresh process with the sources of these functions prints as JSON, and first_answer_s. Raises BackendError if it fails."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))}
-    code = PROBE.format(source=source, name=engine.load.__name__, arguments=json.dumps(engine.arguments), large=large)
+    code = PRELUDE.format(sources="\n".join(map(inspect.getsource, functions))) + probe
     start = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as complaint,

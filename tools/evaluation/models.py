@@ -1,25 +1,30 @@
-"""Models that the suite scores: checkpoints through the engine, and static embeddings through model2vec."""
+"""Models that the suite scores: checkpoints through the engine, static embeddings through model2vec, and int8 models through OpenVINO."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from rivals.cpu import export_onnx, load_openvino, quantize_openvino
 
 import fastinfer
 from fastinfer import checkpoint
+from fastinfer.bench.models import embed_padded, read_tokenizer
 from fastinfer.catalog import folder_of
 from fastinfer.errors import InputError, TaskError
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 ROUNDS = 5  # times that each model embeds the texts whose speed is measured
 STATIC = 256  # dimensions of static embeddings, model2vec's default
+OPENVINO = "openvino_model.xml"  # as optimum names it
 
 
 class Entry(NamedTuple):
@@ -73,9 +78,25 @@ class Static:
         return unit
 
 
+class OpenVINO:
+    """What quantise() wrote, through OpenVINO: padded batches of 32 texts sorted by length, and the means of their tokens."""
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        tokenizer = read_tokenizer(folder / "tokenizer.json", json.loads((folder / "config.json").read_bytes())["max_tokens"])
+        encode = load_openvino(str(folder / OPENVINO), "bf16", threads or fastinfer.info()["threads"])
+        self.run = embed_padded(encode, tokenizer, ordered=True)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = self.run(list(texts))
+        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+
 def load(entry: Entry, device: str, threads: int | None) -> Embedder:
     """The model of an entry, loaded. Raises the errors of fastinfer.load, and TaskError for a model that does not embed."""
     folder = Path(entry.model)
+    if (folder / OPENVINO).exists():
+        return OpenVINO(folder, threads)
     try:
         static = "embedding_dtype" in json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
@@ -123,6 +144,22 @@ def distil_static(teacher: str, out: Path) -> int:
     model = _model2vec("model2vec.distill").distill(model_name=str(folder_of(teacher)), pca_dims=STATIC, device="cpu")
     model.save_pretrained(str(out))
     return len(model.embedding)
+
+
+def quantise(teacher: str, out: Path) -> None:
+    """Write a folder in the Hugging Face layout, whose vectors are means of its tokens, as an int8 model of OpenVINO."""
+    folder = folder_of(teacher)
+    config = fastinfer.load(folder, device="cpu", threads=1).config
+    if config.tasks.embed is None or config.tasks.embed.pooling != "mean" or config.tasks.embed.layers:
+        raise TaskError(f"{teacher} does not embed by the mean of its tokens alone")
+    with TemporaryDirectory() as scratch:
+        export_onnx(folder, Path(scratch))
+        quantize_openvino(folder, Path(scratch))
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix in (".xml", ".bin"):
+            shutil.copy(Path(scratch) / f"ov_int8{suffix}", (out / OPENVINO).with_suffix(suffix))
+    shutil.copy(folder / "tokenizer.json", out)
+    (out / "config.json").write_text(json.dumps({"max_tokens": config.max_tokens}))
 
 
 def _model2vec(module: str) -> Any:

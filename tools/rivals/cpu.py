@@ -19,10 +19,13 @@ import numpy as np
 import fastinfer
 from fastinfer import checkpoint
 from fastinfer.bench.engines import EmbedTexts, Encode, Engine
+from fastinfer.bench.models import read_tokenizer
 from fastinfer.bench.rivals import Dense, Product, Rivals
 from fastinfer.bench.timing import Run
 
 COMPILE_SECONDS = 60
+CALIBRATION = 300  # paragraphs, as many as NNCF takes by default
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 
 
 def torch_dense(dtype_name: str) -> Dense:
@@ -267,17 +270,26 @@ def convert_openvino(out: Path) -> None:
     openvino.save_model(openvino.Core().read_model(str(out / "model.onnx")), str(out / "ov.xml"), compress_to_fp16=False)
 
 
-def quantize_openvino(out: Path) -> None:
-    """NNCF, static, for transformers; the scales come from random tokens."""
+def calibration(folder: Path) -> list[np.ndarray]:
+    """Rows of ids (1, S) int64 for OpenVINO's int8: paragraphs of this project's documents or, without a tokenizer, random tokens."""
+    if not (folder / "tokenizer.json").exists():
+        rng = np.random.default_rng(0)
+        return [rng.integers(1000, 30000, (1, 128)) for _ in range(8)]
+    text = "\n\n".join(page.read_text() for page in sorted(DOCUMENTS.rglob("*.md")))
+    paragraphs = [part for part in text.split("\n\n") if len(part) > 100 and part[0].isalpha()]
+    tokenizer = read_tokenizer(folder / "tokenizer.json", 128)
+    return [np.array([found.ids]) for found in tokenizer.encode_batch(paragraphs[:: max(1, len(paragraphs) // CALIBRATION)][:CALIBRATION])]
+
+
+def quantize_openvino(folder: Path, out: Path) -> None:
+    """out/ov_int8.xml, from model.onnx: NNCF, static, for transformers, its scales from calibration()."""
     import nncf
     import openvino
 
-    rng = np.random.default_rng(0)
-    samples = [{"input_ids": rng.integers(1000, 30000, (1, 128)), "attention_mask": np.ones((1, 128), np.int64)} for _ in range(8)]
-    options = {"model_type": nncf.ModelType.TRANSFORMER, "preset": nncf.QuantizationPreset.MIXED, "subset_size": 8}
-    openvino.save_model(
-        nncf.quantize(openvino.Core().read_model(str(out / "model.onnx")), nncf.Dataset(samples), **options), str(out / "ov_int8.xml")
-    )
+    samples = [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in calibration(folder)]
+    options = {"model_type": nncf.ModelType.TRANSFORMER, "preset": nncf.QuantizationPreset.MIXED, "subset_size": len(samples)}
+    read = openvino.Core().read_model(str(out / "model.onnx"))
+    openvino.save_model(nncf.quantize(read, nncf.Dataset(samples), **options), str(out / "ov_int8.xml"))
 
 
 def convert_ctranslate2(folder: Path, out: Path) -> None:
@@ -374,7 +386,7 @@ def models(folder: Path, cache: Path, threads: int, wanted: Callable[[str], bool
     onnx = ("model_opt.onnx", lambda: export_onnx(folder, cache))
     onnx_int8 = ("model_int8.onnx", lambda: quantize_onnx(cache))
     ov = ("ov.xml", lambda: convert_openvino(cache))
-    ov_int8 = ("ov_int8.xml", lambda: quantize_openvino(cache))
+    ov_int8 = ("ov_int8.xml", lambda: quantize_openvino(folder, cache))
     ct2 = ("ct2", lambda: convert_ctranslate2(folder, cache))
     yield from engine("onnxruntime", "float32", "onnxruntime", load_onnxruntime, (str(cache / "model_opt.onnx"), threads), onnx)
     yield from engine("onnxruntime", "int8", "onnxruntime", load_onnxruntime, (str(cache / "model_int8.onnx"), threads), onnx, onnx_int8)
