@@ -468,7 +468,7 @@ SORT = kinds.Clusters(["ada", "ada lovelace", "paris", "paris france"], [0, 0, 1
 
 @pytest.fixture
 def command(capsys, monkeypatch, readable_model, tmp_path):
-    """command(*arguments) -> (status, output, errors), in a folder with a tiny model, "tiny", and a packed suite of three tasks."""
+    """command(*arguments) -> (status, output, errors), in a folder with a tiny model, "readable", and a packed suite of three tasks."""
     monkeypatch.setattr(kinds, "RESAMPLES", 20)
     monkeypatch.chdir(tmp_path)
     readable_model(tasks=Tasks(embed=Embed("mean", True)))
@@ -612,6 +612,11 @@ def test_an_int8_model_of_openvino(command, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-4)
     assert (found * want).sum(1).min() > 0.98
     assert "ov on STS12: " in command("suite", "ov", "--data", "suite.json.xz", "--no-speed")[2]
+
+
+def test_other_packages_read_published_folders_alone(command):
+    for made in ("static", "openvino"):
+        assert "readable is in fastinfer's own layout, expected a folder in the Hugging Face layout" in command(made, "readable", "out")[2]
 
 
 def test_sources_and_terms_are_in_the_help_and_in_the_documents(command):

@@ -4,7 +4,7 @@
     python tools/evaluate.py suite mine=runs/student/checkpoint:int8 --data suite --out table.json   # one more column
     python tools/evaluate.py speed fastminilm-1x11 --data suite --out table.json --threads 2
     python tools/evaluate.py join table.json elsewhere.json          # columns of another machine; join table.csv table.json converts
-    python tools/evaluate.py static .models/minilm .models/static    # model2vec's method, for a further column
+    python tools/evaluate.py static FOLDER .models/static            # model2vec's method, for a further column
     python tools/evaluate.py openvino FOLDER .models/openvino        # its int8 in OpenVINO, for one more
     python tools/evaluate.py pareto table.json ".models/minilm float32=teacher" "fastminilm-1x11=trees"
 
@@ -213,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     joined.add_argument("out", type=Path, metavar="OUT", help="table to write: .json, whose columns are kept if it exists, or .csv")
     joined.add_argument("tables", type=Path, metavar="TABLE.json", nargs="+", help="tables that suite --out wrote")
     made_static = command("static", static)
-    made_static.add_argument("teacher", metavar="MODEL", help="sentence-transformers folder")
+    made_static.add_argument("teacher", metavar="MODEL", help="folder in the Hugging Face layout")
     made_static.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     made_openvino = command("openvino", openvino)
     made_openvino.add_argument("teacher", metavar="MODEL", help="folder in the Hugging Face layout")

@@ -80,8 +80,9 @@ def bench_texts_apart(engines: Sequence[Engine], texts: Path, tokenizer: Path, l
     limit  most tokens of a text
     """
     found: dict[str, list[dict[str, float]]] = {str(engine): [] for engine in engines}
-    for _ in range(rounds):
+    for i in range(rounds):
         for engine in engines:
+            print(f"round {i + 1} of {rounds}: {engine} ...", file=sys.stderr, flush=True)
             found[str(engine)].append(process_of_texts(engine, texts, tokenizer, limit))
     return [
         {

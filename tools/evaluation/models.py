@@ -22,7 +22,7 @@ from fastinfer.catalog import folder_of
 from fastinfer.errors import InputError, TaskError
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-ROUNDS = 5  # times that each model embeds the texts whose speed is measured
+ROUNDS = 15  # times that each model embeds the texts whose speed is measured
 STATIC = 256  # dimensions of static embeddings, model2vec's default
 OPENVINO = "openvino_model.xml"  # as optimum names it
 
@@ -141,14 +141,14 @@ def distil_static(teacher: str, out: Path) -> int:
     Each token of the vocabulary passes the teacher alone. The vectors are reduced to STATIC dimensions by principal components, and
     weighted by the rank of their token.
     """
-    model = _model2vec("model2vec.distill").distill(model_name=str(folder_of(teacher)), pca_dims=STATIC, device="cpu")
+    model = _model2vec("model2vec.distill").distill(model_name=str(_published(teacher)), pca_dims=STATIC, device="cpu")
     model.save_pretrained(str(out))
     return len(model.embedding)
 
 
 def quantise(teacher: str, out: Path) -> None:
     """Write a folder in the Hugging Face layout, whose vectors are means of its tokens, as an int8 model of OpenVINO."""
-    folder = folder_of(teacher)
+    folder = _published(teacher)
     config = fastinfer.load(folder, device="cpu", threads=1).config
     if config.tasks.embed is None or config.tasks.embed.pooling != "mean" or config.tasks.embed.layers:
         raise TaskError(f"{teacher} does not embed by the mean of its tokens alone")
@@ -160,6 +160,14 @@ def quantise(teacher: str, out: Path) -> None:
             shutil.copy(Path(scratch) / f"ov_int8{suffix}", (out / OPENVINO).with_suffix(suffix))
     shutil.copy(folder / "tokenizer.json", out)
     (out / "config.json").write_text(json.dumps({"max_tokens": config.max_tokens}))
+
+
+def _published(teacher: str) -> Path:
+    """The folder of a teacher. Raises InputError where it is not in the Hugging Face layout, which other packages read."""
+    folder = folder_of(teacher)
+    if json.loads((folder / "config.json").read_bytes()).get("model_type") is None:
+        raise InputError(f"{teacher} is in fastinfer's own layout, expected a folder in the Hugging Face layout, which other packages read")
+    return folder
 
 
 def _model2vec(module: str) -> Any:
