@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import heads
-from ..config import Classify, Embed
+from ..config import FFF, Classify, Embed
 from ..errors import InputError
 from ..info import __version__
 from . import requests as r
@@ -160,6 +160,7 @@ def described(served: Served, limits: Limits) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
         "tasks": model.tasks,
+        "trees": any(isinstance(ffn, FFF) for ffn in model.config.ffn),
         "device": model.device,
     }
 

@@ -238,6 +238,7 @@ def test_info_and_health(server, model):
     assert info["model_id"] == "all"
     assert info["models"]["cross"]["model_type"] == {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
     assert (info["max_input_length"], info["tasks"]) == (32, list(model.tasks))
+    assert info["trees"] == any(ffn.kind == "fff" for ffn in model.config.ffn)
     for path in ("/health", "/ping"):
         assert server.get(path)[::2] == (200, b"")
 
