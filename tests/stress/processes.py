@@ -164,6 +164,10 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+# Before 3.14, Python unwinds a daemon thread that goes on after the end; in the tokenizers library, which catches that, glibc aborts.
+UNWOUND = b"FATAL: exception not rethrown"
+
+
 def exit_during_a_call(repeat: int) -> Iterator[str | None]:
     """The interpreter ends while daemon threads are in calls."""
     rng = random.Random(0)
@@ -174,6 +178,8 @@ def exit_during_a_call(repeat: int) -> Iterator[str | None]:
         except subprocess.TimeoutExpired:
             yield "a hang"
         else:
+            if sys.version_info < (3, 14) and UNWOUND in done.stderr:
+                continue
             yield f"status {done.returncode}: {done.stderr.decode(errors='replace')[:500]}" if done.returncode or done.stderr else None
 
 

@@ -141,7 +141,8 @@ def distil_static(teacher: str, out: Path) -> int:
     Each token of the vocabulary passes the teacher alone. The vectors are reduced to STATIC dimensions by principal components, and
     weighted by the rank of their token.
     """
-    model = _model2vec("model2vec.distill").distill(model_name=str(_published(teacher)), pca_dims=STATIC, device="cpu")
+    folder = _published(teacher)
+    model = _model2vec("model2vec.distill").distill(model_name=str(folder), pca_dims=STATIC, device="cpu")
     model.save_pretrained(str(out))
     return len(model.embedding)
 
