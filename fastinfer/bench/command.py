@@ -295,8 +295,8 @@ def run_models(
             raise InputError(f"--texts needs {tokenizer}" + ("" if options.model else ": give one with --tokenizer"))
         if options.start:
             output.say(report.header("apart" if options.texts else "start"))
-            texts = options.texts and (Path(options.texts), tokenizer, config.max_tokens)
-            for row in bench_texts_apart(engines, *texts) if texts else map(bench_start, engines):
+            apart = options.texts and bench_texts_apart(engines, Path(options.texts), tokenizer, config.max_tokens)
+            for row in apart or map(bench_start, engines):
                 output.row(row, report.line)
             return
         loaded = {str(engine): (engine, engine.load(*engine.arguments)) for engine in engines}

@@ -96,14 +96,11 @@ def bench_texts_apart(engines: Sequence[Engine], texts: Path, tokenizer: Path, l
 
 def process_of_texts(engine: Engine, texts: Path, tokenizer: Path, limit: int) -> dict[str, float]:
     """{texts_per_s, first_answer_s, peak_mb} of one process. Raises BackendError if it fails."""
-    functions: list[Callable[..., Any]]
-    if engine.embed is not None:
-        functions, embed = [engine.embed], f"{engine.embed.__name__}(encode, None)"
+    functions: list[Callable[..., Any]] = [embed_padded, read_tokenizer] if engine.embed is None else [engine.embed]
+    if engine.embed is None:
+        embed = f"embed_padded(encode, read_tokenizer({str(tokenizer)!r}, {limit}), ordered=True)"
     else:
-        functions, embed = (
-            [embed_padded, read_tokenizer],
-            f"embed_padded(encode, read_tokenizer({str(tokenizer)!r}, {limit}), ordered=True)",
-        )
+        embed = f"{engine.embed.__name__}(encode, None)"
     values = {"name": engine.load.__name__, "arguments": json.dumps(engine.arguments), "embed": embed, "texts": str(texts)}
     return _probed(engine, [engine.load, *functions], f"RIVAL_BATCH = {RIVAL_BATCH}\n" + TEXTS_PROBE.format(**values))
 
