@@ -24,9 +24,9 @@ def small(monkeypatch, tmp_path):
     made, calls = Tokenizer(tmp_path / "tokenizer.json", make_config()), []
     call = made._call
 
-    def recorded(texts, words=False):
+    def recorded(texts, words=False, places=True):
         calls.extend(sum(map(len, cutting.sides_of(text))) for text in texts)
-        return call(texts, words)
+        return call(texts, words, places)
 
     made._call = recorded
     return made, calls

@@ -80,6 +80,7 @@ def compare(transformers, folder, vocabulary):
         for text, mine, ids, type_ids in zip(ours, got, want["input_ids"], types, strict=True):
             assert mine.ids == ids, (text, mine.tokens, oracle.convert_ids_to_tokens(ids))
             assert mine.type_ids == type_ids, text
+        assert [(e.ids, e.type_ids) for e in raw.encode_batch_fast(ours)] == [(e.ids, e.type_ids) for e in got]
     for name, id_ in vars(found.ids).items():
         assert getattr(oracle, f"{name}_token_id") in (id_, None), name
     return found

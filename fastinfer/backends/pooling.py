@@ -21,15 +21,23 @@ def pooled(x: np.ndarray, cu_seqlens: np.ndarray, kind: str, skip: int) -> np.nd
         lengths = lengths - before
         first = np.cumsum(lengths) - lengths
     if kind == "mean":
-        result = np.add.reduceat(x, first, axis=0)
+        result = _reduced(np.add, x, first, lengths)
         result /= lengths[:, None].astype(np.float32)
     elif kind == "sqrtmean":
-        result = np.add.reduceat(x, first, axis=0) / np.sqrt(lengths[:, None].astype(np.float32))
+        result = _reduced(np.add, x, first, lengths) / np.sqrt(lengths[:, None].astype(np.float32))
     elif kind == "weightedmean":
         places = (np.arange(len(x)) - np.repeat(first - before, lengths) + 1).astype(np.float32)[:, None]
-        result = np.add.reduceat(x * places, first, axis=0) / np.add.reduceat(places, first, axis=0)
+        result = _reduced(np.add, x * places, first, lengths) / _reduced(np.add, places, first, lengths)
     else:
-        result = np.maximum.reduceat(x, first, axis=0)
+        result = _reduced(np.maximum, x, first, lengths)
         if kind == "lse":
-            result += np.log(np.add.reduceat(np.exp(x - np.repeat(result, lengths, axis=0)), first, axis=0))
+            result += np.log(_reduced(np.add, np.exp(x - np.repeat(result, lengths, axis=0)), first, lengths))
+    return result
+
+
+def _reduced(function: np.ufunc, x: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """function.reduceat(x, first, axis=0), which takes three times as long: it goes through x (T, D) column by column."""
+    result = np.empty((len(first), x.shape[1]), x.dtype)
+    for row, start, length in zip(result, first.tolist(), lengths.tolist(), strict=True):
+        function.reduce(x[start : start + length], axis=0, out=row)
     return result
