@@ -1,16 +1,23 @@
 """The answer for a text does not depend on the batch it is in, its order or the number of threads: bitwise, per ISA and dtype."""
 
+import dataclasses
 import functools
 import itertools
+from unittest import mock
 
 import backends
 import builders
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 import fastinfer
 from fastinfer import PackedBatch
+from fastinfer.backends import cpu
+from fastinfer.batch import cut
 from fastinfer.config import FFF, Classify, Dense, Embed, FillMask, HeadLayer, Norm, Positions, Tag, Tasks
+from fastinfer.workspace import Workspace
 
 LENGTHS = (1, 2, 7, 40, 3, 16, 61, 5, 33, 12, 1, 25)
 FEEDFORWARDS = {
@@ -100,6 +107,58 @@ def test_a_text_is_bitwise_the_same_in_any_batch_order_and_team(folders, kind, d
 def test_a_text_is_bitwise_the_same_on_threads_of_openmp(folders, team, kind, dtype):
     """Two threads at most: three on two CPUs would wait for each other."""
     check(fastinfer.load(folders(kind), device="cpu", dtype=dtype), 2)
+
+
+@pytest.mark.parametrize("device", backends.WITH_VNNI)
+@pytest.mark.parametrize("kind", FEEDFORWARDS)
+def test_a_text_is_bitwise_the_same_in_any_part_of_a_batch(folders, kind, device, monkeypatch):
+    monkeypatch.setattr(cpu, "PART_TOKENS", 30)
+    monkeypatch.setattr(cpu, "UNEVEN", 3)
+    assert len(cpu.parts_of(np.cumsum([0, *LENGTHS]), 3)) == 7
+    for dtype in backends.DTYPES:
+        check(fastinfer.load(folders(kind), device=device, dtype=dtype), 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=builders.configs(sizes=st.just(8)), dtype=st.sampled_from(backends.DTYPES), threads=st.integers(1, 3), data=st.data())
+def test_a_part_of_a_batch_gives_what_a_team_gives(config, dtype, threads, data):
+    """All that a forward pass may have, with states after each layer alone left out: these are never computed in parts."""
+    rows = builders.rows(config, seed=1, texts=data.draw(st.integers(2, 9)))
+    batch = PackedBatch.from_ids(rows)
+    if not any(attention.window or attention.causal for attention in config.attention) and data.draw(st.booleans()):
+        batch = dataclasses.replace(batch, keys=np.array([data.draw(st.integers(1, len(row))) for row in rows], np.int32))
+    ops, found = fastinfer.backends.get("cpu", threads=threads, dtype=dtype), []
+    weights = ops.prepare(config, builders.weights(config))
+    for tokens in (1 << 30, 3):
+        with mock.patch.multiple(cpu, PART_TOKENS=tokens, UNEVEN=100):
+            parts = cpu.parts_of(batch.cu_seqlens, threads)
+            routes = [
+                (np.zeros(shape, np.int32), np.zeros(shape, np.float32)) if isinstance(ffn, FFF) else None
+                for ffn in config.ffn
+                for shape in [(len(batch.ids), getattr(ffn, "trees", 0), getattr(ffn, "depth", 0) + 1)]
+            ]
+            found.append([np.array(ops.encode(weights, batch, Workspace(), routes=routes)), *(a for pair in routes if pair for a in pair)])
+    assert same(*map(tuple, found))
+    event(f"{0 if parts is None else len(parts) - 1} parts")
+
+
+def test_parts_have_all_texts_and_nearly_equal_sizes():
+    rng = np.random.default_rng(0)
+    for threads, most in itertools.product((1, 2, 3, 8), (2, 60, 150)):
+        lengths = np.sort(rng.integers(1, most, 9000))[::-1]
+        for some in cut(lengths, 2048):
+            cu_seqlens = np.cumsum([0, *lengths[some]])
+            parts = cpu.parts_of(cu_seqlens, threads)
+            if cu_seqlens[-1] < 1536:
+                continue
+            assert (parts[0], parts[-1]) == (0, len(some))
+            assert (len(parts) - 1) % threads == 0
+            sizes = np.diff(cu_seqlens[parts])
+            assert sizes.min() > 0
+            assert sizes.max() * len(sizes) <= 1.2 * sizes.sum()
+    assert [len(cpu.parts_of(np.cumsum([0] + [400] * n), 2)) - 1 for n in (4, 5, 6)] == [4, 2, 6]
+    for lengths in ([100], [40] * 9, [512] * 3, [3000, *[1] * 900]):
+        assert cpu.parts_of(np.cumsum([0, *lengths]), 2) is None
 
 
 def check(model, most):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ SLOW_DOT = 1.5  # times an FMA's time: a dot instruction of bfloat16 that takes 
 # Trees of at most so many nodes, with at least so many levels together, are wide: in int8 they compute on bytes, as products do. More
 # neurons of a token would not fit the int32 sums.
 WIDE_NODES, WIDE_LEVELS, MOST_NEURONS = 255, 64, 1 << 16
+
+# Tokens of a part of a batch, which one thread takes through the whole forward pass: few enough that their activations stay in its L2, and
+# enough to repay reading all weights. A part may have so many times the mean of all parts: beyond, threads would wait for the last one.
+PART_TOKENS, UNEVEN = 256, 1.2
 
 
 class Roots(NamedTuple):
@@ -89,12 +94,20 @@ class CPU(Reference):
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py. Its ops are collected and then run by one thread team, or one by one if NumPy runs some."""
+        """The forward pass of model.py. Its ops are collected; then each thread runs them all for parts of the batch, or a team runs them
+        one after another where the batch is too small for that, or has few long texts. They run one by one if NumPy runs some."""
         if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
+        parts = parts_of(batch.cu_seqlens, self.threads)
         program = _cpu.Program(self.kernels)
-        x = super(CPU, CPU(self.isa, self.threads, self.dtype, program, self.most)).encode(weights, batch, work, routes=routes)
-        program.run()
+        collecting = CPU(self.isa, self.threads if parts is None else 1, self.dtype, program, self.most)
+        if parts is not None:
+            collecting.most_neurons = sys.maxsize  # parts are small, and ops have to get all rows
+        x = super(CPU, collecting).encode(weights, batch, work, routes=routes)
+        if parts is None:
+            program.run()
+        else:
+            program.run_apart(x, parts, batch.cu_seqlens, self.threads)
         return x
 
     def matrix(self, weight: Tensor) -> Any:
@@ -305,6 +318,18 @@ class CPU(Reference):
         self, parts: list[Stored], queries: np.ndarray, *, keep: int, margin: np.ndarray, query_scale: np.ndarray | None = None
     ) -> list[np.ndarray | None]:
         return self.kernels.nearest(parts, queries, query_scale, keep, margin, self.threads)
+
+
+def parts_of(cu_seqlens: np.ndarray, threads: int) -> np.ndarray | None:
+    """The first text of each part of a batch, then the number of texts; None where its texts give no parts of nearly equal size."""
+    texts, tokens = len(cu_seqlens) - 1, int(cu_seqlens[-1])
+    for each in range(min(round(tokens / (threads * PART_TOKENS)), texts // threads), 0, -1):  # parts of a thread
+        count = each * threads
+        parts = np.searchsorted(cu_seqlens, np.arange(count + 1) * tokens // count).astype(np.int32)
+        sizes = np.diff(cu_seqlens[parts])
+        if sizes.all() and sizes.max() * count <= UNEVEN * tokens:
+            return parts
+    return None
 
 
 def on_bytes(trees: int, depth: int) -> bool:

@@ -36,6 +36,7 @@ cdef extern from "<stdatomic.h>" nogil:
     ctypedef struct atomic_int:
         pass
     int atomic_load(atomic_int *)
+    int atomic_fetch_add(atomic_int *, int)
     void atomic_store(atomic_int *, int)
 
 
@@ -529,11 +530,24 @@ cdef union AnyCall:
     fi_rows pack
 
 ctypedef void (*run_step)(const fi_isa *, const Step *, void *, fi_team) noexcept nogil
+ctypedef void (*confine_step)(Step *, const Part *) noexcept nogil
 
+# Some texts that lie one after another in a batch: their first row and text, and how many there are. Their rows of `result` are those of
+# the batch. Other arrays of activations serve the steps of a part alone: there they are rows from `spare` on, which a thread uses for all of
+# its parts, so that they stay in the cache.
+cdef struct Part:
+    Py_ssize_t row, spare
+    int rows, text, texts
+    const char *result
+    const char *result_end
+
+# confine: lets the step compute the rows of a part alone; NULL for what is not a part of a forward pass
 cdef struct Step:
     run_step run
+    confine_step confine
     const void *weights
     AnyCall call
+    int rows
     int worth  # threads that the work repays; each takes 3 us of it, or more
     size_t workspace
 
@@ -542,17 +556,76 @@ cdef struct Job:
     const Step *steps
     void *workspace
 
+# Each part is computed by one thread, which takes the next one until there are no more, or fi_seconds() has passed `until`. A thread has its
+# own part of the workspace and, where a batch has room, `spare_rows` rows of its own; else 0.
+cdef struct Apart:
+    const fi_isa *isa
+    const Step *steps
+    const Part *parts
+    char *workspace
+    size_t workspace_bytes
+    Py_ssize_t spare_rows
+    int step_count, part_count
+    atomic_int taken
+    double until
+
 
 cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.fff(<const fi_trees *> step.weights, &step.call.fff, workspace, team)
+
+
+cdef inline float *_below(const void *rows, Py_ssize_t values) noexcept nogil:
+    """`values` further on in an array, or NULL where there is none."""
+    return NULL if rows == NULL else <float *> rows + values
+
+
+cdef inline Py_ssize_t _row(const void *rows, const Part *part) noexcept nogil:
+    """The first row of a part in an array of activations."""
+    return part.row if part.result <= <const char *> rows < part.result_end else part.spare
+
+
+cdef inline float *_own(const void *rows, const Part *part, Py_ssize_t stride) noexcept nogil:
+    """The rows of a part in an array of activations, or NULL where there is none."""
+    return _below(rows, _row(rows, part) * stride)
+
+
+cdef void confine_fff(Step *step, const Part *part) noexcept nogil:
+    cdef fi_fff_call *call = &step.call.fff
+    cdef const fi_trees *trees = <const fi_trees *> step.weights
+    cdef Py_ssize_t levels = part.row * trees.trees * (trees.depth + 1)
+    call.x, call.out, call.residual = (
+        _own(call.x, part, trees.hidden), _own(call.out, part, trees.hidden), _own(call.residual, part, trees.hidden)
+    )
+    call.nodes, call.z = <int32_t *> _below(call.nodes, levels), _below(call.z, levels)
+    call.tokens = part.rows
 
 
 cdef void run_blocks(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.blocks(<const fi_blocks *> step.weights, &step.call.blocks, workspace, team)
 
 
+cdef void confine_blocks(Step *step, const Part *part) noexcept nogil:
+    cdef fi_blocks_call *call = &step.call.blocks
+    cdef const fi_blocks *blocks = <const fi_blocks *> step.weights
+    cdef Py_ssize_t levels = part.row * blocks.trees * blocks.levels, most = part.row * blocks.trees * (blocks.depth + 1)
+    call.x, call.out, call.residual = (
+        _own(call.x, part, blocks.hidden), _own(call.out, part, blocks.hidden), _own(call.residual, part, blocks.hidden)
+    )
+    call.path, call.path_z = <const int32_t *> _below(call.path, levels), _below(call.path_z, levels)
+    call.nodes, call.z = <int32_t *> _below(call.nodes, most), _below(call.z, most)
+    call.tokens = part.rows
+
+
 cdef void run_gemm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.gemm(<const fi_matrix *> step.weights, &step.call.gemm, workspace, team)
+
+
+cdef void confine_gemm(Step *step, const Part *part) noexcept nogil:
+    cdef fi_gemm_call *call = &step.call.gemm
+    call.x, call.gate = _own(call.x, part, call.x_stride), _own(call.gate, part, call.gate_stride)
+    call.residual = _own(call.residual, part, call.residual_stride)
+    call.out = <char *> call.out + _row(call.out, part) * call.out_stride * (2 if call.half else 4)
+    call.tokens = part.rows
 
 
 cdef void run_pack(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -564,20 +637,54 @@ cdef void run_norm(const fi_isa *isa, const Step *step, void *workspace, fi_team
     isa.norm(&step.call.norm, team)
 
 
+cdef void confine_norm(Step *step, const Part *part) noexcept nogil:
+    cdef fi_norm_call *call = &step.call.norm
+    call.x, call.out = _own(call.x, part, call.hidden), _own(call.out, part, call.hidden)
+    call.tokens = part.rows
+
+
 cdef void run_embed(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.embed(&step.call.embed, team)
+
+
+cdef void confine_embed(Step *step, const Part *part) noexcept nogil:
+    cdef fi_embed_call *call = &step.call.embed
+    call.ids, call.positions = call.ids + part.row, call.positions + part.row
+    call.types = <const int32_t *> _below(call.types, part.row)
+    call.out = _own(call.out, part, call.hidden)
+    call.tokens = part.rows
 
 
 cdef void run_norm_heads(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.norm_heads(&step.call.norm_heads, team)
 
 
+cdef void confine_norm_heads(Step *step, const Part *part) noexcept nogil:
+    cdef fi_norm_heads_call *call = &step.call.norm_heads
+    call.qkv = <char *> call.qkv + _row(call.qkv, part) * call.qkv_stride * (2 if call.half else 4)
+    call.tokens = part.rows
+
+
 cdef void run_rotate(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.rotate(&step.call.rotate, team)
 
 
+cdef void confine_rotate(Step *step, const Part *part) noexcept nogil:
+    cdef fi_rotate_call *call = &step.call.rotate  # its rows are numbered by cu_seqlens
+    call.qkv = <char *> call.qkv + (_row(call.qkv, part) - part.row) * call.qkv_stride * (2 if call.half else 4)
+    call.cu_seqlens, call.texts = call.cu_seqlens + part.text, part.texts
+
+
 cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.attention(&step.call.attention, workspace, team)
+
+
+cdef void confine_attention(Step *step, const Part *part) noexcept nogil:
+    cdef fi_attention_call *call = &step.call.attention  # its rows are numbered by cu_seqlens
+    call.qkv = <const char *> call.qkv + (_row(call.qkv, part) - part.row) * call.qkv_stride * (2 if call.half else 4)
+    call.out = _below(call.out, (_row(call.out, part) - part.row) * call.out_stride)
+    call.cu_seqlens, call.texts = call.cu_seqlens + part.text, part.texts
+    call.keys = <const int32_t *> _below(call.keys, part.text)
 
 
 cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
@@ -620,6 +727,27 @@ cdef void run_job(void *argument, int step, fi_team team) noexcept nogil:
     job.steps[step].run(job.isa, &job.steps[step], job.workspace, team)
 
 
+cdef void run_apart(void *argument, int step, fi_team team) noexcept nogil:
+    """All steps of a Program for one part after another."""
+    cdef Apart *apart = <Apart *> argument
+    cdef fi_team alone = fi_team(0, 1)
+    cdef Part part
+    cdef Step confined
+    cdef int taken, i
+    while True:
+        taken = atomic_fetch_add(&apart.taken, 1)
+        if taken >= apart.part_count:
+            return
+        part = apart.parts[taken]
+        part.spare = team.rank * apart.spare_rows if apart.spare_rows else part.row
+        for i in range(apart.step_count):
+            confined = apart.steps[i]
+            confined.confine(&confined, &part)
+            confined.run(apart.isa, &confined, apart.workspace + team.rank * apart.workspace_bytes, alone)
+        if fi_seconds() > apart.until:
+            return
+
+
 cdef class Kernels:
     """The kernels of one ISA. Each op runs at once, on up to `threads` threads; the workspace of a call is kept for the next."""
 
@@ -643,6 +771,11 @@ cdef class Kernels:
         if found is None or found.size < size:
             found = Memory(size)
         return found
+
+    cdef _give(self, Memory workspace):
+        """Keep a workspace for the next caller, unless it is large."""
+        if workspace.size <= KEEP_BYTES:
+            self._spare = workspace
 
     @property
     def lanes(self):
@@ -673,14 +806,13 @@ cdef class Kernels:
         """Run steps in order, each on a team of up to sizes[i] threads."""
         cdef Memory workspace = self._take(workspace_bytes)
         cdef Job job = Job(self.isa, steps, workspace.data)
-        cdef int done = 0
+        cdef int done = 0, wait_us = min(steps.worth, WAIT_US) if count == 1 else 0
         while done < count:
             job.steps = steps + done
             with nogil:
-                done += fi_run(run_job, &job, sizes + done, count - done, fi_seconds() + PATIENCE, min(steps.worth, WAIT_US))
+                done += fi_run(run_job, &job, sizes + done, count - done, fi_seconds() + PATIENCE, wait_us)
             PyErr_CheckSignals()
-        if workspace.size <= KEEP_BYTES:
-            self._spare = workspace
+        self._give(workspace)
 
     cdef _submit(self, Step *step, int threads, tuple keep):
         """Run a step now, on up to `threads` threads. `keep` holds the objects that its pointers point into."""
@@ -714,7 +846,7 @@ cdef class Kernels:
         call.out = &out[0, 0]
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
-        step.run, step.weights = run_fff, &trees.c
+        step.run, step.confine, step.rows, step.weights = run_fff, confine_fff, call.tokens, &trees.c
         step.worth = self.isa.fff_team(&trees.c, call.tokens, ANY)
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
         self._submit(&step, threads, (x, trees, bias, residual, out, nodes, z))
@@ -759,7 +891,7 @@ cdef class Kernels:
         call.out = &out[0, 0]
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
-        step.run, step.weights = run_blocks, c
+        step.run, step.confine, step.rows, step.weights = run_blocks, confine_blocks, call.tokens, c
         step.worth = self.isa.blocks_team(c, call.tokens, ANY)
         step.workspace = self.isa.blocks_workspace(c, call.tokens, threads)
         self._submit(&step, threads, (x, blocks, path, path_z, bias, residual, out, nodes, z))
@@ -786,7 +918,7 @@ cdef class Kernels:
         if <size_t> matrix._packed.shape[0] < size or <size_t> &matrix._packed[0] % 64:
             raise ShapeError(f"packed weights got {matrix._packed.shape[0]} bytes, expected {size}, aligned to 64")
         matrix.c.packed = &matrix._packed[0]
-        step.run, step.weights, step.worth, step.workspace = run_pack, &matrix.c, ANY, 0
+        step.run, step.confine, step.weights, step.worth, step.workspace = run_pack, NULL, &matrix.c, ANY, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]
         self._run(&step, &threads, 1, 0)
@@ -830,7 +962,7 @@ cdef class Kernels:
             call.out = &floats[0, 0]
         call.out_stride = matrix.c.outputs
         call.activation = ACTIVATIONS[activation]
-        step.run, step.weights = run_gemm, &matrix.c
+        step.run, step.confine, step.rows, step.weights = run_gemm, confine_gemm, call.tokens, &matrix.c
         step.worth = self.isa.gemm_team(&matrix.c, call.tokens, ANY)
         step.workspace = self.isa.gemm_workspace(&matrix.c, call.tokens, threads)
         self._submit(&step, threads, (x, matrix, bias, gate, residual, out))
@@ -851,7 +983,7 @@ cdef class Kernels:
         call.gamma, call.beta, call.eps, call.rms = &weight[0], NULL, eps, bias is None
         if bias is not None:
             call.beta = &bias[0]
-        step.run, step.weights, step.workspace = run_norm, NULL, 0
+        step.run, step.confine, step.rows, step.weights, step.workspace = run_norm, confine_norm, call.tokens, NULL, 0
         step.worth = 1 + call.tokens // ROWS_PER_THREAD
         self._submit(&step, threads, (x, weight, bias, out))
 
@@ -897,7 +1029,7 @@ cdef class Kernels:
         call.gamma = NULL if weight is None else &weight[0]
         call.beta = NULL if bias is None else &bias[0]
         call.out, call.eps = &out[0, 0], eps
-        step.run, step.weights, step.workspace = run_embed, NULL, 0
+        step.run, step.confine, step.rows, step.weights, step.workspace = run_embed, confine_embed, call.tokens, NULL, 0
         step.worth = 1 + call.tokens // ROWS_PER_THREAD
         self._submit(&step, threads, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
@@ -936,7 +1068,7 @@ cdef class Kernels:
             floats = qkv
             call.qkv = &floats[0, 0]
         call.query, call.key, call.eps, call.qkv_stride = &query[0], &key[0], eps, qkv.shape[1]
-        step.run, step.weights, step.workspace = run_norm_heads, NULL, 0
+        step.run, step.confine, step.rows, step.weights, step.workspace = run_norm_heads, confine_norm_heads, call.tokens, NULL, 0
         step.worth = 1 + call.tokens // ROWS_PER_THREAD
         self._submit(&step, threads, (qkv, query, key))
 
@@ -964,7 +1096,7 @@ cdef class Kernels:
             call.qkv = &floats[0, 0]
         call.cu_seqlens, call.texts, call.heads = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1, heads
         call.table, call.qkv_stride = &table[0, 0], qkv.shape[1]
-        step.run, step.weights, step.workspace = run_rotate, NULL, 0
+        step.run, step.confine, step.rows, step.weights, step.workspace = run_rotate, confine_rotate, tokens, NULL, 0
         step.worth = 1 + tokens // ROWS_PER_THREAD
         self._submit(&step, threads, (qkv, cu_seqlens, table))
 
@@ -1019,7 +1151,7 @@ cdef class Kernels:
         call.relative_keys, call.relative_queries, call.relative_rows, call.relative_width = NULL, NULL, NULL, 0
         if relative is not None:
             relative.fill(call, _longest(cu_seqlens), self.half)
-        step.run, step.weights = run_attention, NULL
+        step.run, step.confine, step.rows, step.weights = run_attention, confine_attention, tokens, NULL
         step.worth = self.isa.attention_team(call, ANY)
         step.workspace = self.isa.attention_workspace(call, threads)
         self._submit(&step, threads, (qkv, cu_seqlens, distances, relative, keys, out))
@@ -1039,7 +1171,7 @@ cdef class Kernels:
             return
         _rows("out", out.shape[0], out.shape[1], call.query_count, call.row_count)
         call.out, call.out_stride = &out[0, 0], out.shape[1]
-        step.run, step.weights, step.workspace = run_search, NULL, 0
+        step.run, step.confine, step.weights, step.workspace = run_search, NULL, NULL, 0
         step.worth = _search_team(<double> call.row_count * call.query_count * call.inputs * rows.itemsize, ANY)
         self._submit(&step, threads, (rows, queries, scale, query_scale, bias, out))
 
@@ -1082,7 +1214,7 @@ cdef class Kernels:
         cdef Step *added
         cdef const unsigned char[::1] mask
         cdef int made = 0
-        step.run, step.weights, step.workspace, step.worth = run_search, NULL, 0, _search_team(products * total, ANY)
+        step.run, step.confine, step.weights, step.workspace, step.worth = run_search, NULL, NULL, 0, _search_team(products * total, ANY)
         held = []
         for first, rows, scale, bias, gone in parts:
             rows = np.ascontiguousarray(rows)
@@ -1232,6 +1364,43 @@ cdef class Program(Kernels):
         """Run the collected ops in order."""
         if self._count:
             self._kernels._run(<const Step *> self._steps.data, <const int *> self._sizes.data, self._count, self._bytes)
+
+    def run_apart(self, const float[:, ::1] result, const int32_t[::1] texts, const int32_t[::1] cu_seqlens, int threads):
+        """Run the collected ops, all of which got one thread, for parts of the batch: a thread takes a part through all ops, then the next.
+
+        result (T, D): the array whose rows are wanted afterwards; those of other activations are not. cu_seqlens: that of the batch, all of
+        whose rows each op got. texts (parts + 1,): the number of each part's first text, rising from 0 to the number of texts.
+        """
+        cdef int count = <int> texts.shape[0] - 1, tokens = <int> result.shape[0], most = 0, i
+        cdef Memory table = Memory(max(count, 1) * sizeof(Part))
+        cdef Part *parts = <Part *> table.data
+        if count < 1 or texts[0] != 0 or texts[count] != cu_seqlens.shape[0] - 1 or cu_seqlens[texts[count]] != tokens:
+            raise ShapeError(f"the parts have texts {texts[0]} to {texts[count]}, expected all of a batch of {tokens} tokens")
+        for i in range(count):
+            if texts[i] >= texts[i + 1]:
+                raise ShapeError(f"texts[{i + 1}] is {texts[i + 1]}, expected more than {texts[i]}, the one before")
+            parts[i].row, parts[i].rows = cu_seqlens[texts[i]], cu_seqlens[texts[i + 1]] - cu_seqlens[texts[i]]
+            parts[i].text, parts[i].texts = texts[i], texts[i + 1] - texts[i]
+            parts[i].result = <const char *> &result[0, 0]
+            parts[i].result_end = parts[i].result + result.shape[0] * result.shape[1] * sizeof(float)
+            most = max(most, parts[i].rows)
+        for i in range(self._count):
+            _size("the number of rows", (<Step *> self._steps.data)[i].rows, tokens, tokens)
+        cdef int size = min(threads, count)
+        cdef size_t bytes_each = (self._bytes + 63) // 64 * 64
+        cdef Memory workspace = self._kernels._take(size * bytes_each)
+        cdef Apart apart
+        apart.isa, apart.steps, apart.step_count = self.isa, <const Step *> self._steps.data, self._count
+        apart.parts, apart.part_count = parts, count
+        apart.workspace, apart.workspace_bytes = <char *> workspace.data, bytes_each
+        apart.spare_rows = most if <Py_ssize_t> size * most <= tokens else 0
+        atomic_store(&apart.taken, 0)
+        while atomic_load(&apart.taken) < count:
+            with nogil:
+                apart.until = fi_seconds() + PATIENCE
+                fi_run(run_apart, &apart, &size, 1, 0, WAIT_US)
+            PyErr_CheckSignals()
+        self._kernels._give(workspace)
 
 
 # data: the floats to read; NULL: compute FMAs instead. size: the threads that ran

@@ -161,7 +161,7 @@ typedef struct {
 /* Turn q and k in place by their positions: columns i and head_size / 2 + i of a head are a pair, turned by one angle. */
 typedef struct {
     void *qkv;                 /* (T, 3 heads * head_size) float32, or bfloat16 (half): q of all heads, k, v */
-    const int32_t *cu_seqlens; /* (texts + 1,) from 0 to T */
+    const int32_t *cu_seqlens; /* (texts + 1,), rising: the rows where texts begin, and where the last one ends */
     const float *table;        /* (positions, head_size): head_size / 2 cosines, then as many sines */
     ptrdiff_t qkv_stride;
     int texts, heads, head_size, half; /* head_size: even */
@@ -174,7 +174,7 @@ typedef struct {
 typedef struct {
     const void *qkv;           /* (T, 3 heads * head_size) float32, or bfloat16 (half, with FI_BF16 alone): q of all heads, k, v */
     float *out;                /* (T, heads * head_size); must not overlap qkv */
-    const int32_t *cu_seqlens; /* (texts + 1,) from 0 to T */
+    const int32_t *cu_seqlens; /* (texts + 1,), rising: the rows where texts begin, and where the last one ends */
     ptrdiff_t qkv_stride, out_stride;
     int texts, heads, head_size; /* head_size: a multiple of 8 */
     float scale;                 /* > 0 */

@@ -6,7 +6,7 @@
  * some 20 us, then sleep; a child of fork() starts a pool of its own.
  *
  * The process has one pool, which grows on demand. A caller that finds it busy runs alone: results do not depend on the team. Nor does a
- * caller of several steps wait for threads that sleep: it wakes them and goes on, and each joins the team at the next step after it is
+ * caller of many short steps wait for threads that sleep: it wakes them and goes on, and each joins the team at the next step after it is
  * awake, 5 to 60 us later.
  */
 #include <stdatomic.h>
@@ -228,7 +228,7 @@ int fi_run(fi_task task, void *argument, const int *sizes, int count, double unt
     const double start = fi_seconds();
     do {
         do size = gather(size, most);
-        while (count == 1 && size < most && us_since(start) < wait_us);
+        while (size < most && us_since(start) < wait_us);
         call(step, size < sizes[step] ? size : sizes[step]);
     } while (++step < count && fi_seconds() < until);
     dismiss(most);
