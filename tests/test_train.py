@@ -609,12 +609,15 @@ def test_a_run_starts_grown(tmp_path, corpus, teacher, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher):
+@pytest.mark.parametrize(
+    ("before", "after", "ffn"), [("2x3 + 5", "2x3 + 3", FFF(2, 3, 3, bias_out=True)), ("dense 5", "dense 3", Dense(3))]
+)
+def test_a_student_goes_on_from_an_earlier_one(tmp_path, teacher, before, after, ffn):
     dense = encoders.load(teacher)
-    first = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 5"))
+    first = distill.make_student(dense, distill.Distill(out="", shape=before))
     encoders.save(first, tmp_path / "first")
-    second = distill.make_student(dense, distill.Distill(out="", shape="2x3 + 3", start=str(tmp_path / "first"), stored="int8"))
-    assert second.config.ffn == (FFF(2, 3, 3, bias_out=True),) * 2
+    second = distill.make_student(dense, distill.Distill(out="", shape=after, start=str(tmp_path / "first"), stored="int8"))
+    assert second.config.ffn == (ffn,) * 2
     state, known = second.state_dict(), first.state_dict()
     for name, weight in known.items():
         if name.startswith("layers.") and ".dense_" not in name:
@@ -667,10 +670,11 @@ def test_shapes_are_read(shape, found):
 @pytest.mark.parametrize(
     ("shape", "options", "reason"),
     [
-        ("2x3 + 6", {}, "or more of `dense`"),
+        ("2x3 + 6", {}, "or with more neurons that are always on"),
         ("1x3 + 5", {}, "expected a student of this teacher"),
         ("dense 24", {}, "expected a student of this teacher"),
         ("2x3 + 5", {"copy": True}, "start and copy both say"),
+        ("2x3 + 5", {"grow": 1000}, "start and grow both say"),
     ],
 )
 def test_an_earlier_student_has_to_fit(tmp_path, teacher, shape, options, reason):
@@ -852,7 +856,7 @@ def test_recipes_that_do_not_fit(tmp_path, content, message):
 
 
 def test_the_projects_recipes_are_read():
-    kinds = dict.fromkeys(("cpu", "embedder", "embedder-queries", "narrow", "shapes"), distill.Distill)
+    kinds = dict.fromkeys(("cpu", "embedder", "embedder-queries", "narrow", "narrow-longer", "shapes"), distill.Distill)
     kinds |= {"mlm": pretrain.Pretrain, "glue": finetune.Finetune}
     files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
     assert files.keys() == kinds.keys()

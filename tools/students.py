@@ -48,6 +48,13 @@ STUDIES = {
         "dense 1536": "--shape 'dense 1536' --grow 131072",
     },
 }
+SHIPPED = "--grow 131072 --lr 2e-3 --lr-rest 4e-4 --fade 0.5"  # as tools/configs/narrow.toml
+STUDIES["points"] = {  # of the picture of quality and speed
+    "dense 448": f"--shape 'dense 448' {SHIPPED}",
+    "1x5 leaf 96 + 256": f"--shape '1x5 leaf 96 + 256' {SHIPPED}",
+    "1x11 + 128": f"--shape '1x11 + 128' {SHIPPED}",
+    "3 layers, dense 256": f"--shape 'dense 256' --layers 0,2,4 {SHIPPED}",
+}
 COLUMNS = {"validation_embed": "1 - cosine", "validation_hidden": "hidden", "sts_spearman": "STS-B", "tokens_per_second": "tokens/s"}
 LAST = 20.0  # seconds before the end at which runs that still train are told to keep their state
 

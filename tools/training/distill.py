@@ -246,13 +246,17 @@ def earlier_student(config: Config, settings: Distill) -> Encoder:
     start = open_encoder(settings.start)
     theirs, mine = start.config.ffn[0], config.ffn[0]
     fits = dataclasses.replace(start.config, ffn=config.ffn, tasks=config.tasks) == config and len(set(start.config.ffn)) == 1
-    fits = fits and isinstance(theirs, FFF) and isinstance(mine, FFF)
-    if not fits or dataclasses.replace(theirs, dense=mine.dense) != mine or theirs.dense < mine.dense:
+    always_on = "width" if isinstance(mine, Dense) else "dense"
+    fits = fits and isinstance(theirs, (Dense, FFF)) and type(theirs) is type(mine)
+    count = getattr(mine, always_on, 0)
+    if not fits or dataclasses.replace(theirs, **{always_on: count}) != mine or getattr(theirs, always_on) < count:
         raise InputError(
-            f"start is {settings.start} with feedforwards {theirs}, expected a student of this teacher with {mine}, or more of `dense`"
+            f"start is {settings.start} with feedforwards {theirs}, expected a student of this teacher with {mine}, "
+            "or with more neurons that are always on"
         )
-    if settings.copy:
-        raise InputError("start and copy both say where the always-on neurons come from: leave one of the two out")
+    for name in ("copy", "grow"):
+        if getattr(settings, name):
+            raise InputError(f"start and {name} both say where the always-on neurons come from: leave one of the two out")
     return start
 
 
