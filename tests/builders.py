@@ -104,8 +104,8 @@ tasks = st.builds(
 
 
 @st.composite
-def configs(draw, sizes=st.integers(1, 9)) -> Config:
-    heads, size, layers = draw(st.integers(1, 4)), draw(sizes), draw(st.integers(1, 3))
+def configs(draw, head_size: int | None = None) -> Config:
+    heads, size, layers = draw(st.integers(1, 4)), head_size or draw(st.integers(1, 9)), draw(st.integers(1, 3))
     positions = draw(st.integers(1, 12))
     each = st.lists(feedforwards, min_size=layers, max_size=layers).map(tuple)
     theta = st.none() | st.sampled_from([1e4, 16e4]) if size % 2 == 0 else st.none()

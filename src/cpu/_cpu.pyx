@@ -533,8 +533,8 @@ ctypedef void (*run_step)(const fi_isa *, const Step *, void *, fi_team) noexcep
 ctypedef void (*confine_step)(Step *, const Part *) noexcept nogil
 
 # Some texts that lie one after another in a batch: their first row and text, and how many there are. Their rows of `result` are those of
-# the batch. Other arrays of activations serve the steps of a part alone: there they are rows from `spare` on, which a thread uses for all of
-# its parts, so that they stay in the cache.
+# the batch. Other arrays of activations serve the steps of a part alone: there they are rows from `spare` on, which a thread uses for all
+# of its parts, so that they stay in the cache.
 cdef struct Part:
     Py_ssize_t row, spare
     int rows, text, texts
@@ -556,8 +556,8 @@ cdef struct Job:
     const Step *steps
     void *workspace
 
-# Each part is computed by one thread, which takes the next one until there are no more, or fi_seconds() has passed `until`. A thread has its
-# own part of the workspace and, where a batch has room, `spare_rows` rows of its own; else 0.
+# Each part is computed by one thread, which takes the next one until there are no more, or fi_seconds() has passed `until`. A thread has
+# its own part of the workspace and, where a batch has room, `spare_rows` rows of its own; else 0.
 cdef struct Apart:
     const fi_isa *isa
     const Step *steps
