@@ -25,7 +25,7 @@ from .boundaries import boundaries
 from .config import Config
 from .cutting import next_cut, sections, settled, shortened, sides_of
 from .errors import CheckpointError, InputError, short, warn
-from .tokenizer_file import TokenizerFile, is_free, open_tokenizer, read_tokenizer
+from .tokenizer_file import Plain, TokenizerFile, is_free, open_tokenizer, plain, read_tokenizer
 from .tokens import Section, Tokens, Window
 from .values import Missing, Text, check_missing, is_missing, kind_of, ordered
 
@@ -339,7 +339,7 @@ class Tokenizer:
     def _call(self, texts: list[Any], words: bool = False, places: bool = True) -> list[Any]:
         """The library's encodings of texts, made with its threads if they can start. Raises MemoryError.
 
-        places  whether offsets are wanted. Without them, the library takes a sixth less time
+        places  whether offsets are wanted. Without them, and for plain texts, the library takes up to half of the time less
         """
         # The library aborts when it gets no memory, so test for it first: up to 800 bytes a character were measured.
         characters = sum([len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts])
@@ -352,8 +352,7 @@ class Tokenizer:
         if few or forked or Tokenizer._threads is False or (Tokenizer._threads is None and not is_free(ASKED_FOR_THREADS)):
             return self._one_by_one(texts, words)
         try:
-            encode = self.raw.encode_batch if places else self.raw.encode_batch_fast
-            encodings: list[Any] = encode(texts, is_pretokenized=words)
+            encodings: list[Any] = self.raw.encode_batch(texts, is_pretokenized=words) if places else self._without_places(texts)
         except BaseException as error:  # a panic of the library is not an Exception
             if not isinstance(error, CheckpointError) and type(error).__name__ != "PanicException":
                 raise
@@ -364,6 +363,21 @@ class Tokenizer:
         return encodings
 
     _threads: bool | None = None  # whether the library's threads could start in this process; None: not tried yet
+
+    def _without_places(self, texts: list[Any]) -> list[Any]:
+        """The library's encodings of texts, without offsets."""
+        plain = self._plain.of(texts) if self._plain else {}
+        if not plain:
+            encodings: list[Any] = self.raw.encode_batch_fast(texts)
+            return encodings
+        assert self._plain
+        made = dict(zip(plain, self._plain.raw.encode_batch_fast(list(plain.values())), strict=True))
+        others = iter(self.raw.encode_batch_fast([text for i, text in enumerate(texts) if i not in made]))
+        return [made[i] if i in made else next(others) for i in range(len(texts))]
+
+    @functools.cached_property
+    def _plain(self) -> Plain | None:
+        return plain(self.raw)
 
     def _one_by_one(self, texts: list[Any], words: bool) -> list[Any]:
         return [self.raw.encode(text, is_pretokenized=True) if words else self.raw.encode(*sides_of(text)) for text in texts]

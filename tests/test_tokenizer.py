@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import tokenizers
 from conftest import WORDS, cuts_right, make_config, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 import fastinfer
 from fastinfer.errors import CheckpointError, InputError
 from fastinfer.tokenizer import SHARED, Tokenizer, TruncationWarning, as_texts
+from fastinfer.tokenizer_file import Library, plain
 
 CLS, SEP, MASK = (WORDS.index(w) for w in ("[CLS]", "[SEP]", "[MASK]"))
 
@@ -263,3 +265,43 @@ def test_spaces_before_words_belong_to_no_span(readable_model):
     assert model.tokenizer.encode(["ada in <mask>"])[0].offsets[-1][0] == 6
     ((best,),) = model.fill_mask("ada in <mask>", top_k=1)
     assert best[0][0::2] == (" london", text)
+
+
+# Letters of either case, what BERT's normaliser changes, and what added tokens are made of.
+PIECES = st.sampled_from(
+    ["a", "B", "the ", "The", "##", "[", "]", "[MASK]", "[mask]", "new", "NEW", "x1", ".", "'", "\t", "\n", "\x00", "\x7f", "\xa0"]
+    + ["é", "e\u0301", "İ", "ß", "中", "\ufffd", "\u200b", " ", "  "]
+)
+
+
+@given(
+    texts=st.lists(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=20), min_size=2, max_size=9),
+    made=st.builds(normalizers.BertNormalizer, st.booleans(), st.booleans(), st.none() | st.booleans(), st.booleans()),
+    added=st.lists(st.builds(AddedToken, st.sampled_from(["new", "NEW", "x1", "é"]), normalized=st.booleans()), max_size=2),
+)
+def test_texts_without_places_have_the_ids_of_those_with(texts, made, added):
+    raw = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate([*WORDS, *"abnewtxhAB.'1", "##e", "##h"])}, unk_token="[UNK]"))
+    raw.normalizer, raw.pre_tokenizer = made, pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    raw.add_special_tokens(["[MASK]"])
+    raw.add_tokens(added)
+    found = plain(Library(raw, Path("tokenizer.json")))
+    chosen = found.of(texts)
+    got = dict(zip(chosen, found.raw.encode_batch_fast(list(chosen.values())), strict=True))
+    for i, text in enumerate(texts):
+        want = raw.encode(text)
+        if i in got:
+            assert (got[i].ids, got[i].type_ids) == (want.ids, want.type_ids), text
+        else:
+            assert not (text.isascii() and text.isprintable()) or any(token.content.lower() in text.lower() for token in [AddedToken("[MASK]"), *added])
+
+
+def test_plain_texts_are_told_apart(tmp_path):
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer(tmp_path / "tokenizer.json", make_config())
+    texts = ["The cat", "a [MASK] b", "caf\xe9", ("a", "b"), "tab\there", "plain", ""] * 40
+    assert made._plain.of(texts[:7]) == {0: "the cat", 5: "plain", 6: ""}
+    assert [e.ids for e in made._call(texts, places=False)] == [e.ids for e in made._call(texts)]
+    byte_level = tokenizers.Tokenizer(models.BPE())
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert plain(Library(byte_level, Path("tokenizer.json"))) is None
