@@ -149,7 +149,7 @@ def test_parts_have_all_texts_and_nearly_equal_sizes():
         for some in cut(lengths, 2048):
             cu_seqlens = np.cumsum([0, *lengths[some]])
             parts = cpu.parts_of(cu_seqlens, threads)
-            if cu_seqlens[-1] < 1536:
+            if parts is None and (cu_seqlens[-1] < 1536 or most > 0.1 * cu_seqlens[-1] / threads):  # few tokens, or long texts
                 continue
             assert (parts[0], parts[-1]) == (0, len(some))
             assert (len(parts) - 1) % threads == 0
