@@ -38,6 +38,8 @@ class Trees:
 class Matrix:
     @property
     def outputs(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
 
 class Blocks:
     def __init__(

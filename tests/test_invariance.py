@@ -114,7 +114,7 @@ def test_a_text_is_bitwise_the_same_on_threads_of_openmp(folders, team, kind, dt
 def test_a_text_is_bitwise_the_same_in_any_part_of_a_batch(folders, kind, device, monkeypatch):
     monkeypatch.setattr(cpu, "PART_TOKENS", 30)
     monkeypatch.setattr(cpu, "UNEVEN", 3)
-    assert len(cpu.parts_of(np.cumsum([0, *LENGTHS]), 3)) == 7
+    assert len(cpu.parts_of(np.cumsum([0, *LENGTHS]), 3, 30)) == 7
     for dtype in backends.DTYPES:
         check(fastinfer.load(folders(kind), device=device, dtype=dtype), 3)
 
@@ -131,7 +131,7 @@ def test_a_part_of_a_batch_gives_what_a_team_gives(config, dtype, threads, data)
     weights = ops.prepare(config, builders.weights(config))
     for tokens in (1 << 30, 3):
         with mock.patch.multiple(cpu, PART_TOKENS=tokens, UNEVEN=100):
-            parts = cpu.parts_of(batch.cu_seqlens, threads)
+            parts = cpu.parts_of(batch.cu_seqlens, threads, tokens)
             routes = [
                 (np.zeros(shape, np.int32), np.zeros(shape, np.float32)) if isinstance(ffn, FFF) else None
                 for ffn in config.ffn
@@ -148,7 +148,7 @@ def test_parts_have_all_texts_and_nearly_equal_sizes():
         lengths = np.sort(rng.integers(1, most, 9000))[::-1]
         for some in cut(lengths, 2048):
             cu_seqlens = np.cumsum([0, *lengths[some]])
-            parts = cpu.parts_of(cu_seqlens, threads)
+            parts = cpu.parts_of(cu_seqlens, threads, 256)
             if parts is None and (cu_seqlens[-1] < 1536 or most > 0.1 * cu_seqlens[-1] / threads):  # few tokens, or long texts
                 continue
             assert (parts[0], parts[-1]) == (0, len(some))
@@ -156,9 +156,9 @@ def test_parts_have_all_texts_and_nearly_equal_sizes():
             sizes = np.diff(cu_seqlens[parts])
             assert sizes.min() > 0
             assert sizes.max() * len(sizes) <= 1.2 * sizes.sum()
-    assert [len(cpu.parts_of(np.cumsum([0] + [400] * n), 2)) - 1 for n in (4, 5, 6)] == [4, 2, 6]
+    assert [len(cpu.parts_of(np.cumsum([0] + [400] * n), 2, 256)) - 1 for n in (4, 5, 6)] == [4, 2, 6]
     for lengths in ([100], [40] * 6, [512] * 3, [3000, *[1] * 900]):
-        assert cpu.parts_of(np.cumsum([0, *lengths]), 2) is None
+        assert cpu.parts_of(np.cumsum([0, *lengths]), 2, 256) is None
 
 
 def check(model, most):

@@ -29,8 +29,9 @@ SLOW_DOT = 1.5  # times an FMA's time: a dot instruction of bfloat16 that takes 
 WIDE_NODES, WIDE_LEVELS, MOST_NEURONS = 255, 64, 1 << 16
 
 # Tokens of a part of a batch, which one thread takes through the whole forward pass: few enough that their activations stay in its L2, and
-# enough to repay reading all weights. A part may have so many times the mean of all parts: beyond, threads would wait for the last one.
-PART_TOKENS, UNEVEN = 256, 1.2
+# enough to repay reading all weights; twice as many where those of q, k and v take so many bytes. A part may have so many times the mean of
+# all parts: beyond, threads would wait for the last one.
+PART_TOKENS, LARGE_WEIGHTS, UNEVEN = 256, 4 << 20, 1.2
 
 
 class Roots(NamedTuple):
@@ -98,7 +99,8 @@ class CPU(Reference):
         one after another where the batch is too small for that, or has few long texts. They run one by one if NumPy runs some."""
         if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
-        parts = parts_of(batch.cu_seqlens, self.threads)
+        large = weights.layers[0].attention.qkv.weight.nbytes > LARGE_WEIGHTS
+        parts = parts_of(batch.cu_seqlens, self.threads, 2 * PART_TOKENS if large else PART_TOKENS)
         program = _cpu.Program(self.kernels)
         collecting = CPU(self.isa, self.threads if parts is None else 1, self.dtype, program, self.most)
         if parts is not None:
@@ -320,10 +322,13 @@ class CPU(Reference):
         return self.kernels.nearest(parts, queries, query_scale, keep, margin, self.threads)
 
 
-def parts_of(cu_seqlens: np.ndarray, threads: int) -> np.ndarray | None:
-    """The first text of each part of a batch, then the number of texts; None where its texts give no parts of nearly equal size."""
+def parts_of(cu_seqlens: np.ndarray, threads: int, size: int) -> np.ndarray | None:
+    """The first text of each part of a batch, then the number of texts; None where its texts give no parts of nearly equal size.
+
+    size  tokens that a part should have
+    """
     texts, tokens = len(cu_seqlens) - 1, int(cu_seqlens[-1])
-    for each in range(min(round(tokens / (threads * PART_TOKENS)), texts // threads), 0, -1):  # parts of a thread
+    for each in range(min(round(tokens / (threads * size)), texts // threads), 0, -1):  # parts of a thread
         count = each * threads
         parts = np.searchsorted(cu_seqlens, np.arange(count + 1) * tokens // count).astype(np.int32)
         sizes = np.diff(cu_seqlens[parts])

@@ -428,6 +428,11 @@ cdef class Matrix:
         """Rows of the weight: values per token that a product writes."""
         return self.c.outputs
 
+    @property
+    def nbytes(self):
+        """Bytes of the packed weight."""
+        return self._packed.nbytes
+
 
 cdef class Blocks:
     """The blocks of neurons at the leaves of one layer's trees: P trees, B blocks each, of L neurons.
