@@ -366,12 +366,11 @@ class Tokenizer:
 
     def _without_places(self, texts: list[Any]) -> list[Any]:
         """The library's encodings of texts, without offsets."""
-        plain = self._plain.of(texts) if self._plain else {}
-        if not plain:
+        chosen = self._plain.of(texts) if self._plain else {}
+        if self._plain is None or not chosen:
             encodings: list[Any] = self.raw.encode_batch_fast(texts)
             return encodings
-        assert self._plain
-        made = dict(zip(plain, self._plain.raw.encode_batch_fast(list(plain.values())), strict=True))
+        made = dict(zip(chosen, self._plain.raw.encode_batch_fast(list(chosen.values())), strict=True))
         others = iter(self.raw.encode_batch_fast([text for i, text in enumerate(texts) if i not in made]))
         return [made[i] if i in made else next(others) for i in range(len(texts))]
 

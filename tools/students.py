@@ -25,7 +25,13 @@ from training.report import METRICS, read_metrics
 from fastinfer.errors import FastinferError, InputError
 
 TREE = "--shape '1x6 leaf 64 + 128'"
+SHIPPED = "--grow 131072 --lr 2e-3 --lr-rest 4e-4 --fade 0.5"  # what tools/configs/narrow.toml says beside its shape and its time
 STUDIES = {
+    "points": {  # of the picture of quality and speed
+        "dense 448": f"--shape 'dense 448' {SHIPPED}",
+        "1x5 leaf 96 + 256": f"--shape '1x5 leaf 96 + 256' {SHIPPED}",
+        "1x11 + 128": f"--shape '1x11 + 128' {SHIPPED}",
+    },
     "options": {  # of training, with one shape
         "copied": f"{TREE} --copy",
         "grown": f"{TREE} --grow 131072",
@@ -47,13 +53,6 @@ STUDIES = {
         "1x6 leaf 64 + 256": "--shape '1x6 leaf 64 + 256' --grow 131072",
         "dense 1536": "--shape 'dense 1536' --grow 131072",
     },
-}
-SHIPPED = "--grow 131072 --lr 2e-3 --lr-rest 4e-4 --fade 0.5"  # as tools/configs/narrow.toml
-STUDIES["points"] = {  # of the picture of quality and speed
-    "dense 448": f"--shape 'dense 448' {SHIPPED}",
-    "1x5 leaf 96 + 256": f"--shape '1x5 leaf 96 + 256' {SHIPPED}",
-    "1x11 + 128": f"--shape '1x11 + 128' {SHIPPED}",
-    "3 layers, dense 256": f"--shape 'dense 256' --layers 0,2,4 {SHIPPED}",
 }
 COLUMNS = {"validation_embed": "1 - cosine", "validation_hidden": "hidden", "sts_spearman": "STS-B", "tokens_per_second": "tokens/s"}
 LAST = 20.0  # seconds before the end at which runs that still train are told to keep their state

@@ -241,7 +241,7 @@ cdef Py_ssize_t SEARCH_STEP_ROWS = 1024  # the fewest rows of a step
 cdef Py_ssize_t MOST_FOUND = (1 << 32) - 1  # rows of a search for the best, whose numbers are 32 bits
 
 cdef int ANY = 1 << 20  # as many threads as the work repays
-# us: the longest that a single op waits for threads to wake. It waits a third of its time where that is less.
+# us: the longest that a single op, or a batch in parts, waits for threads to wake. An op waits a third of its time where that is less.
 cdef int WAIT_US = 200
 cdef int ROWS_PER_THREAD = 64  # rows of a norm or an embedding that repay waking one more thread
 

@@ -262,9 +262,9 @@ typedef struct fi_isa {
 extern const fi_isa *const fi_isas[]; /* the compiled ISAs, usable or not: best first, NULL at the end */
 
 /* team.c: run task(argument, step, team) for the steps 0 to count - 1 in turn, until fi_seconds() has passed `until`. Returns the number
-   of steps that ran, at least one. A step's team has the caller's thread and up to sizes[step] - 1 others; those that sleep join at a later
-   step. Where there is one step only, the caller waits for them, for wait_us at most. All threads of a team must call fi_barrier()
-   equally often. */
+   of steps that ran, at least one. A step's team has the caller's thread and up to sizes[step] - 1 others. Before the first step the caller
+   waits for those that sleep, for wait_us at most; the others join at a later step. All threads of a team must call fi_barrier() equally
+   often. */
 typedef void (*fi_task)(void *argument, int step, fi_team);
 int fi_run(fi_task, void *argument, const int *sizes, int count, double until, int wait_us);
 void fi_barrier(fi_team);
