@@ -163,11 +163,12 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A prepared model. tasks maps names such as "tag.out.weight" to the tensors of its heads."""
+    """A prepared model for texts of up to `positions` tokens. tasks maps names such as "tag.out.weight" to the tensors of its heads."""
 
     hidden: int
     heads: int
     head_size: int
+    positions: int
     eps: float
     pre_norm: bool
     embedding: Embedding
@@ -229,6 +230,7 @@ def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
         config.hidden,
         config.heads,
         config.width_of_head,
+        config.positions.max,
         eps,
         config.norm.order == "pre",
         embedding,

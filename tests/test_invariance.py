@@ -1,8 +1,10 @@
 """The answer for a text does not depend on the batch it is in, its order or the number of threads: bitwise, per ISA and dtype."""
 
+import copy
 import dataclasses
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import backends
@@ -140,6 +142,61 @@ def test_a_part_of_a_batch_gives_what_a_team_gives(config, dtype, threads, data)
             found.append([np.array(ops.encode(weights, batch, Workspace(), routes=routes)), *(a for pair in routes if pair for a in pair)])
     assert same(*map(tuple, found))
     event(f"{0 if parts is None else len(parts) - 1} parts")
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=builders.configs(head_size=8), dtype=st.sampled_from(backends.DTYPES), threads=st.integers(1, 3), data=st.data())
+def test_ops_that_were_collected_for_other_texts_give_the_same(config, dtype, threads, data):
+    ops = fastinfer.backends.get("cpu", threads=threads, dtype=dtype)
+    weights = ops.prepare(config, builders.weights(config))
+    for seed in range(4):
+        rows = builders.rows(config, seed=seed, texts=data.draw(st.integers(1, 9)))
+        types = data.draw(st.none() | st.just([[1 % max(config.token_types, 1)] * len(row) for row in rows]))
+        batch = PackedBatch.from_ids(rows, types)
+        work = ops.workspace()
+        got = np.array(ops.encode(weights, batch, work))
+        work.close()
+        assert same(got, ops.encode(weights, batch, Workspace()))
+        event(f"collected before: {ops.spare is not None and len(batch.ids) <= cpu.query_tokens(weights)}")
+
+
+@pytest.mark.parametrize("what", ASKS)
+def test_an_answer_stays_as_it_is_when_others_are_asked_for(folders, what):
+    model = fastinfer.load(folders("mixed"), device="cpu")
+    first, second = (PackedBatch.from_ids([row]) for row in texts()[0][2:4])
+    answer = ASKS[what](model, first)[0]
+    kept = copy.deepcopy(answer)
+    ASKS[what](model, second)
+    assert same(answer, kept)
+
+
+def test_callers_at_the_same_time_get_the_answers_of_each_alone(folders):
+    model = fastinfer.load(folders("mixed"), device="cpu")
+    alone = [model.embed(PackedBatch.from_ids([row])) for row in texts()[0]]
+
+    def ask(i):
+        return np.concatenate([model.embed(PackedBatch.from_ids([texts()[0][i]])) for _ in range(50)])
+
+    with ThreadPoolExecutor(len(LENGTHS)) as pool:
+        for want, got in zip(alone, pool.map(ask, range(len(LENGTHS))), strict=True):
+            assert (got == want).all()
+
+
+def test_collected_ops_serve_the_next_call_of_their_weights_until_they_are_released():
+    ops, config = fastinfer.backends.get("cpu", threads=2), builders.tiny()
+    mine, others = (ops.prepare(config, builders.weights(config)) for _ in range(2))
+    batch, spares = PackedBatch.from_ids([[1, 2, 3]]), []
+    for weights, asked in ((mine, ops), (mine, ops), (others, ops), (mine, ops.using(1))):
+        work = asked.workspace()
+        asked.encode(weights, batch, work)
+        assert asked.spare is None, "no other call may take it now"
+        work.close()
+        spares.append(asked.spare)
+    assert spares[0] is spares[1]
+    assert spares[1] is not spares[2]
+    ops.release()
+    assert ops.spare is None
+    assert ops.using(1).spare is None
 
 
 def test_parts_have_all_texts_and_nearly_equal_sizes():

@@ -535,6 +535,7 @@ cdef union AnyCall:
     fi_rows pack
 
 ctypedef void (*run_step)(const fi_isa *, const Step *, void *, fi_team) noexcept nogil
+ctypedef int (*repaid_step)(const fi_isa *, const Step *) noexcept nogil
 ctypedef void (*confine_step)(Step *, const Part *) noexcept nogil
 
 # Some texts that lie one after another in a batch: their first row and text, and how many there are. Their rows of `result` are those of
@@ -546,14 +547,20 @@ cdef struct Part:
     const char *result
     const char *result_end
 
-# confine: lets the step compute the rows of a part alone; NULL for what is not a part of a forward pass
-cdef struct Step:
+# The functions of a kind of step; the last two are NULL for what is not a part of a forward pass.
+# repaid: the threads that the work repays; each takes 3 us of it, or more
+# confine: lets the step compute the rows of a part alone
+cdef struct Kind:
     run_step run
+    repaid_step repaid
     confine_step confine
+
+cdef struct Step:
+    Kind kind
     const void *weights
     AnyCall call
     int rows
-    int worth  # threads that the work repays; each takes 3 us of it, or more
+    int worth  # threads that the work repays
     size_t workspace
 
 cdef struct Job:
@@ -577,6 +584,10 @@ cdef struct Apart:
 
 cdef void run_fff(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.fff(<const fi_trees *> step.weights, &step.call.fff, workspace, team)
+
+
+cdef int repaid_fff(const fi_isa *isa, const Step *step) noexcept nogil:
+    return isa.fff_team(<const fi_trees *> step.weights, step.rows, ANY)
 
 
 cdef inline float *_below(const void *rows, Py_ssize_t values) noexcept nogil:
@@ -609,6 +620,10 @@ cdef void run_blocks(const fi_isa *isa, const Step *step, void *workspace, fi_te
     isa.blocks(<const fi_blocks *> step.weights, &step.call.blocks, workspace, team)
 
 
+cdef int repaid_blocks(const fi_isa *isa, const Step *step) noexcept nogil:
+    return isa.blocks_team(<const fi_blocks *> step.weights, step.rows, ANY)
+
+
 cdef void confine_blocks(Step *step, const Part *part) noexcept nogil:
     cdef fi_blocks_call *call = &step.call.blocks
     cdef const fi_blocks *blocks = <const fi_blocks *> step.weights
@@ -623,6 +638,10 @@ cdef void confine_blocks(Step *step, const Part *part) noexcept nogil:
 
 cdef void run_gemm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.gemm(<const fi_matrix *> step.weights, &step.call.gemm, workspace, team)
+
+
+cdef int repaid_gemm(const fi_isa *isa, const Step *step) noexcept nogil:
+    return isa.gemm_team(<const fi_matrix *> step.weights, step.rows, ANY)
 
 
 cdef void confine_gemm(Step *step, const Part *part) noexcept nogil:
@@ -640,6 +659,10 @@ cdef void run_pack(const fi_isa *isa, const Step *step, void *workspace, fi_team
 
 cdef void run_norm(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.norm(&step.call.norm, team)
+
+
+cdef int repaid_rows(const fi_isa *isa, const Step *step) noexcept nogil:
+    return 1 + step.rows // ROWS_PER_THREAD
 
 
 cdef void confine_norm(Step *step, const Part *part) noexcept nogil:
@@ -684,6 +707,10 @@ cdef void run_attention(const fi_isa *isa, const Step *step, void *workspace, fi
     isa.attention(&step.call.attention, workspace, team)
 
 
+cdef int repaid_attention(const fi_isa *isa, const Step *step) noexcept nogil:
+    return isa.attention_team(&step.call.attention, ANY)
+
+
 cdef void confine_attention(Step *step, const Part *part) noexcept nogil:
     cdef fi_attention_call *call = &step.call.attention  # its rows are numbered by cu_seqlens
     call.qkv = <const char *> call.qkv + (_row(call.qkv, part) - part.row) * call.qkv_stride * (2 if call.half else 4)
@@ -694,6 +721,23 @@ cdef void confine_attention(Step *step, const Part *part) noexcept nogil:
 
 cdef void run_search(const fi_isa *isa, const Step *step, void *workspace, fi_team team) noexcept nogil:
     isa.search(&step.call.search, team)
+
+
+cdef Kind FFF = Kind(run_fff, repaid_fff, confine_fff)
+cdef Kind BLOCKS = Kind(run_blocks, repaid_blocks, confine_blocks)
+cdef Kind GEMM = Kind(run_gemm, repaid_gemm, confine_gemm)
+cdef Kind NORM = Kind(run_norm, repaid_rows, confine_norm)
+cdef Kind EMBED = Kind(run_embed, repaid_rows, confine_embed)
+cdef Kind NORM_HEADS = Kind(run_norm_heads, repaid_rows, confine_norm_heads)
+cdef Kind ROTATE = Kind(run_rotate, repaid_rows, confine_rotate)
+cdef Kind ATTENTION = Kind(run_attention, repaid_attention, confine_attention)
+cdef Kind PACK = Kind(run_pack, NULL, NULL)
+cdef Kind SEARCH = Kind(run_search, NULL, NULL)
+
+
+cdef void _confine(Step *step, const Part *part) noexcept nogil:
+    step.kind.confine(step, part)
+    step.rows = part.rows
 
 
 cdef int _search(
@@ -729,7 +773,7 @@ cdef int _search_team(double work, int threads):
 
 cdef void run_job(void *argument, int step, fi_team team) noexcept nogil:
     cdef Job *job = <Job *> argument
-    job.steps[step].run(job.isa, &job.steps[step], job.workspace, team)
+    job.steps[step].kind.run(job.isa, &job.steps[step], job.workspace, team)
 
 
 cdef void run_apart(void *argument, int step, fi_team team) noexcept nogil:
@@ -747,8 +791,8 @@ cdef void run_apart(void *argument, int step, fi_team team) noexcept nogil:
         part.spare = team.rank * apart.spare_rows if apart.spare_rows else part.row
         for i in range(apart.step_count):
             confined = apart.steps[i]
-            confined.confine(&confined, &part)
-            confined.run(apart.isa, &confined, apart.workspace + team.rank * apart.workspace_bytes, alone)
+            _confine(&confined, &part)
+            confined.kind.run(apart.isa, &confined, apart.workspace + team.rank * apart.workspace_bytes, alone)
         if fi_seconds() > apart.until:
             return
 
@@ -851,8 +895,8 @@ cdef class Kernels:
         call.out = &out[0, 0]
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
-        step.run, step.confine, step.rows, step.weights = run_fff, confine_fff, call.tokens, &trees.c
-        step.worth = self.isa.fff_team(&trees.c, call.tokens, ANY)
+        step.kind, step.rows, step.weights = FFF, call.tokens, &trees.c
+        step.worth = step.kind.repaid(self.isa, &step)
         step.workspace = self.isa.fff_workspace(&trees.c, call.tokens, threads)
         self._submit(&step, threads, (x, trees, bias, residual, out, nodes, z))
 
@@ -896,8 +940,8 @@ cdef class Kernels:
         call.out = &out[0, 0]
         call.nodes = NULL if nodes is None else &nodes[0, 0, 0]
         call.z = NULL if z is None else &z[0, 0, 0]
-        step.run, step.confine, step.rows, step.weights = run_blocks, confine_blocks, call.tokens, c
-        step.worth = self.isa.blocks_team(c, call.tokens, ANY)
+        step.kind, step.rows, step.weights = BLOCKS, call.tokens, c
+        step.worth = step.kind.repaid(self.isa, &step)
         step.workspace = self.isa.blocks_workspace(c, call.tokens, threads)
         self._submit(&step, threads, (x, blocks, path, path_z, bias, residual, out, nodes, z))
 
@@ -923,7 +967,7 @@ cdef class Kernels:
         if <size_t> matrix._packed.shape[0] < size or <size_t> &matrix._packed[0] % 64:
             raise ShapeError(f"packed weights got {matrix._packed.shape[0]} bytes, expected {size}, aligned to 64")
         matrix.c.packed = &matrix._packed[0]
-        step.run, step.confine, step.weights, step.worth, step.workspace = run_pack, NULL, &matrix.c, ANY, 0
+        step.kind, step.weights, step.worth, step.workspace = PACK, &matrix.c, ANY, 0
         step.call.pack.data, step.call.pack.dtype = &raw[0], DTYPES[stored]
         step.call.pack.scale = NULL if scale is None else &scale[0]
         self._run(&step, &threads, 1, 0)
@@ -967,8 +1011,8 @@ cdef class Kernels:
             call.out = &floats[0, 0]
         call.out_stride = matrix.c.outputs
         call.activation = ACTIVATIONS[activation]
-        step.run, step.confine, step.rows, step.weights = run_gemm, confine_gemm, call.tokens, &matrix.c
-        step.worth = self.isa.gemm_team(&matrix.c, call.tokens, ANY)
+        step.kind, step.rows, step.weights = GEMM, call.tokens, &matrix.c
+        step.worth = step.kind.repaid(self.isa, &step)
         step.workspace = self.isa.gemm_workspace(&matrix.c, call.tokens, threads)
         self._submit(&step, threads, (x, matrix, bias, gate, residual, out))
 
@@ -988,8 +1032,8 @@ cdef class Kernels:
         call.gamma, call.beta, call.eps, call.rms = &weight[0], NULL, eps, bias is None
         if bias is not None:
             call.beta = &bias[0]
-        step.run, step.confine, step.rows, step.weights, step.workspace = run_norm, confine_norm, call.tokens, NULL, 0
-        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        step.kind, step.rows, step.weights, step.workspace = NORM, call.tokens, NULL, 0
+        step.worth = step.kind.repaid(self.isa, &step)
         self._submit(&step, threads, (x, weight, bias, out))
 
     def embed(
@@ -1034,8 +1078,8 @@ cdef class Kernels:
         call.gamma = NULL if weight is None else &weight[0]
         call.beta = NULL if bias is None else &bias[0]
         call.out, call.eps = &out[0, 0], eps
-        step.run, step.confine, step.rows, step.weights, step.workspace = run_embed, confine_embed, call.tokens, NULL, 0
-        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        step.kind, step.rows, step.weights, step.workspace = EMBED, call.tokens, NULL, 0
+        step.worth = step.kind.repaid(self.isa, &step)
         self._submit(&step, threads, (ids, positions, types, raw, scale, position_rows, type_rows, weight, bias, out))
 
     cdef int _heads(self, const int32_t[::1] cu_seqlens, int heads, int hidden, int tokens) except -1:
@@ -1073,8 +1117,8 @@ cdef class Kernels:
             floats = qkv
             call.qkv = &floats[0, 0]
         call.query, call.key, call.eps, call.qkv_stride = &query[0], &key[0], eps, qkv.shape[1]
-        step.run, step.confine, step.rows, step.weights, step.workspace = run_norm_heads, confine_norm_heads, call.tokens, NULL, 0
-        step.worth = 1 + call.tokens // ROWS_PER_THREAD
+        step.kind, step.rows, step.weights, step.workspace = NORM_HEADS, call.tokens, NULL, 0
+        step.worth = step.kind.repaid(self.isa, &step)
         self._submit(&step, threads, (qkv, query, key))
 
     def rotate(self, qkv, const int32_t[::1] cu_seqlens, int heads, const float[:, ::1] table, int threads):
@@ -1101,8 +1145,8 @@ cdef class Kernels:
             call.qkv = &floats[0, 0]
         call.cu_seqlens, call.texts, call.heads = &cu_seqlens[0], <int>cu_seqlens.shape[0] - 1, heads
         call.table, call.qkv_stride = &table[0, 0], qkv.shape[1]
-        step.run, step.confine, step.rows, step.weights, step.workspace = run_rotate, confine_rotate, tokens, NULL, 0
-        step.worth = 1 + tokens // ROWS_PER_THREAD
+        step.kind, step.rows, step.weights, step.workspace = ROTATE, tokens, NULL, 0
+        step.worth = step.kind.repaid(self.isa, &step)
         self._submit(&step, threads, (qkv, cu_seqlens, table))
 
     def attention(
@@ -1156,8 +1200,8 @@ cdef class Kernels:
         call.relative_keys, call.relative_queries, call.relative_rows, call.relative_width = NULL, NULL, NULL, 0
         if relative is not None:
             relative.fill(call, _longest(cu_seqlens), self.half)
-        step.run, step.confine, step.rows, step.weights = run_attention, confine_attention, tokens, NULL
-        step.worth = self.isa.attention_team(call, ANY)
+        step.kind, step.rows, step.weights = ATTENTION, tokens, NULL
+        step.worth = step.kind.repaid(self.isa, &step)
         step.workspace = self.isa.attention_workspace(call, threads)
         self._submit(&step, threads, (qkv, cu_seqlens, distances, relative, keys, out))
 
@@ -1176,7 +1220,7 @@ cdef class Kernels:
             return
         _rows("out", out.shape[0], out.shape[1], call.query_count, call.row_count)
         call.out, call.out_stride = &out[0, 0], out.shape[1]
-        step.run, step.confine, step.weights, step.workspace = run_search, NULL, NULL, 0
+        step.kind, step.weights, step.workspace = SEARCH, NULL, 0
         step.worth = _search_team(<double> call.row_count * call.query_count * call.inputs * rows.itemsize, ANY)
         self._submit(&step, threads, (rows, queries, scale, query_scale, bias, out))
 
@@ -1219,7 +1263,7 @@ cdef class Kernels:
         cdef Step *added
         cdef const unsigned char[::1] mask
         cdef int made = 0
-        step.run, step.confine, step.weights, step.workspace, step.worth = run_search, NULL, NULL, 0, _search_team(products * total, ANY)
+        step.kind, step.weights, step.workspace, step.worth = SEARCH, NULL, 0, _search_team(products * total, ANY)
         held = []
         for first, rows, scale, bias, gone in parts:
             rows = np.ascontiguousarray(rows)
@@ -1369,6 +1413,22 @@ cdef class Program(Kernels):
         """Run the collected ops in order."""
         if self._count:
             self._kernels._run(<const Step *> self._steps.data, <const int *> self._sizes.data, self._count, self._bytes)
+
+    def run_first(self, int rows, int texts, int threads):
+        """Run the collected ops in order for the first `rows` rows and `texts` texts of their arrays, with up to `threads` threads."""
+        cdef Memory confined = Memory(max(self._count, 1) * sizeof(Step)), sizes = Memory(max(self._count, 1) * sizeof(int))
+        cdef Step *step = <Step *> confined.data
+        cdef Part part
+        cdef int i
+        memset(&part, 0, sizeof(Part))
+        part.rows, part.texts = rows, texts
+        for i in range(self._count):
+            step[i] = (<const Step *> self._steps.data)[i]
+            _size("the number of rows", rows, 1, step[i].rows)
+            _confine(&step[i], &part)
+            (<int *> sizes.data)[i] = min(step[i].kind.repaid(self.isa, &step[i]), threads)
+        if self._count:
+            self._kernels._run(step, <const int *> sizes.data, self._count, self._bytes)
 
     def run_apart(self, const float[:, ::1] result, const int32_t[::1] texts, const int32_t[::1] cu_seqlens, int threads):
         """Run the collected ops, all of which got one thread, for parts of the batch: a thread takes a part through all ops, then the next.
