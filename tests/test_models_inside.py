@@ -43,7 +43,7 @@ def test_each_is_one_small_folder(name, model):
     files = [path for path in (catalog.MODELS / name).rglob("*") if path.is_file()]
     assert {path.parent for path in files} == {catalog.MODELS / name}
     assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
-    most = {"fastminilm": 18.5e6, "fastminilm-1x11": 36e6, "fastminilm-small": 15.5e6}[name]
+    most = {"fastminilm": 19.5e6, "fastminilm-1x11": 36e6, "fastminilm-small": 15.5e6}[name]
     assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= most  # compressed as in a wheel
     assert (model.tasks, model.config.max_tokens, model.config.stored.trees) == (("embed",), 256, "int8")
 

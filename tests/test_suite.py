@@ -115,6 +115,13 @@ def test_clusters_are_scored_by_v_measure(random, few):
     assert rows.result(embedder(apart))[0] == pytest.approx(100, abs=15)  # k-means may join two clusters in some of its runs
 
 
+@pytest.mark.parametrize(("topics", "clusters"), [(1, 1), (1, 4), (4, 1), (7, 5)])
+def test_v_measure_is_that_of_scikit_learn(random, topics, clusters):
+    metrics = pytest.importorskip("sklearn.metrics")
+    target, found = random.integers(topics, size=90), random.integers(clusters, size=90)
+    assert kinds.v_measure(target, found) == pytest.approx(metrics.v_measure_score(target, found), abs=1e-9)
+
+
 def test_retrieval_is_scored_by_ndcg(random, few):
     """Gains by rank, divided by log2(rank + 1), over the best order; documents beyond the tenth do not count."""
     queries, documents = unit(random, 6), unit(random, 25)

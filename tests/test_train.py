@@ -856,7 +856,7 @@ def test_recipes_that_do_not_fit(tmp_path, content, message):
 
 
 def test_the_projects_recipes_are_read():
-    kinds = dict.fromkeys(("cpu", "embedder", "embedder-queries", "narrow", "narrow-longer", "shapes"), distill.Distill)
+    kinds = dict.fromkeys(("cpu", "embedder", "embedder-queries", "narrow", "shapes"), distill.Distill)
     kinds |= {"mlm": pretrain.Pretrain, "glue": finetune.Finetune}
     files = {file.stem: file for file in (TOOLS / "configs").glob("*.toml")}
     assert files.keys() == kinds.keys()

@@ -22,7 +22,7 @@ from fastinfer.evaluation.metrics import METRICS
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 RESAMPLES = 500  # sets that the bootstrap draws
-RUNS = 10  # k-means runs, each with its own seed, whose scores are averaged
+RUNS = 60  # k-means runs, each with its own seed, whose scores are averaged: they differ by 1 to 3, the mean of 60 by 0.1 to 0.4
 BEST = 10  # documents of a query that count
 
 
@@ -165,9 +165,23 @@ class Clusters(Rows):
 
     def _mean(self, predictions: np.ndarray, rows: np.ndarray, times: np.ndarray) -> float:
         """The mean v-measure of the runs, each counted so many times."""
-        v_measure, target = _sklearn("metrics").v_measure_score, np.asarray(self.target)[rows]
+        target = np.asarray(self.target)[rows]
         found = [v_measure(target, predictions[:, run]) for run in np.flatnonzero(times)]
         return 100 * float(np.average(found, weights=times[times > 0]))
+
+
+def v_measure(target: np.ndarray, found: np.ndarray) -> float:
+    """sklearn.metrics.v_measure_score of labels (N,) from 0 on, in a fraction of the time: 500 resampled sets of 60 runs need many.
+
+    It is twice the mutual information over the sum of the entropies (Rosenberg and Hirschberg, 2007, https://aclanthology.org/D07-1043).
+    """
+
+    def entropy(labels: np.ndarray) -> float:
+        shares = np.bincount(labels) / len(labels)
+        return float(-np.sum(shares * np.log(np.where(shares > 0, shares, 1))))
+
+    apart = entropy(target) + entropy(found)
+    return 2 * (apart - entropy(target * (found.max() + 1) + found)) / apart if apart else 1.0
 
 
 @dataclass(frozen=True)
