@@ -179,7 +179,6 @@ class Weights(NamedTuple):
 
 def assemble(config: Config, prepared: Mapping[str, Any]) -> Weights:
     """Weights from prepared tensors by the names of checkpoint.tensors(); `layers.i.ffn.trees` replaces those of layer i's trees.
-
     Tables are under the names that Reference.tables() gives them.
     """
 

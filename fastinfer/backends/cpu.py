@@ -18,6 +18,8 @@ from ..errors import BackendError
 from ..weights import NODES, PLAIN, Embedding, Form, Norm, Scores, Weights
 from ..workspace import Workspace
 from .pages import SMALL, Pages
+from .query import Buffers, Query, collect, serves
+from .quota import cgroup_quota, first_line
 from .reference import Reference, check_threads
 from .search import Stored
 
@@ -32,9 +34,6 @@ WIDE_NODES, WIDE_LEVELS, MOST_NEURONS = 255, 64, 1 << 16
 # enough to repay reading all weights; twice as many where those of q, k and v take so many bytes. A part may have so many times the mean of
 # all parts: beyond, threads would wait for the last one.
 PART_TOKENS, LARGE_WEIGHTS, UNEVEN = 256, 4 << 20, 1.2
-
-# The most tokens of a batch whose ops are collected once for many calls: to collect them takes a third of the time of 10 tokens.
-QUERY_TOKENS = 64
 
 
 class Roots(NamedTuple):
@@ -56,60 +55,6 @@ class Leaves(NamedTuple):
     blocks: Any
     trees: int
     depth: int
-
-
-class Room(PackedBatch):
-    """A batch whose arrays are filled anew for each query."""
-
-    token_types: np.ndarray
-
-    @functools.cached_property
-    def positions(self) -> np.ndarray:
-        return super().positions
-
-
-class Query(NamedTuple):
-    """The ops of a forward pass of up to N tokens, and the arrays that they read and write.
-
-    ends  (N + 1,) int32, with the batch's cu_seqlens at its beginning
-    x     (N, D): the final hidden states
-    """
-
-    weights: Weights
-    batch: Room
-    ends: np.ndarray
-    program: Any
-    x: np.ndarray
-
-    def run(self, batch: PackedBatch, threads: int) -> np.ndarray:
-        """The final hidden states (T, D) of a batch, a view of x."""
-        tokens, texts = len(batch.ids), len(batch)
-        self.batch.ids[:tokens] = batch.ids
-        self.batch.positions[:tokens] = batch.positions
-        self.batch.token_types[:tokens] = 0 if batch.token_types is None else batch.token_types
-        self.ends[: texts + 1] = batch.cu_seqlens
-        self.program.run_first(tokens, texts, threads)
-        return self.x[:tokens]
-
-
-class Buffers(Workspace):
-    """The buffers of a call. The Query that it has taken from its backend goes back there when it ends, for the next call."""
-
-    def __init__(self, ops: CPU) -> None:
-        super().__init__()
-        self._ops = ops
-        self._query: Query | None = None
-
-    def query(self, weights: Weights) -> Query:
-        """The Query of these weights. No other call has it."""
-        if self._query is None or self._query.weights is not weights:
-            self._query = self._ops.take_query(weights)
-        return self._query
-
-    def close(self) -> None:
-        if self._query is not None:
-            self._ops.spare = self._query
-            self._query = None
 
 
 class CPU(Reference):
@@ -162,13 +107,14 @@ class CPU(Reference):
         found, self.spare = self.spare, None
         if found is not None and found.weights is weights:
             return found
-        tokens = query_tokens(weights)
-        ids = np.full(tokens, 1 if weights.embedding.skip == 0 else 0, np.int32)
-        ends = np.array([0, tokens, *[0] * (tokens - 1)], np.int32)
-        batch, program = Room(ids, ends[:2], np.zeros_like(ids)), _cpu.Program(self.kernels)
-        collecting = CPU(self.isa, self.threads, self.dtype, program, self.most)
+        program = _cpu.Program(self.kernels)
+        collecting = self._collecting(program, self.threads)
         collecting.most_neurons = sys.maxsize  # ops have to get all rows
-        return Query(weights, batch, ends, program, super(CPU, collecting).encode(weights, batch, Workspace()))
+        return collect(weights, program, super(CPU, collecting).encode)
+
+    def _collecting(self, program: Any, threads: int) -> CPU:
+        """The same, but its ops are collected by a program."""
+        return CPU(self.isa, threads, self.dtype, program, self.most)
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
@@ -177,12 +123,12 @@ class CPU(Reference):
         one after another where the batch is too small for that, or has few long texts. They run one by one if NumPy runs some."""
         if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
-        if isinstance(work, Buffers) and routes is None and self._is_query(weights, batch):
+        if isinstance(work, Buffers) and routes is None and serves(weights, batch):
             return work.query(weights).run(batch, self.threads)
         large = weights.layers[0].attention.qkv.weight.nbytes > LARGE_WEIGHTS
         parts = parts_of(batch.cu_seqlens, self.threads, 2 * PART_TOKENS if large else PART_TOKENS)
         program = _cpu.Program(self.kernels)
-        collecting = CPU(self.isa, self.threads if parts is None else 1, self.dtype, program, self.most)
+        collecting = self._collecting(program, self.threads if parts is None else 1)
         if parts is not None:
             collecting.most_neurons = sys.maxsize  # parts are small, and ops have to get all rows
         x = super(CPU, collecting).encode(weights, batch, work, routes=routes)
@@ -191,14 +137,6 @@ class CPU(Reference):
         else:
             program.run_apart(x, parts, batch.cu_seqlens, self.threads)
         return x
-
-    def _is_query(self, weights: Weights, batch: PackedBatch) -> bool:
-        """Whether a batch is small, and attends and counts positions as most do."""
-        return (
-            0 < len(batch.ids) <= query_tokens(weights)
-            and batch.keys is None
-            and (weights.embedding.skip is None or not (batch.ids == weights.embedding.skip).any())
-        )
 
     def matrix(self, weight: Tensor) -> Any:
         weight = weight.to(self._computes_in(weight))
@@ -410,11 +348,6 @@ class CPU(Reference):
         return self.kernels.nearest(parts, queries, query_scale, keep, margin, self.threads)
 
 
-def query_tokens(weights: Weights) -> int:
-    """The most tokens of a batch that a Query serves."""
-    return min(QUERY_TOKENS, weights.positions)
-
-
 def parts_of(cu_seqlens: np.ndarray, threads: int, size: int) -> np.ndarray | None:
     """The first text of each part of a batch, then the number of texts; None where its texts give no parts of nearly equal size.
 
@@ -503,39 +436,6 @@ def _cpus() -> list[int]:
 def _core(cpu: int, root: str = "/sys/devices/system/cpu") -> str:
     """What the hyper-threads of a core have in common: the list of them, or the CPU itself where the system does not say."""
     try:
-        return _line(os.path.join(root, f"cpu{cpu}", "topology", "thread_siblings_list"))
+        return first_line(os.path.join(root, f"cpu{cpu}", "topology", "thread_siblings_list"))
     except OSError:
         return str(cpu)
-
-
-def cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
-    """The CPU quota, in CPUs, of the control group (version 1 or 2): the least of its own and its parents'. None: no limit."""
-    try:
-        with open(own) as file:
-            groups = [line.strip().split(":", 2) for line in file]
-    except OSError:
-        return None
-    quotas = []
-    for _, controllers, path in (g for g in groups if len(g) == 3):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        parts = [p for p in path.split("/") if p and p != ".."]
-        for depth in range(len(parts) + 1):
-            folder = os.path.join(root, *([] if not controllers else ["cpu"]), *parts[:depth])
-            try:
-                if controllers:
-                    quota, period = (int(_line(os.path.join(folder, f"cpu.cfs_{name}_us"))) for name in ("quota", "period"))
-                else:
-                    words = _line(os.path.join(folder, "cpu.max")).split()
-                    quota, period = (-1 if words[0] == "max" else int(words[0])), int(words[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if quota > 0 and period > 0:
-                quotas.append(quota / period)
-    return min(quotas, default=None)
-
-
-def _line(path: str) -> str:
-    """The first line of a file."""
-    with open(path) as file:
-        return file.readline()
