@@ -75,7 +75,7 @@ class CPU(Reference):
         self.kernels = kernels or _cpu.Kernels(self.isa)
         self._pages = Pages()
         self._others: dict[int, CPU] = {}  # the key is the number of threads
-        self.spare: Query | None = None  # what a call has left for the next
+        self.spare: Query | None = None  # the Query that a call has left for the next
 
     @property
     def device(self) -> str:
@@ -108,19 +108,21 @@ class CPU(Reference):
         if found is not None and found.weights is weights:
             return found
         program = _cpu.Program(self.kernels)
-        collecting = self._collecting(program, self.threads)
-        collecting.most_neurons = sys.maxsize  # ops have to get all rows
-        return collect(weights, program, super(CPU, collecting).encode)
+        return collect(weights, program, super(CPU, self._collecting(program, self.threads, whole=True)).encode)
 
-    def _collecting(self, program: Any, threads: int) -> CPU:
-        """The same, but its ops are collected by a program."""
-        return CPU(self.isa, threads, self.dtype, program, self.most)
+    def _collecting(self, program: Any, threads: int, *, whole: bool) -> CPU:
+        """A backend whose ops `program` collects. whole: each op gets all rows, to be confined to some of them when it runs."""
+        made = CPU(self.isa, threads, self.dtype, program, self.most)
+        if whole:
+            made.most_neurons = sys.maxsize
+        return made
 
     def encode(
         self, weights: Weights, batch: PackedBatch, work: Workspace, *, taps: dict[int, Any] | None = None, routes: list[Any] | None = None
     ) -> Any:
-        """The forward pass of model.py. Its ops are collected; then each thread runs them all for parts of the batch, or a team runs them
-        one after another where the batch is too small for that, or has few long texts. They run one by one if NumPy runs some."""
+        """The forward pass of model.py. Its ops are collected, for few tokens by an earlier call. Then each thread runs them all for parts
+        of the batch, or a team runs them one after another where the batch is too small for that, or has few long texts. They run one by
+        one if NumPy runs some."""
         if taps or weights.head_size % 8:
             return super().encode(weights, batch, work, taps=taps, routes=routes)
         if isinstance(work, Buffers) and routes is None and serves(weights, batch):
@@ -128,9 +130,7 @@ class CPU(Reference):
         large = weights.layers[0].attention.qkv.weight.nbytes > LARGE_WEIGHTS
         parts = parts_of(batch.cu_seqlens, self.threads, 2 * PART_TOKENS if large else PART_TOKENS)
         program = _cpu.Program(self.kernels)
-        collecting = self._collecting(program, self.threads if parts is None else 1)
-        if parts is not None:
-            collecting.most_neurons = sys.maxsize  # parts are small, and ops have to get all rows
+        collecting = self._collecting(program, self.threads if parts is None else 1, whole=parts is not None)
         x = super(CPU, collecting).encode(weights, batch, work, routes=routes)
         if parts is None:
             program.run()

@@ -1416,7 +1416,7 @@ cdef class Program(Kernels):
 
     def run_first(self, int rows, int texts, int threads):
         """Run the collected ops in order for the first `rows` rows and `texts` texts of their arrays, with up to `threads` threads."""
-        cdef Memory confined = Memory(max(self._count, 1) * sizeof(Step)), sizes = Memory(max(self._count, 1) * sizeof(int))
+        cdef Memory confined = Memory(self._count * sizeof(Step)), sizes = Memory(self._count * sizeof(int))
         cdef Step *step = <Step *> confined.data
         cdef Part part
         cdef int i
@@ -1427,8 +1427,7 @@ cdef class Program(Kernels):
             _size("the number of rows", rows, 1, step[i].rows)
             _confine(&step[i], &part)
             (<int *> sizes.data)[i] = min(step[i].kind.repaid(self.isa, &step[i]), threads)
-        if self._count:
-            self._kernels._run(step, <const int *> sizes.data, self._count, self._bytes)
+        self._kernels._run(step, <const int *> sizes.data, self._count, self._bytes)
 
     def run_apart(self, const float[:, ::1] result, const int32_t[::1] texts, const int32_t[::1] cu_seqlens, int threads):
         """Run the collected ops, all of which got one thread, for parts of the batch: a thread takes a part through all ops, then the next.
