@@ -14,6 +14,7 @@ import types
 import builders
 import numpy as np
 import pytest
+import tokenizers
 from conftest import WORDS, make_config, make_tokenizer
 from models import TOOLS, load_tool
 
@@ -28,6 +29,7 @@ from fastinfer.config import (
     Embed,
     FillMask,
     Gated,
+    Ids,
     Norm,
     Positions,
     Project,
@@ -43,7 +45,9 @@ text, distill, encoders, finetune, objectives, pretrain, recipe, report, runs, w
     load_tool(f"training.{name}")
     for name in ("corpus", "distill", "encoder", "finetune", "objectives", "pretrain", "recipe", "report", "runs", "workers")
 )
-loop, memory, start, grow, feedforward = (load_tool(f"training.{name}") for name in ("loop", "memory", "start", "grow", "feedforward"))
+loop, memory, start, grow, feedforward, beside = (
+    load_tool(f"training.{name}") for name in ("loop", "memory", "start", "grow", "feedforward", "beside")
+)
 CPU = torch.device("cpu")
 
 SMALL = ["--batch-tokens", "192", "--report-every", "1", "--validate-every", "100", "--warmup", "3", "--device", "cpu"]
@@ -389,9 +393,11 @@ def test_memory_that_control_groups_allow(tmp_path):
     assert memory.available() > 1e6
 
 
-@pytest.mark.parametrize("command", ["pretrain", "distill"])
-def test_two_processes_equal_one(tmp_path, corpus, teacher, command):
+@pytest.mark.parametrize("kind", ["pretrain", "distill", "distill beside"])
+def test_two_processes_equal_one(tmp_path, corpus, teacher, kind):
+    command = kind.split()[0]
     of_command = ["--tokenizer", teacher / "tokenizer.json", *MODEL] if command == "pretrain" else ["--teacher", teacher, "--shape", "2x3"]
+    of_command += ["--beside", make_other(tmp_path, teacher)] if kind == "distill beside" else []
     flags = [str(f) for f in (command, "--text", corpus, "--steps", "4", *of_command, *SMALL)]
     run(*flags, "--out", tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TOOLS / "train.py")]
@@ -607,6 +613,89 @@ def test_a_run_starts_grown(tmp_path, corpus, teacher, capsys):
         changed = [part for pair in changes.items() for part in pair]
         assert train.main([*map(str, flags), "--out", str(tmp_path / "bad"), "--grow", "1000", *changed]) == 1
         assert message in capsys.readouterr().err
+
+
+# --- a second teacher ------------------------------------------------------------------------------
+
+
+def make_other(folder, teacher, *, same=False, **changes):
+    """The folder of a second teacher whose ids begin at another word and whose [CLS] is <s>: random, or the same model as the first."""
+    folder = folder / "other"
+    folder.mkdir()
+    order = [*WORDS[-7:], *WORDS[:-7]]
+    pad, mask, cls, sep = (order.index(word) for word in ("[PAD]", "[MASK]", "[CLS]", "[SEP]"))
+    config, weights = checkpoint.load(teacher, validate=True)
+    made = dataclasses.replace(config, ids=Ids(pad, mask, cls, sep), **changes)
+    if same:
+        rows = weights["embedding.word"].float32()
+        weights["embedding.word"] = checkpoint.Tensor(np.concatenate([rows[-7:], rows[:-7]]), "float32")
+    checkpoint.save(folder, made, weights if same else builders.weights(made, seed=1))
+    words = {"<s>" if word == "[CLS]" else word: i for i, word in enumerate(order)}
+    tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_second_teacher_that_is_the_first_teaches_the_same(tmp_path, corpus, teacher):
+    first, other = start.open_model(str(teacher)), start.open_model(str(make_other(tmp_path, teacher, same=True)))
+    ids, mask, _, data = sample(corpus, teacher)
+    found = beside.same_tokens(first, other)
+    assert sorted(found.tolist()) == list(range(len(WORDS)))
+    encoder = first.encoder().eval()
+    with torch.no_grad():
+        wanted = encoder.embed(encoder(ids, mask)[-1], mask)
+        both = beside.Beside(beside.Second(other.encoder(), found), encoder.config.hidden)
+        both.fit(encoder, data.batch, workers.Workers(0, 1, CPU))
+        torch.testing.assert_close(both(wanted, ids, mask), wanted, atol=1e-4, rtol=0)
+
+
+def test_what_two_teachers_say_keeps_the_cosines_of_both(tmp_path, corpus, teacher, monkeypatch):
+    monkeypatch.setattr(beside, "TEXTS", 500)
+    first, other = start.open_model(str(teacher)), start.open_model(str(make_other(tmp_path, teacher)))
+    (ids, mask, _, data), encoder = sample(corpus, teacher), first.encoder().eval()
+    both = beside.Beside(distill.second_teacher(first, other, 32), encoder.config.hidden)
+    both.fit(encoder, data.batch, workers.Workers(0, 1, CPU))
+    torch.testing.assert_close(both.turn.T @ both.turn, torch.eye(encoder.config.hidden), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        mine = encoder.embed(encoder(ids, mask)[-1], mask)
+        joined, made = both.both(mine, ids, mask), both(mine, ids, mask)
+    cosines = joined @ joined.T / 2
+    assert (made @ made.T - cosines).abs().mean() < 0.5 * (mine @ mine.T - cosines).abs().mean()
+    turned = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0))).Q
+    assert ((made * mine).sum(1).mean()) > ((made @ turned) * mine).sum(1).mean()
+
+
+def test_a_student_of_two_teachers(tmp_path, corpus, teacher, monkeypatch):
+    monkeypatch.setattr(beside, "TEXTS", 500)
+    other, found = make_other(tmp_path, teacher), {}
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "dense 24", "--copy", *SMALL, "--lr-rest", "2e-3"]
+    for name, more in {"one": [], "two": ["--beside", other], "longer": ["--beside", other, "--steps", "60"]}.items():
+        run(*flags, "--out", tmp_path / name, "--steps", "1", *more)
+        found[name] = metrics(tmp_path / name)[-1]["validation_embed"]
+    assert found["one"] < 1e-3  # the student starts as the first teacher
+    assert 10 * found["one"] < found["longer"] < 0.85 * found["two"]
+    assert fastinfer.load(tmp_path / "longer" / "model").embed(["Ada lived in London."]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": Tasks()}, "other has no embed head, so nothing can be learned from it"),
+        ({"positions": Positions("learned", 16), "max_tokens": 16}, "other reads at most 16 tokens, not 32: lower max_tokens"),
+        ({"ids": Ids(mask=11, sep=10)}, "does not have 1 of the 22 tokens of .*, such as '.CLS.': a second teacher has to cut texts"),
+    ],
+    ids=["no embedder", "short", "other tokens"],
+)
+def test_a_second_teacher_has_to_fit(tmp_path, teacher, changes, message):
+    other = start.open_model(str(make_other(tmp_path, teacher)))
+    other = other._replace(name="other", config=dataclasses.replace(other.config, **changes))
+    with pytest.raises(InputError, match=message):
+        distill.second_teacher(start.open_model(str(teacher)), other, 32)
+
+
+def test_a_second_teacher_is_beside_an_embedder(tmp_path, teacher):
+    first = start.open_model(str(make_teacher(tmp_path, tasks=Tasks())))
+    with pytest.raises(InputError, match="has no embed head, so a second teacher beside it has nothing to add"):
+        distill.second_teacher(first, start.open_model(str(teacher)), 32)
 
 
 @pytest.mark.parametrize(

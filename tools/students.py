@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--at-once", type=int, default=3, metavar="N", help="runs that share the device (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="time after which all runs have stopped")
     parser.add_argument("--teacher", required=True, help="as train.py distill takes it, and so are these:")
-    for name in ("cache", "sts", "batch-tokens", "warmup", "device", "text"):
+    for name in ("beside", "cache", "sts", "batch-tokens", "warmup", "device", "text"):
         parser.add_argument(f"--{name}")
     options = parser.parse_args(arguments)
     try:
@@ -126,7 +126,7 @@ def start(options: argparse.Namespace, flags: str, name: str, seed: int) -> subp
         command.append("--resume")
     else:
         command += ["--teacher", options.teacher, "--steps", str(options.steps), "--seed", str(seed), "--stored", "int8"]
-        for key in ("cache", "sts", "batch_tokens", "warmup", "device", "text"):
+        for key in ("beside", "cache", "sts", "batch_tokens", "warmup", "device", "text"):
             if getattr(options, key) is not None:
                 command += [f"--{key.replace('_', '-')}", getattr(options, key)]
         command += ["--validate-every", str(options.steps), *shlex.split(flags)]

@@ -17,12 +17,13 @@ from fastinfer.config import FFF, Config, Dense, Embed, Gated, Ids, Tasks
 from fastinfer.errors import ConfigError, InputError
 from fastinfer.evaluation.tasks import GLUE
 from training import corpus, grow, runs
+from training.beside import Beside, Second, same_tokens
 from training.encoder import Encoder, kept
 from training.feedforward import Feedforward
 from training.memory import Batch
 from training.objectives import Distillation
 from training.recipe import option
-from training.start import open_encoder, open_model
+from training.start import Start, open_encoder, open_model
 from training.workers import Workers
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens: the lengths that the rows of a batch are padded to
@@ -34,6 +35,9 @@ class Distill(runs.Training):
 
     teacher: str | None = option(
         None, "the teacher, which fastinfer.load opens: a folder, the name of a model inside fastinfer, or a name on the hub"
+    )
+    beside: str | None = option(
+        None, "a second teacher, an embedder with the same tokens, named as the teacher is: embeddings are then learned from both"
     )
     max_tokens: int | None = option(None, "tokens of the longest text trained on (default: the teacher's limit)")
     layers: str | None = option(None, 'the teacher\'s layers that the student has, from 0, as "0,2,4" (default: all)')
@@ -104,7 +108,7 @@ def distill(settings: Distill, resume: bool) -> None:
     runs.check_positive(settings, "grow")
     if settings.soft < 0:
         raise InputError(f"soft is {settings.soft}, expected a temperature of 0 or more")
-    run, workers = runs.open_run(settings, resume, settings.teacher, settings.start)
+    run, workers = runs.open_run(settings, resume, settings.teacher, settings.start, settings.beside)
     if settings.sts is not None:
         GLUE["STS-B"].read(settings.sts, "dev")
     opened = open_model(settings.teacher)
@@ -114,7 +118,8 @@ def distill(settings: Distill, resume: bool) -> None:
     longest = settings.max_tokens or config.max_tokens
     if not 8 <= longest <= config.positions.max:
         raise InputError(f"max_tokens is {longest}, expected 8 to {config.positions.max}, the teacher's positions")
-    check_memory(settings, workers, config, longest)
+    second = None if settings.beside is None else second_teacher(opened, open_model(settings.beside), longest)
+    check_memory(settings, workers, config, longest, second)
     torch.manual_seed(settings.seed)
     teacher = opened.encoder()
     if workers.rank == 0:
@@ -126,11 +131,22 @@ def distill(settings: Distill, resume: bool) -> None:
     data = Pieces(corpora, settings, longest, ids, workers)
     if settings.grow and not resume:
         grow_student(student, teacher, settings, data, workers.device)
-    objective = make_objective(student, teacher, settings)
+    objective = make_objective(student, teacher, settings, second)
+    if objective.beside is not None:
+        objective.beside.fit(teacher, data.batch, workers)
     runs.train(objective, data, settings, workers, resume=resume, evaluate=sts_scorer(settings, tokenizer, teacher.config))
 
 
-def check_memory(settings: Distill, workers: Workers, config: Config, longest: int) -> None:
+def second_teacher(first: Start, second: Start, longest: int) -> Second:
+    """A second teacher of texts of at most `longest` tokens. Raises InputError where the two do not fit."""
+    if first.config.tasks.embed is None:
+        raise InputError(f"{first.name} has no embed head, so a second teacher beside it has nothing to add: leave beside out")
+    if longest > second.config.positions.max:
+        raise InputError(f"{second.name} reads at most {second.config.positions.max} tokens, not {longest}: lower max_tokens")
+    return Second(second.encoder(), same_tokens(first, second))
+
+
+def check_memory(settings: Distill, workers: Workers, config: Config, longest: int, second: Second | None) -> None:
     """runs.check_memory for a student of a teacher with this config, with the shortest and with the longest rows."""
 
     def batches(parts: int) -> list[Batch]:
@@ -147,7 +163,7 @@ def check_memory(settings: Distill, workers: Workers, config: Config, longest: i
     def make() -> Distillation:
         student = Encoder(student_config(config, settings))
         student.embedding.requires_grad_(False)
-        return make_objective(student, Encoder(config), settings)
+        return make_objective(student, Encoder(config), settings, second)
 
     runs.check_memory(settings, workers, make, batches, settings.batch_tokens // longest)
 
@@ -166,10 +182,11 @@ def kept_layers(teacher: Config, settings: Distill) -> list[int]:
     return numbers
 
 
-def make_objective(student: Encoder, teacher: Encoder, settings: Distill) -> Distillation:
+def make_objective(student: Encoder, teacher: Encoder, settings: Distill, second: Second | None = None) -> Distillation:
     """The losses of the student. A layer learns the state that the teacher hands to the layer from which the student's next one comes."""
     kept = kept_layers(teacher.config, settings)
-    return Distillation(student, teacher, settings, [*kept[1:], teacher.config.layers])
+    beside = None if second is None else Beside(second, teacher.config.tasks.embed.numbers(teacher.config.hidden))
+    return Distillation(student, teacher, settings, [*kept[1:], teacher.config.layers], beside)
 
 
 def student_config(teacher: Config, settings: Distill) -> Config:

@@ -99,7 +99,7 @@ def needed(
 ) -> Needed:
     """The memory that steps of training take.
 
-    make     the objective, made anew: its encoder learns, its `teacher`, where it has one, does not
+    make     the objective, made anew: its encoder learns, and other modules in it are teachers
     batches  parts of a batch, as the objective's forward pass takes them; the one that takes most counts
     parts    parts of a batch
     text     files that are read
@@ -109,8 +109,8 @@ def needed(
     with torch.device("meta"), _Unfilled():
         objective = make()
     learned = sum(p.numel() * 4 for p in objective.encoder.parameters() if p.requires_grad)
-    weights, taught = (_size(m) if m is not None else 0 for m in (objective.encoder, getattr(objective, "teacher", None)))
-    alone = Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, taught, 3 * learned, 0)))
+    weights = _size(objective.encoder)
+    alone = Needed(_of_process() + LATER + read, *(SPREAD * part for part in (weights, _size(objective) - weights, 3 * learned, 0)))
     if alone.total > limit:
         return alone
     threads = torch.get_num_threads()

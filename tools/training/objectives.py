@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastinfer.evaluation.tasks import Kind
+from training.beside import Beside
 from training.encoder import Encoder
 from training.workers import every_row, mean_of_processes
 
@@ -67,21 +68,24 @@ class Distillation(Objective):
     """The difference between the student's hidden states and embeddings and the teacher's.
 
     matched     of each of the student's layers, the number of the teacher's state that its output is compared with; 0 is the embedding
+    beside      a second teacher; embeddings are then compared with what both teachers say, hidden states with the first one's
     hidden      the mean over tokens of |student - teacher|² / |teacher|², summed over layers; over the last part `fade` of the run, its
                 weight falls to zero
     embed       the mean over texts of 1 - cosine of the embeddings
     similarity  the mean squared error of the batch's matrix of cosines, over the texts of all processes
     """
 
-    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights, matched: Sequence[int]) -> None:
+    def __init__(self, encoder: Encoder, teacher: Encoder, weights: Weights, matched: Sequence[int], beside: Beside | None = None) -> None:
         super().__init__()
-        self.encoder, self.weights, self.balance, self.matched = encoder, weights, weights.balance, matched
+        self.encoder, self.weights, self.balance, self.matched, self.beside = encoder, weights, weights.balance, matched, beside
         self.teacher = teacher.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Distillation:
-        """Set the student's mode; the teacher stays in evaluation mode."""
+        """Set the student's mode; the teachers stay in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
+        if self.beside is not None:
+            self.beside.eval()
         return self
 
     def forward(self, ids: Tensor, mask: Tensor, seen: Seen | None = None) -> dict[str, Tensor]:
@@ -101,7 +105,9 @@ class Distillation(Objective):
         loss = weights.hidden_weight * kept * losses["hidden"]
         if self.encoder.config.tasks.embed:
             student = F.normalize(self.encoder.embed(states[-1], mask), dim=-1)
-            teacher = F.normalize(self.teacher.embed(wanted[-1], mask), dim=-1)
+            with torch.no_grad():
+                teacher = F.normalize(self.teacher.embed(wanted[-1], mask), dim=-1)
+                teacher = teacher if self.beside is None else self.beside(teacher, ids, mask)
             losses["embed"] = 1 - (student * teacher).sum(-1).mean()
             every_student, every_teacher = every_row(student), every_row(teacher)
             losses["similarity"] = ((student @ every_student.T - teacher @ every_teacher.T).float() ** 2).mean()

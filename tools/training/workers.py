@@ -79,7 +79,7 @@ class Workers:
 
 
 def mean_of_processes(x: Tensor) -> Tensor:
-    """The mean of a number over the processes, as a constant of the graph."""
+    """The mean of a tensor over the processes, as a constant of the graph."""
     if dist.is_initialized():
         dist.all_reduce(x)
         x = x / dist.get_world_size()
