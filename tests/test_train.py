@@ -666,13 +666,13 @@ def test_what_two_teachers_say_keeps_the_cosines_of_both(tmp_path, corpus, teach
 
 def test_a_student_of_two_teachers(tmp_path, corpus, teacher, monkeypatch):
     monkeypatch.setattr(beside, "TEXTS", 500)
-    other, found = make_other(tmp_path, teacher), {}
-    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "dense 24", "--copy", *SMALL, "--lr-rest", "2e-3"]
-    for name, more in {"one": [], "two": ["--beside", other], "longer": ["--beside", other, "--steps", "60"]}.items():
+    both, found = ["--beside", make_other(tmp_path, teacher)], {}
+    flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "dense 24", "--copy", "--hidden-weight", "0", *SMALL]
+    for name, more in {"one": [], "two": both, "longer": [*both, "--steps", "60", "--lr-rest", "5e-3"]}.items():
         run(*flags, "--out", tmp_path / name, "--steps", "1", *more)
         found[name] = metrics(tmp_path / name)[-1]["validation_embed"]
-    assert found["one"] < 1e-3  # the student starts as the first teacher
-    assert 10 * found["one"] < found["longer"] < 0.85 * found["two"]
+    assert found["one"] < 0.2 * found["two"]  # the student starts as the first teacher
+    assert found["longer"] < 0.85 * found["two"]
     assert fastinfer.load(tmp_path / "longer" / "model").embed(["Ada lived in London."]).shape == (1, 32)
 
 
