@@ -668,7 +668,7 @@ def test_a_student_of_two_teachers(tmp_path, corpus, teacher, monkeypatch):
     monkeypatch.setattr(beside, "TEXTS", 500)
     both, found = ["--beside", make_other(tmp_path, teacher)], {}
     flags = ["distill", "--teacher", teacher, "--text", corpus, "--shape", "dense 24", "--copy", "--hidden-weight", "0", *SMALL]
-    for name, more in {"one": [], "two": both, "longer": [*both, "--steps", "60", "--lr-rest", "5e-3"]}.items():
+    for name, more in {"one": [], "two": both, "longer": [*both, "--steps", "200", "--lr-rest", "3e-3", "--lr", "3e-3"]}.items():
         run(*flags, "--out", tmp_path / name, "--steps", "1", *more)
         found[name] = metrics(tmp_path / name)[-1]["validation_embed"]
     assert found["one"] < 0.2 * found["two"]  # the student starts as the first teacher
