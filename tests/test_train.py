@@ -635,7 +635,8 @@ def make_other(folder, teacher, *, same=False, **changes):
     return folder
 
 
-def test_a_second_teacher_that_is_the_first_teaches_the_same(tmp_path, corpus, teacher):
+def test_a_second_teacher_that_is_the_first_teaches_the_same(tmp_path, corpus, teacher, monkeypatch):
+    monkeypatch.setattr(beside, "TEXTS", 500)
     first, other = start.open_model(str(teacher)), start.open_model(str(make_other(tmp_path, teacher, same=True)))
     ids, mask, _, data = sample(corpus, teacher)
     found = beside.same_tokens(first, other)
