@@ -53,7 +53,7 @@ OPS = {
     "gelu": Op("max(1, magnitude of x)", {"float32": 1.5e-7}),
     "embed": Op(SUM, {"float32": 1.5e-7, "bfloat16": 1.5e-7, "int8": 1.5e-7}),
     "linear": Op(SUM, {"float32": 1e-6, "bfloat16": 1e-6, "int8": 3e-7}),
-    "linear with gelu, residual": Op(SUM, {"float32": 1e-6, "bfloat16": 1e-6, "int8": 1e-6}),
+    "linear with gelu, residual": Op(SUM, {"float32": 1e-6, "bfloat16": 1e-6, "int8": 2e-4}),
     "norm": Op("1", {"float32": 2e-6}),
     "attention": Op(SUM, {"float32": 2e-6, "bfloat16": 5e-3}),
     "fff, logits": Op(SUM, {"float32": 5e-7, "bfloat16": 5e-7, "int8": 5e-7}),

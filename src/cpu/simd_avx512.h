@@ -50,6 +50,7 @@ static inline vi vi_set1(int32_t s) { return _mm512_set1_epi32(s); }
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
 static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+static inline int32_t vi_most(vi a) { return _mm512_reduce_max_epi32(a); }
 static inline vi vf_bits(vf a) { return _mm512_castps_si512(a); }
 static inline vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vf vi_as_vf(vi a) { return _mm512_castsi512_ps(a); }

@@ -69,6 +69,7 @@ static inline vi vi_set1(int32_t s) { return vdupq_n_s32(s); }
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 static inline void vi_store(void *p, vi a) { vst1q_u8(p, vreinterpretq_u8_s32(a)); }
 static inline vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+static inline int32_t vi_most(vi a) { return vmaxvq_s32(a); }
 static inline vi vf_bits(vf a) { return vreinterpretq_s32_f32(a); }
 static inline vf vi_to_vf(vi a) { return vcvtq_f32_s32(a); }
 static inline vf vi_as_vf(vi a) { return vreinterpretq_f32_s32(a); }

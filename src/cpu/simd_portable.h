@@ -80,6 +80,10 @@ static inline vi vi_load(const void *p) {
 }
 static inline void vi_store(void *p, vi a) { memcpy(p, &a, sizeof a); }
 static inline vi vi_max(vi a, vi b) { return (a & (a > b)) | (b & ~(a > b)); }
+static inline int32_t vi_most(vi a) {
+    const int32_t low = a[0] > a[2] ? a[0] : a[2], high = a[1] > a[3] ? a[1] : a[3];
+    return low > high ? low : high;
+}
 static inline vi vf_bits(vf a) { return (vi)a; }
 static inline vf vi_to_vf(vi a) { return __builtin_convertvector(a, vf); }
 static inline vf vi_as_vf(vi a) { return (vf)a; }
