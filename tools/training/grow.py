@@ -128,12 +128,14 @@ def decision(x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(0)
     x, given = x - mean, given - given.mean(0)
     covariance = x.T @ given
+    covariance /= covariance.abs().max().clamp(min=torch.finfo(x.dtype).tiny)  # its fourth powers overflow float32 for 1e5 tokens
     row = covariance.square().sum(1)
     for _ in range(POWERS):
         row = F.normalize(covariance @ (covariance.T @ row), dim=0)
     logits = x @ row
     row = row / logits.square().mean().sqrt().clamp(min=1e-3)
-    return row, -(mean @ row) - (x @ row).median()
+    middle = (x @ row).sort().values[(len(x) - 1) // 2 :][: 2 - len(x) % 2]
+    return row, -(mean @ row) - middle.mean()
 
 
 def fit(active: Tensor, wanted: Tensor, prior: Tensor) -> Tensor:
