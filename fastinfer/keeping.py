@@ -133,21 +133,32 @@ class Part:
         """The file of the part, locked and closed by `stack`: that of an earlier run, or a new one that is created exclusively."""
         with naming(self.target):
             os.stat(os.path.join(self.target.parent, ""))
-        with naming(self.path), contextlib.suppress(FileNotFoundError):
-            file = self._locked(os.open(self.path, FLAGS | getattr(os, "O_NONBLOCK", 0)), stack)
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f"{self.path} is no regular file: remove it")
-            if resume:
-                return file
-            if self._state_path.exists():
-                hint = "add --resume to go on with it, or remove it to begin again"
-                raise InputError(f"{self.path} keeps the answers of an interrupted run: {hint}")
-            os.unlink(self.path)
-        with naming(self.target):
-            file = self._locked(os.open(self.path, FLAGS | os.O_CREAT | os.O_EXCL, 0o666), stack)
+        while True:  # once, unless another run ends or begins meanwhile
+            with naming(self.path), contextlib.suppress(FileNotFoundError):
+                file = self._locked(os.open(self.path, FLAGS | getattr(os, "O_NONBLOCK", 0)), stack)
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise InputError(f"{self.path} is no regular file: remove it")
+                if not self._named(file):
+                    continue
+                if resume:
+                    return file
+                if self._state_path.exists():
+                    hint = "add --resume to go on with it, or remove it to begin again"
+                    raise InputError(f"{self.path} keeps the answers of an interrupted run: {hint}")
+                os.unlink(self.path)
+            with naming(self.target), contextlib.suppress(FileExistsError):
+                file = self._locked(os.open(self.path, FLAGS | os.O_CREAT | os.O_EXCL, 0o666), stack)
+                if self._named(file):
+                    break
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._state_path)
         return file
+
+    def _named(self, file: BinaryIO) -> bool:
+        """Whether the part still has its name. Another run may have removed it, or ended, before the file was locked."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), os.lstat(self.path))
+        return False
 
     def _locked(self, number: int, stack: contextlib.ExitStack) -> BinaryIO:
         """The file with this descriptor, locked as long as it is open. Raises InputError where another process has locked it."""

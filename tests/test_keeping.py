@@ -15,7 +15,7 @@ from conftest import WORDS
 from test_cli import command, error_of
 
 import fastinfer
-from fastinfer import reading
+from fastinfer import keeping, reading
 
 FORMATS = ["npy", "npz", "csv", "parquet", "jsonl", "json", "txt"]
 
@@ -226,3 +226,52 @@ def test_streams_keep_nothing(run, random_model, tmp_path):
     finally:
         os.close(reader)
     assert said == f"--resume: {tmp_path / 'pipe'} is no file, so nothing is kept of it"
+
+
+@pytest.mark.parametrize("what", ["ends", "begins anew", "ends, and a third begins"])
+@pytest.mark.parametrize("there", [False, True], ids=["no part", "a part"])
+def test_another_run_between_the_opening_of_a_part_and_its_lock(run, random_model, texts, tmp_path, monkeypatch, there, what):
+    """A file that lost its name is not written. Each run that ends leaves its answers whole."""
+    path, part, locked = tmp_path / "x.jsonl", tmp_path / "x.jsonl.part", keeping.locked
+    if there:
+        part.write_bytes(b"what a run that was killed wrote")
+    others = []
+
+    def late(file, name):
+        if not others:
+            others.append(part.read_bytes())
+            if what == "begins anew":
+                part.unlink()
+            else:
+                os.replace(part, path)
+            if what != "ends":
+                part.write_bytes(b"more")
+        locked(file, name)
+
+    monkeypatch.setattr(keeping, "locked", late)
+    assert run("embed", "-m", random_model, "-i", texts, "-o", path) == (0, "", "")
+    assert len(others) == 1
+    assert len(path.read_text().splitlines()) == 30
+    assert files(tmp_path) == ["x.jsonl"]
+
+
+def test_another_run_ends_before_one_goes_on(run, random_model, texts, tmp_path, monkeypatch, stopping):
+    """The part became the file of the other run, which --resume must not write into."""
+    path, part, locked = tmp_path / "x.jsonl", tmp_path / "x.jsonl.part", keeping.locked
+    with stopping(3):
+        assert run("embed", "-m", random_model, "-i", texts, "-o", path)[0] == 130
+    kept = tmp_path / "kept"
+
+    def late(file, name):
+        if not kept.exists():
+            os.link(part, kept)
+            os.replace(part, path)
+            before.append(path.read_bytes())
+        locked(file, name)
+
+    before = []
+    monkeypatch.setattr(keeping, "locked", late)
+    assert run("embed", "-m", random_model, "-i", texts, "-o", path, "--resume") == (0, "", "")
+    assert kept.read_bytes() == before[0]
+    assert len(path.read_text().splitlines()) == 30
+    assert files(tmp_path) == ["kept", "x.jsonl"]

@@ -371,15 +371,15 @@ def test_two_writers_of_one_file(run, random_model, tmp_path):
     """While a process writes a file, another one that would write it is refused. The first one's file is whole."""
     path = tmp_path / "x.jsonl"
     with subprocess.Popen(command("embed", "-m", random_model, "-o", str(path)), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as pipe:
-        pipe.stdin.write(b"ada\n" * 1000)
+        pipe.stdin.write(b"ada\n" * reading.WINDOW_TEXTS * 2)
         pipe.stdin.flush()
-        wait_for(lambda: os.listdir(tmp_path), "the other to have opened its file")
+        wait_for(lambda: any(part.stat().st_size for part in tmp_path.glob("*.part")), "answers in the part")
         for more in ([], ["--resume"]):
             said = error_of(run("embed", "-m", random_model, "paris", "-o", path, *more))
             assert said == f"{path}.part belongs to a run that is still going on: wait for it, or name another file"
         _, errors = pipe.communicate(b"ada\n" * 1000, timeout=120)
     assert (pipe.returncode, errors) == (0, b"")
-    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["ada"] * 2000
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["ada"] * (reading.WINDOW_TEXTS * 2 + 1000)
     assert os.listdir(tmp_path) == ["x.jsonl"]
 
 
