@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,39 @@ def test_export_stores_a_run_in_any_dtype(tmp_path, corpus, teacher):
         config, found = checkpoint.load(tmp_path / dtype)
         assert config.stored.trees == dtype
         np.testing.assert_allclose(found["layers.0.ffn.nodes"].float32(), weights_of(out)["layers.0.ffn.nodes"], atol=3e-3)
+
+
+def test_average_writes_the_mean_of_weights(tmp_path, corpus, teacher, capsys):
+    """Each has its part: three models of one start, and a wrong one among them is refused."""
+    for seed in range(3):
+        flags = ["--teacher", teacher, "--text", corpus, "--steps", "3", "--seed", seed, *SMALL]
+        run("distill", "--out", tmp_path / f"{seed}", *flags)
+    models = [tmp_path / f"{seed}" / "model" for seed in range(3)]
+    capsys.readouterr()
+    run("average", tmp_path / "mean", *models, "--stored", "float32")
+    assert f"that of {models[0]}" in capsys.readouterr().out
+    weights = [checkpoint.load(model)[1] for model in models]
+    config, found = checkpoint.load(tmp_path / "mean")
+    assert config == checkpoint.load(models[0])[0]
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor.float32(), np.mean([w[name].float32() for w in weights], 0, dtype=float), atol=1e-6, rtol=1e-6)
+    first, second = (w["layers.0.ffn.nodes"].float32() for w in weights[:2])
+    assert np.abs(first - second).max() > 1e-5
+    assert (tmp_path / "mean" / "tokenizer.json").read_bytes() == (models[0] / "tokenizer.json").read_bytes()
+    assert fastinfer.load(tmp_path / "mean", device="numpy").embed("Ada lived here.").shape == (1, 32)
+
+    assert train.main(["average", str(tmp_path / "bad"), str(models[0]), str(teacher)]) == 1
+    assert f"configurations of {models[0]} and {teacher} differ" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(models[1], other)
+    (other / "tokenizer.json").unlink()
+    assert train.main(["average", str(tmp_path / "bad"), str(models[0]), str(other)]) == 1
+    assert f"tokenizers of {models[0]} and {other} differ" in capsys.readouterr().err
+    assert train.main(["average", str(tmp_path / "bad"), "nothing"]) == 1
+    assert "nothing is no checkpoint folder" in capsys.readouterr().err
+    assert train.main(["average", str(models[1]), str(models[0]), str(models[1])]) == 1
+    assert "is the source itself" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
 
 
 def test_a_time_limit_ends_a_run(tmp_path, corpus, teacher, monkeypatch):

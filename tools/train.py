@@ -5,6 +5,7 @@
     python tools/train.py finetune --models fastminilm-1x11 --tasks SST-2 --data data --out .models/sst2
     python tools/train.py finetune --models .models/fast --train reviews.csv --dev more.csv --text review --target stars --out .models/stars
     python tools/train.py export   runs/embedder models/embedder --stored int8
+    python tools/train.py average  .models/mean runs/first/model runs/second/model --stored int8
 
 A recipe is a TOML file of settings. Each of its keys is also a flag, which overrides it: COMMAND --help lists them. A run is a
 folder. Ctrl-C ends it after the present step and keeps its state, and COMMAND --out RUN --resume goes on with the settings that it had.
@@ -29,6 +30,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"train: {missing}: pip install -r tools/requirements.txt")
 
+from fastinfer.catalog import folder_of
 from fastinfer.conversion import STORED, check_out
 from fastinfer.errors import FastinferError
 
@@ -47,10 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("export", help="Write a run as a checkpoint folder.", description="Write a run as a checkpoint folder.")
     command.add_argument("source", metavar="RUN", type=Path, help="folder of a run")
     command.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    command.add_argument(
-        "--stored", choices=STORED, default="float32", help="dtype of embeddings, matrices and trees (default: %(default)s)"
-    )
     command.set_defaults(run=export)
+    mean = "Write the mean of the weights of several checkpoints of one start and one shape."
+    command = commands.add_parser("average", help=mean, description=mean)
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    command.add_argument("sources", metavar="MODEL", nargs="+", help="checkpoint folders, or names of models inside")
+    command.set_defaults(run=average)
+    for name in ("export", "average"):
+        commands.choices[name].add_argument(
+            "--stored", choices=STORED, default="float32", help="dtype of embeddings, matrices and trees (default: %(default)s)"
+        )
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -79,6 +87,14 @@ def export(options: argparse.Namespace) -> None:
     """Write a run as a checkpoint folder."""
     check_out(options.source, options.out)
     print(runs.export(options.source, options.out, options.stored))
+
+
+def average(options: argparse.Namespace) -> None:
+    """Write the mean of the weights of several checkpoints."""
+    sources = [folder_of(source) for source in options.sources]
+    for source in sources:
+        check_out(source, options.out)
+    print(runs.average(sources, options.out, options.stored))
 
 
 if __name__ == "__main__":

@@ -211,6 +211,27 @@ def export(folder: Path, out: Path, stored: str) -> str:
     return summary(out, config, sum(t.nbytes for t in weights.values()), "that of the run")
 
 
+def average(sources: Sequence[Path], out: Path, stored: str) -> str:
+    """Write the mean of the weights of several checkpoints of one shape as one; the text says what was made.
+
+    That works for models that were trained from one start (Wortsman et al., 2022, "Model soups", arXiv 2203.05482).
+    Raises InputError where shapes or tokenizers differ, and CheckpointError as checkpoint.load does.
+    """
+    models = [encoders.load(source) for source in sources]
+    tokenizers = [source / "tokenizer.json" for source in sources]
+    first, tokenizer = models[0], tokenizers[0].read_bytes() if tokenizers[0].exists() else None
+    for source, model, path in zip(sources, models, tokenizers, strict=True):
+        if model.config != first.config:
+            raise InputError(f"the configurations of {sources[0]} and {source} differ, expected models of one shape")
+        if (path.read_bytes() if path.exists() else None) != tokenizer:
+            raise InputError(f"the tokenizers of {sources[0]} and {source} differ, expected models that read texts alike")
+    states = [model.state_dict() for model in models]
+    first.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    encoders.save(first, out, stored=stored, tokenizer=tokenizers[0] if tokenizer else None)
+    config, weights = checkpoint.load(out)
+    return summary(out, config, sum(t.nbytes for t in weights.values()), f"that of {sources[0]}")
+
+
 # --- the run ---------------------------------------------------------------------------------------
 
 
