@@ -36,7 +36,7 @@ fi
 
 # Warnings of sanitized builds are those of the optimiser about code that the checks have changed.
 printf '%s\n' "$root"/src/cpu/{team,team_openmp,best,dispatch}.c "$root"/src/cpu/isa_*.c "$root/tests/fuzz/kernels.c" |
-    xargs -P "$(nproc)" -I{} sh -c 'file=$1; shift; "$@" -c "$file" -o "objects/$(basename "$file").o"' - {} "$compiler" -std=gnu11 -O1 -g -w \
+    xargs -P "$(nproc)" -I{} sh -c 'file=$1; shift; "$@" -c "$file" -o "objects/$(basename "$file").o"' - {} "$compiler" -std=gnu11 -O1 -g1 -w \
         -fno-omit-frame-pointer -fno-math-errno -ffp-contract=off -pthread "-I$root/src/cpu" "${flags[@]}"
 "$compiler" "${flags[@]}" -pthread objects/*.o -lm -o kernels
 
