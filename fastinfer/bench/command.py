@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .. import backends, checkpoint
 from ..arguments import Parser, at_least
+from ..catalog import folder_of
 from ..config import Config, Dense, Gated
 from ..errors import InputError, near, short
 from . import gpu_layers, gpu_models, layers, models, report
@@ -116,7 +117,9 @@ def _add_cmm_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_model_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-m", "--model", metavar="FOLDER", help="a checkpoint folder (default: BERT-base with random weights)")
+    sub.add_argument(
+        "-m", "--model", metavar="MODEL", help="a checkpoint folder, or a name as load() takes it (default: BERT-base with random weights)"
+    )
     sub.add_argument(
         "--shapes", type=_listed(_shape), metavar="PxD,...", help="trees x depth of fast models with random weights (default: 1x11)"
     )
@@ -141,10 +144,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise InputError for files that are missing, and for a plot that could not be drawn, before anything is measured."""
+    """Raise FastinferError for files that are missing, and for a plot that could not be drawn, before anything is measured."""
     if options.tokenizer and options.model:
         raise InputError("--tokenizer goes with random weights: a checkpoint folder has its own")
-    for name in ("model", "texts", "tokenizer"):
+    if options.model:
+        folder_of(options.model)
+    for name in ("texts", "tokenizer"):
         path = getattr(options, name)
         if path is not None and not Path(path).exists():
             raise InputError(f"--{name} {path} does not exist")
@@ -243,7 +248,7 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, options: argparse.Namespace, cache: Path) -> Source:
         """The model that options name, or else BERT-base with random weights, created in the cache."""
-        folder = Path(options.model) if options.model else bert_base(cache / "bert-base")
+        folder = folder_of(options.model) if options.model else bert_base(cache / "bert-base")
         config, _ = checkpoint.load(folder, validate=False)
         base = "dense" if all(isinstance(f, (Dense, Gated)) for f in config.ffn) else str(config.ffn[0])
         if options.model:
