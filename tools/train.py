@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     mean = "Write the mean of the weights of several checkpoints of one start and one shape."
     command = commands.add_parser("average", help=mean, description=mean)
     command.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    command.add_argument("sources", metavar="MODEL", nargs="+", help="checkpoint folders, or names of models inside")
+    command.add_argument("sources", metavar="MODEL", nargs="+", help="checkpoint folders, or names as fastinfer.load takes them")
     command.set_defaults(run=average)
     for name in ("export", "average"):
         commands.choices[name].add_argument(

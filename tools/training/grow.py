@@ -128,14 +128,13 @@ def decision(x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(0)
     x, given = x - mean, given - given.mean(0)
     covariance = x.T @ given
-    covariance /= covariance.abs().max().clamp(min=torch.finfo(x.dtype).tiny)  # its fourth powers overflow float32 for 1e5 tokens
+    covariance /= covariance.abs().max().clamp(min=torch.finfo(x.dtype).tiny)  # fourth powers for 1e5 tokens exceed float32
     row = covariance.square().sum(1)
     for _ in range(POWERS):
         row = F.normalize(covariance @ (covariance.T @ row), dim=0)
     logits = x @ row
     row = row / logits.square().mean().sqrt().clamp(min=1e-3)
-    middle = (x @ row).sort().values[(len(x) - 1) // 2 :][: 2 - len(x) % 2]
-    return row, -(mean @ row) - middle.mean()
+    return row, -(mean @ row) - (x @ row).quantile(0.5)  # torch.median gives a token's logit, which rounding puts on either side
 
 
 def fit(active: Tensor, wanted: Tensor, prior: Tensor) -> Tensor:

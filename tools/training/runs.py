@@ -206,9 +206,7 @@ def export(folder: Path, out: Path, stored: str) -> str:
     """Write a run's last state as a checkpoint folder that fastinfer.load opens; the text says what was made."""
     encoder = trained(folder)
     tokenizer = folder / "tokenizer.json"
-    encoders.save(encoder, out, stored=stored, tokenizer=tokenizer if tokenizer.exists() else None)
-    config, weights = checkpoint.load(out)
-    return summary(out, config, sum(t.nbytes for t in weights.values()), "that of the run")
+    return _written(encoder, out, stored, tokenizer if tokenizer.exists() else None, "that of the run")
 
 
 def average(sources: Sequence[Path], out: Path, stored: str) -> str:
@@ -227,9 +225,14 @@ def average(sources: Sequence[Path], out: Path, stored: str) -> str:
             raise InputError(f"the tokenizers of {sources[0]} and {source} differ, expected models that read texts alike")
     states = [model.state_dict() for model in models]
     first.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
-    encoders.save(first, out, stored=stored, tokenizer=tokenizers[0] if tokenizer else None)
+    return _written(first, out, stored, tokenizers[0] if tokenizer else None, f"that of {sources[0]}")
+
+
+def _written(encoder: Encoder, out: Path, stored: str, tokenizer: Path | None, remark: str) -> str:
+    """Write a checkpoint folder; the text says what was made. remark: what it says of the tokenizer."""
+    encoders.save(encoder, out, stored=stored, tokenizer=tokenizer)
     config, weights = checkpoint.load(out)
-    return summary(out, config, sum(t.nbytes for t in weights.values()), f"that of {sources[0]}")
+    return summary(out, config, sum(t.nbytes for t in weights.values()), remark)
 
 
 # --- the run ---------------------------------------------------------------------------------------
