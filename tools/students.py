@@ -31,6 +31,7 @@ STUDIES = {
         "dense 448": f"--shape 'dense 448' {SHIPPED}",
         "1x5 leaf 96 + 256": f"--shape '1x5 leaf 96 + 256' {SHIPPED}",
         "1x11 + 128": f"--shape '1x11 + 128' {SHIPPED}",
+        "64x5": f"--shape 64x5 {SHIPPED}",
     },
     "options": {  # of training, with one shape
         "copied": f"{TREE} --copy",
