@@ -27,7 +27,7 @@ from fastinfer.errors import FastinferError, InputError
 TREE = "--shape '1x6 leaf 64 + 128'"
 SHIPPED = "--grow 131072 --lr 2e-3 --lr-rest 4e-4 --fade 0.5"  # what tools/configs/narrow.toml says beside its shape and its time
 STUDIES = {
-    "points": {  # of the picture of quality and speed
+    "points": {  # of the picture of quality and speed, and of GLUE
         "dense 448": f"--shape 'dense 448' {SHIPPED}",
         "1x5 leaf 96 + 256": f"--shape '1x5 leaf 96 + 256' {SHIPPED}",
         "1x11 + 128": f"--shape '1x11 + 128' {SHIPPED}",
